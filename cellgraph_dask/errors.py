@@ -1,0 +1,47 @@
+"""The errors a user can meet. Each message says what was found, what is allowed, what to change."""
+
+from __future__ import annotations
+
+
+class CellgraphError(Exception):
+    """Anything that stops an export; the message is meant for the user as it stands."""
+
+
+class SourceError(CellgraphError):
+    """The store or the key is not one that can be read: missing, or of another kind."""
+
+
+class DamagedGraphError(CellgraphError):
+    """The matrix breaks a rule: indices, lengths, weights, or a chunk that is gone or broken."""
+
+
+class MemoryLimitError(CellgraphError):
+    """The memory limit is too small for the plan; the message names the smallest that will do."""
+
+
+class OutputError(CellgraphError):
+    """The output folder cannot take the export: not writable, taken, or of another dataset."""
+
+
+class DiskSpaceError(CellgraphError):
+    """A disk is full, or would be."""
+
+
+class ClusterError(CellgraphError):
+    """The Dask cluster cannot do it: no workers, or one that cannot work or has died."""
+
+
+class InvalidExportError(CellgraphError):
+    """An export on disk is not a whole, well-formed edge-pair export."""
+
+
+class OtherWayError(Exception):
+    """Never seen by users: the way that was tried does not suit the matrix; another one does."""
+
+
+class NegativeWeightError(OtherWayError):
+    """A weight is negative: entries may cancel, so the weights have to be carried along."""
+
+
+class NotSymmetricError(OtherWayError):
+    """The upper entries are not all edges: the general way has to be taken."""

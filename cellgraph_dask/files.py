@@ -1,0 +1,123 @@
+"""Bytes to and from disk: whole writes, whole reads, fsync, and full disks named."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .errors import DiskSpaceError, OutputError
+from .memory import format_bytes
+
+Array = NDArray[Any]
+
+_MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _bytes_of(data: Array | bytes) -> memoryview:
+    """Return a flat view of the bytes of an array, which must be contiguous, or of bytes."""
+    if isinstance(data, bytes):
+        return memoryview(data)
+    return data.data.cast("B") if data.size else memoryview(b"")
+
+
+def write_at(fd: int, data: Array | bytes, offset: int) -> int:
+    """Write all of `data` to `fd` at `offset` and return the offset after it."""
+    view = _bytes_of(data)
+    while view:
+        n = os.pwrite(fd, view[:_MOST_AT_ONCE], offset)
+        view = view[n:]
+        offset += n
+    return offset
+
+
+def read_at(fd: int, out: Array, offset: int) -> None:
+    """Fill `out` from `fd` at `offset`.
+
+    Raises
+    ------
+    EOFError
+        If the file ends before.
+    """
+    view = _bytes_of(out)
+    while view:
+        n = os.preadv(fd, [view[:_MOST_AT_ONCE]], offset)
+        if n == 0:
+            raise EOFError(f"the file ends at byte {offset}")
+        view = view[n:]
+        offset += n
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it; return the ones that were not there, deepest first."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+    return missing
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_text(path: Path, text: str, *, aside: Path) -> None:
+    """Replace a small file as a whole: written to `aside`, fsynced, renamed over `path`."""
+    write_aside(path, text, aside=aside)
+    aside.replace(path)
+    fsync_folder(path.parent)
+
+
+def write_aside(path: Path, text: str, *, aside: Path) -> None:
+    """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    if path.exists():
+        with suppress(OSError):
+            aside.chmod(path.stat().st_mode & 0o7777)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that this user may still write to the disk of `folder`.
+
+    A folder that is not there yet counts as its nearest parent that is.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def named_disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's refusals to write below `folder` into our own errors.
+
+    Raises
+    ------
+    DiskSpaceError
+        If the disk, the quota or the inodes are used up.
+    OutputError
+        If writing failed in another way.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = f" ({error.filename})" if error.filename else ""
+        if error.errno in _FULL:
+            raise DiskSpaceError(
+                f"the disk of {folder} is full: {format_bytes(free_bytes(folder))} are free{name}. "
+                "Free some space, or name another disk for temporary files with --scratch-dir."
+            ) from error
+        raise OutputError(f"cannot write to {folder}: {error.strerror}{name}.") from error

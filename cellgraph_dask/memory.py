@@ -1,0 +1,136 @@
+"""Memory in four words: limit, reserved, projected, measured.
+
+*limit* is what the user allows, *reserved* what the interpreter and its libraries already hold,
+*projected* our upper bound for a plan, and *measured* what a run peaked at. All are resident bytes
+of this process. Sizes come in as ``"512MB"`` and go out the same way.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?\s*$", re.IGNORECASE)
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return a size in bytes: ``"512MB"`` is 512·10⁶, ``"512MiB"`` 512·2²⁰, an int is itself.
+
+    Raises
+    ------
+    ValueError
+        If `size` is not a positive number with an optional unit.
+    """
+    if isinstance(size, int):
+        value = size
+    else:
+        match = _SIZE.match(size)
+        if match is None:
+            raise ValueError(f"{size!r} is not a size; write it as 512MB, 4GiB or a byte count")
+        number, unit, binary = match.groups()
+        value = int(float(number) * (_BINARY if binary else _UNITS)[unit.upper()])
+    if value <= 0:
+        raise ValueError(f"a size must be positive, not {size!r}")
+    return value
+
+
+def format_bytes(n: int) -> str:
+    """Return `n` bytes for a person: ``"512 MB"``, ``"1.2 GB"`` (decimal units)."""
+    value = float(n)
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    unit = units[0]
+    digits = 0 if unit == "bytes" or value >= 100 else 1
+    return f"{value:.{digits}f} {unit}"
+
+
+def machine_memory() -> int:
+    """Return the bytes this process may use: the machine's memory or its cgroups', the smallest."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in _cgroup_limits():
+        try:
+            total = min(total, int(path.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return total
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Yield the files that may hold a limit: of our cgroup and all above it, versions 1 and 2."""
+    try:
+        lines = _MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            root, file = _CGROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, file = _CGROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inside = Path(name.lstrip("/"))
+        for folder in (inside, *inside.parents):  # in a container they may stand for the root
+            yield root / folder / file
+
+
+def default_limit() -> int:
+    """Return the limit when the user names none: half of what the machine or cgroup has."""
+    return machine_memory() // 2
+
+
+def resident_bytes() -> int:
+    """Return the resident bytes of this process now (its peak, where the kernel hides "now")."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return peak_bytes()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on, where the system can (Linux); else it keeps counting."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_bytes() -> int:
+    """Return the most resident bytes this process has held since `reset_peak`."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector quiet while modules or compiled loops are loaded.
+
+    They make many objects and no garbage; looking for some takes a fifth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,45 @@
+"""Work space that a thread keeps from task to task, so that memory is asked for once.
+
+Fresh arrays of tens of megabytes for every task would cost page faults and leave it to the
+allocator how much freed memory the process keeps. Each thread holds one buffer for each name
+instead; it goes when the thread ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_here = threading.local()
+
+
+def take(name: str, size: int, dtype: DTypeLike) -> NDArray[Any]:
+    """Return this thread's buffer `name` as an uninitialised array.
+
+    The array is good until the same thread takes the same name again.
+
+    Parameters
+    ----------
+    name
+        What the buffer is for; one name, one purpose at a time.
+    size
+        Number of elements wanted.
+    dtype
+        Their dtype.
+    """
+    buffers: dict[str, NDArray[np.uint8]] = _here.__dict__.setdefault("buffers", {})
+    n_bytes = size * np.dtype(dtype).itemsize
+    buffer = buffers.get(name)
+    if buffer is None or buffer.size < n_bytes:
+        buffers.pop(name, None)  # let go of the old one before asking for the new one
+        del buffer
+        buffer = buffers[name] = np.empty(n_bytes, np.uint8)
+    return buffer[:n_bytes].view(dtype)
+
+
+def release() -> None:
+    """Give this thread's buffers back."""
+    _here.__dict__.pop("buffers", None)
