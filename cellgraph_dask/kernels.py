@@ -1,0 +1,618 @@
+"""The arithmetic of the graph as compiled loops: no I/O, no Dask, no Python object per entry.
+
+A stored entry ``C[i, j]`` with ``i < j`` is an *upper* entry, the edge ``(i, j)`` itself; one with
+``i > j`` is a *lower* entry, whose transpose contributes the edge ``(j, i)``. Sources are cut into
+*partitions* of ``2**shift`` cells, so the partition of a source is ``source >> shift`` and its
+place inside it fits 16 bits::
+
+    block of rows --split-->  upper (src, dst) by partition, in row order
+                              lower (src, dst) by partition, dst rising
+    partition     --merge-->  group both by source, merge two rising lists, drop repeats
+
+All loops release the GIL; they allocate nothing and raise nothing (see `compiled`). Entries that
+count as no entry at all (self-edges, stored zeros) are marked by setting their column to their own
+row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compiled import compiled
+
+Array = NDArray[Any]
+
+
+@compiled(int)
+def first_invalid_index(indices: Array, n_cells: int) -> int:
+    """Return the position of the first index outside ``[0, n_cells)``, or -1."""
+    invalid: Any = False
+    for e in range(indices.size):  # no way out of the loop, so that it becomes vector code
+        invalid |= (indices[e] < 0) | (indices[e] >= n_cells)
+    if invalid:
+        for e in range(indices.size):
+            if indices[e] < 0 or indices[e] >= n_cells:
+                return e
+    return -1
+
+
+@compiled(int)
+def first_decrease(indptr: Array) -> int:
+    """Return the first ``r`` with ``indptr[r + 1] < indptr[r]``, or -1."""
+    for r in range(indptr.size - 1):
+        if indptr[r + 1] < indptr[r]:
+            return r
+    return -1
+
+
+@compiled(int, int, int)
+def scan_weights(weights: Array) -> tuple[int, int, int]:
+    """Look at stored weights once.
+
+    Returns
+    -------
+    tuple of int
+        Position of the first NaN or infinity (-1 if none), number of zeros, of negatives.
+    """
+    zeros = 0
+    negatives = 0
+    not_finite = 0
+    for e in range(weights.size):
+        w = weights[e]
+        zeros += w == 0
+        negatives += w < 0
+        not_finite += w - w != 0  # NaN and infinity, and nothing else
+    first = -1
+    if not_finite:
+        first = 0
+        while weights[first] - weights[first] == 0:
+            first += 1
+    return first, zeros, negatives
+
+
+@compiled()
+def drop_stored_zeros(
+    indices: Array, weights: Array, offset: int, indptr: Array, first_row: int
+) -> None:
+    """Turn stored zeros into self-edges, which every later loop skips.
+
+    Parameters
+    ----------
+    indices
+        Columns of a block, changed in place.
+    weights
+        Weights of the entries ``offset … offset + weights.size`` of the block.
+    indptr
+        Where each row of the block starts in `indices`; one more than it has rows.
+    first_row
+        The row that ``indptr[0]`` stands for.
+    """
+    row = 0
+    for e in range(weights.size):
+        if weights[e] == 0:
+            at = offset + e
+            while indptr[row + 1] <= at:
+                row += 1
+            indices[at] = first_row + row
+
+
+@compiled()
+def count_contributions(
+    indices: Array, indptr: Array, first_row: int, shift: int, upper: Array, lower: Array
+) -> None:
+    """Add a block's upper and lower entries to their counts by partition (int64, in place)."""
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        n_upper = 0
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                lower[j >> shift] += 1
+            elif j > i:
+                n_upper += 1
+        upper[i >> shift] += n_upper
+
+
+@compiled()
+def split_block(
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    lower_next: Array,
+    upper_src: Array,
+    upper_dst: Array,
+    lower_src: Array,
+    lower_dst: Array,
+) -> None:
+    """Write a block's entries as edges, ordered by partition.
+
+    Parameters
+    ----------
+    indices, indptr, first_row
+        The block, as in `drop_stored_zeros`.
+    lower_next
+        Where each partition's next lower entry goes; int64, changed in place.
+    upper_src, lower_src
+        Sources inside their partition; uint16.
+    upper_dst, lower_dst
+        Destinations; uint32 (uint64 above 2³² cells).
+    """
+    mask = (1 << shift) - 1
+    q = 0
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        local = i & mask
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                p = lower_next[j >> shift]
+                lower_next[j >> shift] = p + 1
+                lower_src[p] = j & mask
+                lower_dst[p] = i
+            elif j > i:
+                upper_src[q] = local
+                upper_dst[q] = j
+                q += 1
+
+
+@compiled()
+def split_signed_block(
+    indices: Array,
+    weights: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    lower_next: Array,
+    upper_src: Array,
+    upper_dst: Array,
+    upper_weight: Array,
+    lower_src: Array,
+    lower_dst: Array,
+    lower_weight: Array,
+) -> None:
+    """Do `split_block` with the weights (float64 or int64) carried along."""
+    mask = (1 << shift) - 1
+    q = 0
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                p = lower_next[j >> shift]
+                lower_next[j >> shift] = p + 1
+                lower_src[p] = j & mask
+                lower_dst[p] = i
+                lower_weight[p] = weights[e]
+            elif j > i:
+                upper_src[q] = i & mask
+                upper_dst[q] = j
+                upper_weight[q] = weights[e]
+                q += 1
+
+
+@compiled()
+def _sort(values: Array, start: int, stop: int) -> None:
+    """Sort ``values[start:stop]`` in place: by insertion if it is short, else a heap sort."""
+    if stop - start <= 32:
+        for k in range(start + 1, stop):
+            value = values[k]
+            p = k
+            while p > start and values[p - 1] > value:
+                values[p] = values[p - 1]
+                p -= 1
+            values[p] = value
+        return
+    n = stop - start
+    root = n // 2
+    while n > 1:
+        if root > 0:
+            root -= 1
+            value = values[start + root]
+        else:
+            n -= 1
+            value = values[start + n]
+            values[start + n] = values[start]
+        p = root
+        child = 2 * p + 1
+        while child < n:
+            if child + 1 < n and values[start + child + 1] > values[start + child]:
+                child += 1
+            if values[start + child] <= value:
+                break
+            values[start + p] = values[start + child]
+            p = child
+            child = 2 * p + 1
+        values[start + p] = value
+
+
+@compiled()
+def _group_by_source(
+    src: Array, dst: Array, slices: Array, f: int, ends: Array, grouped: Array
+) -> None:
+    """Sort one partition's destinations by source: a counting sort, stable over the runs.
+
+    `slices` holds, run by run, where each partition starts in `src` and `dst`. Afterwards
+    ``grouped[ends[s - 1]:ends[s]]`` are the destinations of source ``s`` (``ends[-1]`` being 0).
+    """
+    ends[:] = 0
+    width = ends.size - 1
+    for b in range(slices.shape[0]):
+        for p in range(slices[b, f], slices[b, f + 1]):
+            ends[src[p] + np.int64(1)] += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(slices.shape[0]):
+        for p in range(slices[b, f], slices[b, f + 1]):
+            s = src[p]
+            grouped[ends[s]] = dst[p]
+            ends[s] += 1
+
+
+@compiled(int)
+def merge_partitions(
+    first_partition: int,
+    shift: int,
+    upper_src: Array,
+    upper_dst: Array,
+    upper_slices: Array,
+    lower_src: Array,
+    lower_dst: Array,
+    lower_slices: Array,
+    upper_ends: Array,
+    lower_ends: Array,
+    upper_grouped: Array,
+    lower_grouped: Array,
+    out_src: Array,
+    out_dst: Array,
+) -> int:
+    """Merge the upper and lower entries of consecutive partitions into sorted, distinct edges.
+
+    Parameters
+    ----------
+    first_partition
+        The partition of ``slices[:, 0]``.
+    upper_src, upper_dst, lower_src, lower_dst
+        What the runs hold of these partitions, run after run.
+    upper_slices, lower_slices
+        ``(n_runs, n_partitions + 1)`` int64: where each partition starts in those arrays.
+    upper_ends, lower_ends
+        Work space, ``2**shift + 1`` int64.
+    upper_grouped, lower_grouped
+        Work space, as long as the longest partition, of the type of the destinations.
+    out_src, out_dst
+        The edges, at least as long as all entries together.
+
+    Returns
+    -------
+    int
+        Number of edges written.
+    """
+    n: Any = 0
+    for f in range(upper_slices.shape[1] - 1):
+        _group_by_source(upper_src, upper_dst, upper_slices, f, upper_ends, upper_grouped)
+        _group_by_source(lower_src, lower_dst, lower_slices, f, lower_ends, lower_grouped)
+        base = np.int64(first_partition + f) << shift
+        a: Any = 0
+        b: Any = 0
+        for s in range(upper_ends.size - 1):
+            a_end = upper_ends[s]
+            b_end = lower_ends[s]
+            for p in range(a + 1, a_end):
+                if upper_grouped[p] < upper_grouped[p - 1]:
+                    _sort(upper_grouped, a, a_end)
+                    break
+            previous = np.int64(base + s)  # no destination equals its source
+            while a < a_end and b < b_end:
+                # Without branches: which list is next is as good as random.
+                x = np.int64(upper_grouped[a])
+                y = np.int64(lower_grouped[b])
+                d = min(x, y)
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                a += x <= y
+                b += y <= x
+            while a < a_end:
+                d = np.int64(upper_grouped[a])
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                a += 1
+            while b < b_end:
+                d = np.int64(lower_grouped[b])
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                b += 1
+    return int(n)
+
+
+@compiled(int)
+def merge_signed(
+    upper_keys: Array,
+    upper_high: Array,
+    upper_low: Array,
+    lower_keys: Array,
+    lower_high: Array,
+    lower_low: Array,
+    first_source: int,
+    dst_bits: int,
+    out_src: Array,
+    out_dst: Array,
+) -> int:
+    """Merge two sorted lists of weighted edges; an edge whose weights add up to zero is none.
+
+    Parameters
+    ----------
+    upper_keys, lower_keys
+        ``(source - first_source) << dst_bits | destination``; int64, rising, repeats allowed.
+    upper_high, upper_low, lower_high, lower_low
+        Their weights as ``high * 2**32 + low``; float64. Float weights have no high part. Of
+        integers both parts are whole, so that their sums are exact and nothing overflows.
+
+    Returns
+    -------
+    int
+        Number of edges written to `out_src` and `out_dst`.
+    """
+    n = 0
+    a = 0
+    b = 0
+    while a < upper_keys.size or b < lower_keys.size:
+        if b >= lower_keys.size or (a < upper_keys.size and upper_keys[a] <= lower_keys[b]):
+            key = upper_keys[a]
+        else:
+            key = lower_keys[b]
+        # In stored order, one direction after the other, as C + C.T means it.
+        high = 0.0
+        low = 0.0
+        while a < upper_keys.size and upper_keys[a] == key:
+            high += upper_high[a]
+            low += upper_low[a]
+            a += 1
+        high_below = 0.0
+        low_below = 0.0
+        while b < lower_keys.size and lower_keys[b] == key:
+            high_below += lower_high[b]
+            low_below += lower_low[b]
+            b += 1
+        if (high + high_below) * 4294967296.0 + (low + low_below) != 0.0:
+            out_src[n] = first_source + (key >> dst_bits)
+            out_dst[n] = key & ((np.int64(1) << dst_bits) - 1)
+            n += 1
+    return n
+
+
+@compiled(int)
+def select_range(
+    src: Array,
+    dst: Array,
+    low_src: int,
+    low_dst: int,
+    high_src: int,
+    high_dst: int,
+    kept: Array,
+) -> int:
+    """Write the positions of the edges in ``[(low_src, low_dst), (high_src, high_dst))``.
+
+    Returns
+    -------
+    int
+        How many there are; `kept` (int64) holds their positions.
+    """
+    n = 0
+    for p in range(src.size):
+        s = np.int64(src[p])
+        d = np.int64(dst[p])
+        if (s > low_src or (s == low_src and d >= low_dst)) and (
+            s < high_src or (s == high_src and d < high_dst)
+        ):
+            kept[n] = p
+            n += 1
+    return n
+
+
+@compiled()
+def count_values(values: Array, shift: int, counts: Array) -> None:
+    """Add one to ``counts[value >> shift]`` for each value (int64, in place)."""
+    for k in range(values.size):
+        counts[np.int64(values[k]) >> shift] += 1
+
+
+@compiled()
+def count_destinations_of(src: Array, dst: Array, source: int, shift: int, counts: Array) -> None:
+    """Do `count_values` for the destinations of one source."""
+    for k in range(src.size):
+        if src[k] == source:
+            counts[np.int64(dst[k]) >> shift] += 1
+
+
+@compiled()
+def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None:
+    """Add one to ``counts[source - first_source]`` for each edge (uint32, in place)."""
+    for k in range(src.size):
+        counts[np.int64(src[k]) - first_source] += 1
+
+
+@compiled()
+def count_in_range(values: Array, first: int, counts: Array) -> None:
+    """Add one to ``counts[value - first]`` for each value that has a counter (int64, in place)."""
+    for k in range(values.size):
+        at = np.int64(values[k]) - first
+        if 0 <= at < counts.size:
+            counts[at] += 1
+
+
+@compiled()
+def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
+    """Write each destination's place inside its partition (uint16), ordered by partition."""
+    mask = (1 << shift) - 1
+    for k in range(dst.size):
+        d = np.int64(dst[k])
+        p = next_slot[d >> shift]
+        next_slot[d >> shift] = p + 1
+        local[p] = d & mask
+
+
+@compiled(int)
+def _mixed(key: Any, seed: Any) -> Any:
+    """Return a well-mixed 64-bit value of `key` (uint64): the finaliser of SplitMix64."""
+    x = key + seed
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@compiled(int)
+def _mixed_again(mixed: Any, seed: Any) -> Any:
+    """Return another mix of a mixed value, with a seed of its own."""
+    x = (mixed ^ seed) * np.uint64(0xD6E8FEB86659FD93)
+    return x ^ (x >> np.uint64(32))
+
+
+@compiled(int, bool)
+def stream_block(
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    seeds: Array,
+    out_src: Array,
+    out_dst: Array,
+    imbalance: Array,
+    degrees: Array,
+) -> tuple[int, bool]:
+    """Write a block's upper entries as edges, and weigh them against its lower ones.
+
+    Parameters
+    ----------
+    indices, indptr, first_row
+        The block, as in `drop_stored_zeros`; fewer than 2³² cells.
+    seeds
+        Two random uint64 values, the same for all blocks of a matrix.
+    out_src, out_dst
+        The edges; as long as the block.
+    imbalance
+        Two uint64 values, changed in place: a 128-bit sum of hashes, plus that of each upper entry
+        ``(i, j)`` and minus that of each mirrored lower one. Over a whole matrix without repeats
+        it comes to zero if the matrix is symmetric, and else with a chance of about 2⁻¹²⁸ only.
+    degrees
+        Three int64 values, written: the largest number of entries in a row, that of the first
+        row, and that of the last row, all off the diagonal.
+
+    Returns
+    -------
+    n_edges : int
+        Number of edges written.
+    repeats : bool
+        Whether a row holds the same upper entry twice.
+    """
+    sum_a = imbalance[0]
+    sum_b = imbalance[1]
+    n: Any = 0
+    repeats: Any = False
+    degrees[:] = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        degree: Any = 0
+        for e in range(indptr[r], indptr[r + 1]):  # no branches: this becomes vector code
+            j = np.int64(indices[e])
+            key = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+            counts = np.uint64(0) - np.uint64(j != i)  # all ones, or nothing on the diagonal
+            minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
+            mixed = _mixed(key, seeds[0])
+            sum_a += ((mixed & counts) ^ minus) - minus
+            sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
+            degree += j != i
+        begin = n
+        previous = np.int64(-1)
+        unsorted: Any = False
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            out_src[n] = i
+            out_dst[n] = j
+            n += j > i
+            unsorted |= j <= previous
+            previous = j
+        if unsorted:
+            _sort(out_dst, begin, n)
+            for k in range(begin + 1, n):
+                repeats |= out_dst[k] == out_dst[k - 1]
+        degrees[0] = max(degrees[0], degree)
+        if r == 0:
+            degrees[1] = degree
+        degrees[2] = degree
+    imbalance[0] = sum_a
+    imbalance[1] = sum_b
+    return n, repeats
+
+
+@compiled(int)
+def first_unsorted_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
+    """Return the first edge that is not ``src < dst < n_cells`` or not above its predecessor.
+
+    `last_src` and `last_dst` are the edge before the first one. Returns -1 if all is well.
+    """
+    for k in range(src.size):
+        s: Any = np.int64(src[k])
+        d: Any = np.int64(dst[k])
+        if s >= d or d >= n_cells or s < last_src or (s == last_src and d <= last_dst):
+            return k
+        last_src = s
+        last_dst = d
+    return -1
+
+
+def warm_up(
+    index_dtype: np.dtype[Any], weight_dtype: np.dtype[Any], way: str, *, wide: bool
+) -> None:
+    """Load (or compile) the loops an export will use, so their memory is in the reserve.
+
+    Parameters
+    ----------
+    index_dtype
+        Native dtype of the stored indices.
+    weight_dtype
+        Native dtype of the stored weights.
+    way
+        "symmetric", "general" or "signed".
+    wide
+        Whether cells need more than 31 bits.
+    """
+    indices = np.array([1], dtype=np.int64 if wide else np.int32)
+    indptr = np.array([0, 1, 1])
+    weights = np.zeros(1, weight_dtype)
+    counts = np.zeros(3, np.int64)
+    first_invalid_index(np.zeros(1, index_dtype), 1)
+    first_decrease(indptr)
+    scan_weights(weights)
+    drop_stored_zeros(indices, weights, 0, indptr, 0)
+    dst: Array = np.zeros(2, np.uint64 if wide else np.uint32)
+    out = dst.copy()
+    if way == "symmetric":
+        pair = np.zeros(2, np.uint64)
+        stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
+        return
+    src = np.zeros(2, np.uint16)
+    count_contributions(indices, indptr, 0, 8, counts, counts)
+    if way == "signed":
+        kept = np.zeros(2, np.float64 if weight_dtype.kind == "f" else np.int64)
+        split_signed_block(
+            indices, kept, indptr, 0, 8, counts, src, dst, kept, src, dst, kept.copy()
+        )
+        none, parts = counts[:0], np.zeros(0)
+        merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
+    else:
+        split_block(indices, indptr, 0, 8, counts, src, dst, src, dst)
+        slices, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
+        merge_partitions(0, 8, src, dst, slices, src, dst, slices, ends, ends, dst, dst, out, dst)
+    count_values(dst, 8, counts)
+    count_values(src, 0, counts)
+    count_edges_per_source(dst, 0, np.zeros(1, np.uint32))
+    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
