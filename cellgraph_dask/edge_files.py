@@ -1,0 +1,271 @@
+"""Writing the two edge files from many threads at once.
+
+Pieces of edges are merged in parallel, but the place of one is known only when all before it have
+been counted: `EdgeFiles.place` waits for that. Plain files are then written at their offset,
+in any order. Gzip files are one member each (browsers read no second one), made the way pigz does
+it: raw deflate parts of a fixed number of edges, each ending in a sync flush and the last one
+finished, between one header and one checksum that is combined from theirs. Parts are cut by edge
+number, so their bytes do not depend on who writes them, or when.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
+
+from .deflate import deflate_part
+from .edge_pairs import SIDES, file_name
+from .files import write_at
+from .merge import EdgeSink
+
+Array = NDArray[Any]
+
+PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
+_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
+_COPY_BYTES = 1 << 22
+
+
+class StoppedError(Exception):
+    """Another task has failed, so the one that waited has to end."""
+
+
+class _Positions:
+    """Hands out the position of each piece once the sizes of all before it are known."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next_index = 0
+        self._next_position = 0
+        self._stopped = False
+
+    def take(self, index: int, size: int) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
+            if self._stopped:
+                raise StoppedError
+            position = self._next_position
+            self._next_index += 1
+            self._next_position += size
+            self._changed.notify_all()
+            return position
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    @property
+    def total(self) -> int:
+        return self._next_position
+
+
+class DeflatePart(NamedTuple):
+    """A deflate part in a file: where, how long, and what its input was.
+
+    Attributes
+    ----------
+    offset, n_bytes : int
+        Its bytes in the file that holds it.
+    crc, n_raw : int
+        CRC-32 and length of its input.
+    """
+
+    offset: int
+    n_bytes: int
+    crc: int
+    n_raw: int
+
+
+def deflate_edges(values: Array, level: int, *, last: bool) -> tuple[bytes, int]:
+    """Return the deflate part of some edges, and the CRC-32 of their bytes."""
+    raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else b""
+    return deflate_part(raw, level, last=last), zlib_ng.crc32(raw)
+
+
+def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) -> int:
+    """Write one gzip member to `fd`: a header, all parts, the checksum of their input.
+
+    Parameters
+    ----------
+    fd
+        The open output file.
+    parts
+        The parts in order, each with the open file that holds it.
+    n_raw
+        Bytes of input in all parts.
+
+    Returns
+    -------
+    int
+        Bytes written.
+    """
+    end = write_at(fd, _HEADER, 0)
+    crc = 0
+    for source, part in parts:
+        for at in range(0, part.n_bytes, _COPY_BYTES):
+            n = min(_COPY_BYTES, part.n_bytes - at)
+            end = write_at(fd, os.pread(source, n, part.offset + at), end)
+        crc = zlib_ng.crc32_combine(crc, part.crc, part.n_raw)
+    return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
+
+
+class EdgeFiles:
+    """The edge files of one export while they are written.
+
+    Parameters
+    ----------
+    folder
+        Where they are written, under their final names.
+    dtype
+        Dtype of the indices.
+    compression
+        Level of gzip, or None.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any], compression: int | None) -> None:
+        self.sink: EdgeSink = self
+        self._positions = _Positions()
+        kind = _PlainFile if compression is None else _GzipFile
+        self._files = {
+            side: kind(folder / file_name(side, compression), dtype, compression) for side in SIDES
+        }
+
+    def place(self, index: int, n_edges: int) -> int:
+        """Return the position of piece `index`, waiting until all pieces before it were placed."""
+        return self._positions.take(index, n_edges)
+
+    def write(self, position: int, src: Array, dst: Array) -> None:
+        """Write edges at a position."""
+        self._files["src"].write(position, src)
+        self._files["dst"].write(position, dst)
+
+    def stop(self) -> None:
+        """End the waiting of all tasks; they raise `StoppedError`."""
+        self._positions.stop()
+
+    def finish(self, counts: Sequence[int]) -> int:
+        """Complete the files, make them durable, and return their size together.
+
+        `counts` holds the edges of each piece; all have been placed.
+        """
+        assert sum(counts) == self._positions.total
+        with ThreadPoolExecutor(len(SIDES)) as pool:  # it is compression and waiting for the disk
+            return sum(
+                pool.map(lambda file: file.finish(self._positions.total), self._files.values())
+            )
+
+    def close(self) -> None:
+        """Close the files, finished or not."""
+        for file in self._files.values():
+            file.close()
+
+
+def writer_bytes(dtype: np.dtype[Any], compression: int | None, threads: int, n: int) -> int:
+    """Return the most bytes that `EdgeFiles` needs while threads write pieces of `n` edges."""
+    narrow = n * dtype.itemsize * threads if dtype.itemsize < 4 else 0
+    if compression is None:
+        return narrow
+    part = PART_EDGES * dtype.itemsize
+    # Parts not yet full, two to a thread and file; and what each thread compresses: input, output,
+    # the state of deflate.
+    return narrow + threads * (2 * len(SIDES) * part + 2 * part + 2**20)
+
+
+class _PlainFile:
+    """A file of bare integers."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], _compression: int | None) -> None:
+        self._dtype = dtype
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+
+    def write(self, position: int, values: Array) -> None:
+        write_at(self._fd, values.astype(self._dtype, copy=False), position * self._dtype.itemsize)
+
+    def finish(self, n_edges: int) -> int:
+        os.fsync(self._fd)
+        return n_edges * self._dtype.itemsize
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _GzipFile:
+    """A file of one gzip member. Parts wait in a spool beside it until all are there."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], compression: int | None) -> None:
+        assert compression is not None
+        self._dtype = dtype
+        self._level = compression
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        self._spool = os.open(
+            path.with_name(path.name + ".spool"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600
+        )
+        self._spool_path = path.with_name(path.name + ".spool")
+        self._spool_end = 0
+        self._lock = threading.Lock()
+        self._parts: dict[int, DeflatePart] = {}
+        self._filling: dict[int, tuple[Array, int]] = {}
+
+    def write(self, position: int, values: Array) -> None:
+        values = values.astype(self._dtype, copy=False)
+        at = 0
+        while at < values.size:
+            part, first = divmod(position + at, PART_EDGES)
+            n = min(PART_EDGES - first, values.size - at)
+            piece = values[at : at + n]
+            if n < PART_EDGES:
+                full = self._fill(part, first, piece)
+                if full is not None:
+                    self._compress(part, full, last=False)
+            else:
+                self._compress(part, piece, last=False)
+            at += n
+
+    def _fill(self, part: int, first: int, values: Array) -> Array | None:
+        """Put values into a part that comes in pieces; return it when it is complete."""
+        with self._lock:
+            buffer, filled = self._filling.get(part) or (np.empty(PART_EDGES, self._dtype), 0)
+            buffer[first : first + values.size] = values
+            filled += values.size
+            if filled < PART_EDGES:
+                self._filling[part] = buffer, filled
+                return None
+            self._filling.pop(part, None)
+            return buffer
+
+    def _compress(self, part: int, values: Array, *, last: bool) -> None:
+        encoded, crc = deflate_edges(values, self._level, last=last)
+        with self._lock:
+            offset = self._spool_end
+            self._spool_end += len(encoded)
+            self._parts[part] = DeflatePart(offset, len(encoded), crc, values.nbytes)
+        write_at(self._spool, encoded, offset)
+
+    def finish(self, n_edges: int) -> int:
+        last, rest = divmod(n_edges, PART_EDGES)
+        buffer = self._filling.pop(last)[0] if rest else np.empty(0, self._dtype)
+        self._compress(last, buffer[:rest], last=True)
+        parts = ((self._spool, self._parts[k]) for k in range(last + 1))
+        end = join_parts(self._fd, parts, n_edges * self._dtype.itemsize)
+        os.fsync(self._fd)
+        os.close(self._spool)
+        self._spool = -1
+        self._spool_path.unlink()
+        return end
+
+    def close(self) -> None:
+        for fd in (self._fd, self._spool):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._spool = -1
