@@ -1,0 +1,138 @@
+"""Temporary files: the runs that the blocks leave for the merge.
+
+One file a task, not one a task and partition, because shared file systems suffer from many small
+files. A *run* holds sections of equally long columns, ordered by partition, and at its end a table
+of where each partition starts::
+
+    upper src (uint16) | upper dst (uint32) | [weight] | lower src | lower dst | [weight] | table
+
+A run appears under its name by rename, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .files import read_at, write_at
+
+Array = NDArray[Any]
+Columns = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The folder of an export's temporary files.
+
+    Attributes
+    ----------
+    folder : str
+        It exists, is private to the user, and belongs to one export.
+    """
+
+    folder: str
+
+    def run(self, stage: str, index: int) -> Path:
+        """Return the path of the run of a stage's task."""
+        return Path(self.folder, f"{stage}-{index:06d}.run")
+
+
+def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> int:
+    """Write a run and return its size in bytes.
+
+    Parameters
+    ----------
+    path
+        Its name.
+    sections
+        For each section its columns, equally long, and where each partition starts in them:
+        ``n_partitions + 1`` int64.
+    """
+    # Two attempts at one task may run at once: each writes a file of its own.
+    aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    fd = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        offset = 0
+        for columns, _ in sections:
+            for column in columns.values():
+                offset = write_at(fd, column, offset)
+        for _, starts in sections:
+            offset = write_at(fd, np.ascontiguousarray(starts, np.int64), offset)
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return offset
+
+
+class RunReader:
+    """Reads parts of a run.
+
+    Parameters
+    ----------
+    path
+        The run.
+    layout
+        For each section the dtypes of its columns, as they were written.
+    n_partitions
+        Number of partitions.
+    """
+
+    def __init__(
+        self, path: Path, layout: list[dict[str, np.dtype[Any]]], n_partitions: int
+    ) -> None:
+        self._layout = layout
+        self._fd = os.open(path, os.O_RDONLY)
+        table_bytes = 8 * (n_partitions + 1)
+        size = os.fstat(self._fd).st_size
+        self._tables = [size - table_bytes * (len(layout) - k) for k in range(len(layout))]
+        self._columns: list[dict[str, int]] = []
+        offset = 0
+        for columns, table in zip(layout, self._tables, strict=True):
+            length = np.empty(1, np.int64)
+            read_at(self._fd, length, table + table_bytes - 8)
+            places = {}
+            for name, dtype in columns.items():
+                places[name] = offset
+                offset += int(length[0]) * dtype.itemsize
+            self._columns.append(places)
+
+    @classmethod
+    def of_columns(cls, path: Path, columns: dict[str, np.dtype[Any]], length: int) -> RunReader:
+        """Open a run of one section without partitions, whose length is known."""
+        reader = cls.__new__(cls)
+        reader._layout = [columns]
+        reader._fd = os.open(path, os.O_RDONLY)
+        reader._tables = []
+        sizes = [length * dtype.itemsize for dtype in columns.values()]
+        reader._columns = [dict(zip(columns, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))]
+        return reader
+
+    def starts(self, section: int, first: int, last: int) -> Array:
+        """Return where the partitions ``first … last`` (inclusive) start in a section."""
+        out = np.empty(last - first + 1, np.int64)
+        read_at(self._fd, out, self._tables[section] + 8 * first)
+        return out
+
+    def read(self, section: int, column: str, start: int, out: Array) -> None:
+        """Fill `out` with a column's values from position `start` on."""
+        item = self._layout[section][column].itemsize
+        read_at(self._fd, out, self._columns[section][column] + start * item)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> RunReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
