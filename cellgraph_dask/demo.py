@@ -1,0 +1,169 @@
+"""A small but real AnnData store to try things on: clustered points and their neighbours."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import OutputError
+from .export import ExportReport, export_connectivities, verify_export
+from .memory import format_bytes
+
+N_NEIGHBORS = 15
+_N_CLUSTERS = 12
+_N_DIMENSIONS = 3
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo made.
+
+    Attributes
+    ----------
+    store : str
+        The AnnData store.
+    report : ExportReport
+        Of its export.
+    """
+
+    store: str
+    report: ExportReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return the result for a person, with what to try next."""
+        report = self.report
+        return "\n".join(
+            [
+                f"Made     {self.store}: AnnData, {report.n_cells:,} cells in {_N_CLUSTERS} "
+                f"clusters, {N_NEIGHBORS} nearest neighbors each",
+                f"Exported {report.out_dir}: {report.n_edges:,} edges, {report.seconds:.1f} s, "
+                f"peak memory {format_bytes(report.peak_memory_bytes)}",
+                "Checked  order, degrees and sizes of the edge files, and every edge against "
+                "scipy's C + C.T",
+                "Next:",
+                f"  cellgraph-dask plan {self.store} --memory-limit 512MB",
+                f"  cellgraph-dask export {self.store} {report.out_dir} --compression 6 --force",
+                f"  cellgraph-dask verify {report.out_dir}",
+            ]
+        )
+
+
+def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
+    """Write an AnnData store with a neighbour graph.
+
+    The cells are points around cluster centres; neighbours are exact, by `scipy.spatial.KDTree`.
+    ``obsp["distances"]`` is directed, ``obsp["connectivities"]`` its symmetrised Gaussian weights.
+
+    Parameters
+    ----------
+    path
+        Folder of the store.
+    n_cells
+        Number of cells.
+    seed
+        For the random points.
+    """
+    import anndata
+    import pandas as pd
+    from scipy.sparse import csr_matrix
+    from scipy.spatial import KDTree
+
+    rng = np.random.default_rng(seed)
+    cluster = rng.integers(_N_CLUSTERS, size=n_cells)
+    centres = rng.normal(scale=8, size=(_N_CLUSTERS, _N_DIMENSIONS))
+    points = centres[cluster] + rng.normal(size=(n_cells, _N_DIMENSIONS))
+    k = min(N_NEIGHBORS, n_cells - 1)
+    distance, neighbor = KDTree(points).query(points, k + 1, workers=-1)
+    indptr = np.arange(0, n_cells * k + 1, k)
+    distances = csr_matrix(
+        (distance[:, 1:].ravel(), neighbor[:, 1:].ravel(), indptr), shape=(n_cells, n_cells)
+    )
+    distances.sort_indices()
+    weights = distances.copy()
+    scale = np.repeat(distance[:, -1], k)
+    weights.data = np.exp(-((weights.data / scale) ** 2)).astype(np.float32)
+    connectivities = weights.maximum(weights.T).tocsr()
+
+    adata = anndata.AnnData(
+        obs=pd.DataFrame(
+            {"cluster": pd.Categorical([f"cluster {c}" for c in cluster])},
+            index=[f"cell-{i}" for i in range(n_cells)],
+        )
+    )
+    adata.obsm["X_umap"] = points[:, :2].astype(np.float32)
+    adata.obsp["connectivities"] = connectivities
+    adata.obsp["distances"] = distances
+    adata.uns["neighbors"] = {
+        "connectivities_key": "connectivities",
+        "distances_key": "distances",
+        "params": {"n_neighbors": k, "method": "exact"},
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the default format of future versions
+        adata.write_zarr(path)
+
+
+def run_demo(directory: str | Path | None = None, *, n_cells: int = 100_000) -> DemoResult:
+    """Make a store, export its graph, and check the export.
+
+    Parameters
+    ----------
+    directory
+        Where to put both; a new folder in the working directory by default.
+    n_cells
+        Number of cells.
+
+    Raises
+    ------
+    OutputError
+        If the folder exists and is not empty, or the check fails.
+    """
+    folder = Path(directory) if directory is not None else _new_folder()
+    if folder.exists() and any(folder.iterdir()):
+        raise OutputError(f"{folder} is not empty; name a new folder for the demo.")
+    store, out_dir = folder / "cells.zarr", folder / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    make_demo_store(store, n_cells)
+    report = export_connectivities(store, out_dir)
+    verified = verify_export(out_dir)
+    problems = [*verified.problems, *_compare_with_scipy(store, out_dir)]
+    if problems:
+        raise OutputError(f"the demo's export is wrong: {'; '.join(problems)}")
+    return DemoResult(str(store), report)
+
+
+def _new_folder() -> Path:
+    for k in range(1, 1000):
+        folder = Path(f"cellgraph-demo-{k}")
+        if not folder.exists():
+            return folder
+    raise OutputError("there are a thousand demo folders here; name one, or remove some.")
+
+
+def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
+    """Compare the exported edges with those of scipy in memory."""
+    import zarr
+    from scipy.sparse import csr_matrix, triu
+
+    from .edge_pairs import iter_edges, read_manifest
+
+    group = zarr.open_group(store, mode="r")["obsp/connectivities"]
+    matrix = csr_matrix(
+        tuple(group[name][:] for name in ("data", "indices", "indptr")), shape=group.attrs["shape"]
+    )
+    upper = triu(matrix + matrix.T, k=1, format="csr")
+    upper.sort_indices()
+    expected = upper.tocoo()
+    pairs = list(iter_edges(out_dir, read_manifest(out_dir)))
+    src, dst = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    if np.array_equal(src, expected.row) and np.array_equal(dst, expected.col):
+        return []
+    return [f"{src.size} edges do not equal scipy's {expected.nnz}"]

@@ -1,0 +1,77 @@
+"""One progress bar a stage, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a stage reports to; called from many threads."""
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """Begin a stage of `total` units."""
+
+    def advance(self, n: int) -> None:
+        """Count `n` more units of the stage as done."""
+
+
+class Quiet:
+    """Reports nothing."""
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """Do nothing."""
+
+    def advance(self, n: int) -> None:
+        """Do nothing."""
+
+
+class _Bars:
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskID,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.bars = Progress(
+            TextColumn("{task.description:<8}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._lock = threading.Lock()
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        with self._lock:
+            self._task = self.bars.add_task(stage, total=total, unit=unit)
+
+    def advance(self, n: int) -> None:
+        with self._lock:
+            if self._task is not None:
+                self.bars.advance(self._task, n)
+
+
+@contextmanager
+def progress_bars(show: bool | None) -> Iterator[Progress]:
+    """Give bars on standard error if `show`, or if it is None and that is a terminal."""
+    if show is None:
+        show = sys.stderr.isatty()
+    if not show:
+        yield Quiet()
+        return
+    bars = _Bars()
+    with bars.bars:
+        yield bars

@@ -1,0 +1,247 @@
+"""From a private folder to the export that readers see, all or nothing.
+
+Everything is made in a work folder inside the export's own, on the same disk. A manifest replaced
+by one rename is what turns the old export into the new one, so it must never name files that belong
+to the other. Where both have the same file names, the new files come in under tagged names first::
+
+    edges.src.1f3c….bin, edges.dst.1f3c….bin     new files beside the old ones
+    connectivity_manifest.json                   names the tagged files: the new export is there
+    edges.src.bin, edges.dst.bin                 replaced by the same files
+    connectivity_manifest.json                   names them; the tagged names go
+
+Killed at any point, a reader finds the old export or the new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .edge_pairs import FOLDER, IDENTITY, MANIFEST, SIDES, Manifest, file_name, read_manifest
+from .errors import InvalidExportError, OutputError
+from .files import fsync_folder, make_folders, named_disk_errors, replace_text, write_aside
+
+WORK_FOLDER = ".cellgraph-dask"
+_LOCK_ATTEMPTS = 100
+_NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
+_TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
+
+
+class Output:
+    """The folder of an export, held for writing.
+
+    Use it as a context manager; it leaves nothing behind but a published export.
+
+    Parameters
+    ----------
+    out_dir
+        The folder; it is made if it does not exist.
+    force
+        Whether an export that is there may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be written, holds an export already, or another run holds it.
+    """
+
+    def __init__(self, out_dir: Path, *, force: bool) -> None:
+        self.out_dir = out_dir
+        self.work = out_dir / WORK_FOLDER
+        self._lock = -1
+        self._created: list[Path] = []
+        if (out_dir / MANIFEST).exists() and not force:
+            raise OutputError(
+                f"{out_dir} already holds an export. Choose another folder, or replace it with "
+                "--force; the old export stays whole until the new one is complete."
+            )
+
+    def __enter__(self) -> Output:
+        with named_disk_errors(self.out_dir):
+            try:
+                self._lock = self._take_lock()
+            except BaseException:
+                self._remove_empty_folders()
+                raise
+            try:
+                self._clear_work()  # what a killed run may have left
+                os.truncate(self._lock, 0)
+                os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock < 0:
+            return
+        self._clear_work()
+        with suppress(OSError):
+            (self.work / "lock").unlink(missing_ok=True)
+        self._remove_empty_folders()
+        os.close(self._lock)
+        self._lock = -1
+
+    def _take_lock(self) -> int:
+        """Make the folders and return the lock file, open and locked.
+
+        A run that just ends may remove any of them under our hands; then it all begins again.
+        """
+        path = self.work / "lock"
+        for _ in range(_LOCK_ATTEMPTS):
+            try:
+                self._created += make_folders(self.out_dir)
+                self.work.mkdir(mode=0o700, exist_ok=True)
+                lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+            except (FileNotFoundError, FileExistsError):
+                if self.out_dir.is_file() or self.work.is_file():
+                    raise
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+                os.close(lock)
+                if not isinstance(error, BlockingIOError):  # a file system without locks
+                    raise
+                raise OutputError(
+                    f"another export into {self.out_dir} is running ({holder or 'just started'}). "
+                    "Wait for it, or choose another folder."
+                ) from None
+            if _is_same(lock, path):
+                return lock
+            os.close(lock)
+        raise OutputError(f"other exports into {self.out_dir} come and go; try again.")
+
+    def _remove_empty_folders(self) -> None:
+        for folder in (self.work, self.out_dir / FOLDER, *self._created):
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+
+    def _clear_work(self) -> None:
+        for path in self.work.iterdir():
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    def clear_edge_files(self) -> None:
+        """Remove edge files that an attempt at another way has left in the work folder."""
+        for path in self.work.glob("edges.*"):
+            path.unlink()
+
+    def publish(self, manifest: Manifest) -> None:
+        """Show the edge files in the work folder to readers, as `manifest` describes them.
+
+        Raises
+        ------
+        OutputError, DiskSpaceError
+            If that failed; the old export is then whole, or the new one is.
+        """
+        folder = self.out_dir / FOLDER
+        with named_disk_errors(self.out_dir):
+            folder.mkdir(exist_ok=True)
+            try:
+                self._bring_in(manifest)
+            finally:
+                self._remove_unnamed(folder)
+            fsync_folder(self.out_dir)
+
+    def _bring_in(self, manifest: Manifest) -> None:
+        """Move the new files in and show them; under tagged names first if theirs are taken."""
+        taken = any((self.out_dir / manifest.path(side)).exists() for side in SIDES)
+        hop = taken and (self.out_dir / MANIFEST).exists()
+        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+        for side in SIDES:
+            made = self.work / file_name(side, manifest.compression)
+            made.replace(self.out_dir / shown.path(side))
+        fsync_folder(self.out_dir / FOLDER)
+        self._show(shown)
+        if not hop:
+            return
+        for side in SIDES:
+            again = self.work / file_name(side, manifest.compression)
+            try:
+                os.link(self.out_dir / shown.path(side), again)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self.out_dir / shown.path(side), again)
+                with again.open("rb") as file:
+                    os.fsync(file.fileno())
+            again.replace(self.out_dir / manifest.path(side))
+        fsync_folder(self.out_dir / FOLDER)
+        replace_text(self.out_dir / MANIFEST, manifest.to_json(), aside=self.work / MANIFEST)
+
+    def _show(self, manifest: Manifest) -> None:
+        """Replace the dataset's identity and the manifest, both written before either is shown."""
+        texts = {MANIFEST: manifest.to_json()}
+        identity = read_identity(self.out_dir, manifest.n_cells)
+        if identity is not None:
+            texts = {IDENTITY: _identity_text(identity, manifest.n_edges), **texts}
+        for name, text in texts.items():
+            write_aside(self.out_dir / name, text, aside=self.work / name)
+        for name in texts:
+            (self.work / name).replace(self.out_dir / name)
+        fsync_folder(self.out_dir)
+
+    def _remove_unnamed(self, folder: Path) -> None:
+        """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
+        try:
+            shown = read_manifest(self.out_dir)
+            named = {Path(shown.path(side)).name for side in SIDES}
+        except InvalidExportError:
+            # Without a manifest nothing is named. One that is not ours may name what it likes.
+            named = set(_NAMES) if (self.out_dir / MANIFEST).exists() else set()
+        for path in folder.iterdir():
+            if path.name not in named and (path.name in _NAMES or _TAGGED.fullmatch(path.name)):
+                path.unlink()
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    """Tell whether an open file is still the one under its name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def read_identity(out_dir: Path, n_cells: int) -> dict[str, Any] | None:
+    """Return the content of ``dataset_identity.json``, or None if there is none.
+
+    Raises
+    ------
+    InvalidExportError
+        If it is not an object with `stats`.
+    OutputError
+        If it belongs to a dataset with another number of cells.
+    """
+    path = out_dir / IDENTITY
+    try:
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
+        raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")
+    found = identity["stats"].get("n_cells")
+    if found != n_cells:
+        raise OutputError(
+            f"{path} is of a dataset with {found} cells, but the graph has {n_cells}. Export into "
+            "the folder of the same dataset."
+        )
+    return identity
+
+
+def _identity_text(identity: dict[str, Any], n_edges: int) -> str:
+    """Return the identity with the graph's figures; all else stays, in its order."""
+    stats = identity["stats"] | {"has_connectivity": True, "n_edges": n_edges}
+    return json.dumps(identity | {"stats": stats}, indent=2)
