@@ -46,7 +46,7 @@ class ChunkError(ValueError):
 # What numcodecs' and zarr's codecs raise on damaged bytes.
 DECODE_ERRORS: tuple[type[BaseException], ...] = (
     OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
-    ZeroDivisionError, zlib.error, zlib_ng.error, lzma.LZMAError,
+    ZeroDivisionError, zlib.error, zlib_ng.error, lzma.LZMAError,  # type: ignore[assignment]
 )  # fmt: skip
 
 
