@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,9 +85,22 @@ def write_aside(path: Path, text: str, *, aside: Path) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    if path.exists():
-        with suppress(OSError):
-            aside.chmod(path.stat().st_mode & 0o7777)
+    with suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            aside.chmod(status.st_mode & 0o7777)
+
+
+def is_readable(path: Path, folder: Path) -> bool:
+    """Tell whether a file is one to read: no pipe or device, nor linked from outside a folder.
+
+    What is not there at all, or not to be looked at, is left to whoever opens it.
+    """
+    try:
+        mode = path.stat().st_mode
+        return stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return not path.is_symlink()
 
 
 def free_bytes(folder: Path) -> int:

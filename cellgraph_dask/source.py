@@ -107,11 +107,12 @@ class Source:
 
     @cached_property
     def _arrays(self) -> dict[str, ChunkedArray]:
-        group = zarr.open_group(self.path, mode="r")
-        return {
-            name: ChunkedArray(group[f"{self.key}/{name}"])
-            for name in ("indptr", "indices", "data")
-        }
+        with _metadata_of(self.key):
+            group = zarr.open_group(self.path, mode="r")
+            return {
+                name: ChunkedArray(group[f"{self.key}/{name}"])
+                for name in ("indptr", "indices", "data")
+            }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""

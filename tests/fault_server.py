@@ -2,9 +2,9 @@
 
 A process of its own imports the command once and forks a child for each run; so a run takes some
 hundredths of a second. The kernel hands the child's calls to the server before it does them
-(seccomp's user notification); the server looks at the path, and lets the call go on, answers it with
-an error, or kills the child. Nothing in the child knows of it, no thread is counted twice, and other
-paths (libraries, the terminal) are left alone.
+(seccomp's user notification); the server looks at the path, and lets the call go on, answers it
+with an error, or kills the child. Nothing in the child knows of it, calls of all threads are
+counted together, and other paths (libraries, the terminal) are left alone.
 
 ``python -m tests.fault_server`` reads a request a line, as JSON, and answers each with a line.
 """
@@ -188,10 +188,10 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
     def fd(number: int) -> str:
         number = ctypes.c_int(number & 0xFFFFFFFF).value
         link = "cwd" if number == _AT_FDCWD else f"fd/{number}"
-        return os.readlink(f"/proc/{pid}/{link}")
+        return str(Path(f"/proc/{pid}/{link}").readlink())
 
     def at(folder: int, path: int) -> str:
-        return os.path.normpath(os.path.join(fd(folder), text(path)))
+        return os.path.normpath(Path(fd(folder), text(path)))
 
     here = _AT_FDCWD & 0xFFFFFFFF
     a = arguments
