@@ -555,7 +555,10 @@ def _open_array(matrix: zarr.Group, path: str, full_key: str, name: str) -> zarr
             "again, or write the matrix again."
         )
     if not isinstance(array, zarr.Array) or array.ndim != 1:
-        raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
+        raise SourceError(
+            f"{full_key}/{name} is not a one-dimensional array by its metadata. Copy the store "
+            "again, or write the matrix again."
+        )
     for what, n in (("values", array.shape[0]), ("values in a chunk", array.chunks[0])):
         if not isinstance(n, int) or not 0 <= n <= _MOST_VALUES:
             raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
