@@ -78,12 +78,15 @@ class Call(NamedTuple):
         What it is done to; for renames and links, from and to.
     flags : int
         Of an open.
+    content : bytes
+        Of a file that is renamed: what is in it then.
     """
 
     name: str
     path: str
     other: str
     flags: int
+    content: bytes = b""
 
     @property
     def creates(self) -> bool:
@@ -164,6 +167,9 @@ class _Watch:
             return 0
         if call.name in READS and call.name not in self._names:
             return 0
+        if call.name.startswith("rename"):
+            with suppress(OSError):
+                call = call._replace(content=Path(call.path).read_bytes())
         self.calls.append(call)
         full = self._on and self._n <= 0 and (call.name in TAKES_SPACE or call.creates)
         if call.name not in self._names and not full:
@@ -257,9 +263,13 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         "exit_code": os.waitstatus_to_exitcode(status),
         "stdout": texts[0],
         "stderr": texts[1] + problem,
-        "calls": watch.calls,
-        "hit": watch.hit,
+        "calls": [_sendable(call) for call in watch.calls],
+        "hit": [_sendable(call) for call in watch.hit],
     }
+
+
+def _sendable(call: Call) -> list[Any]:
+    return [*call[:-1], call.content.hex()]
 
 
 def _warm_up() -> None:
@@ -350,7 +360,7 @@ class FaultServer:
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         for name in ("calls", "hit"):
-            answer[name] = [Call(*call) for call in answer[name]]
+            answer[name] = [Call(*call[:-1], bytes.fromhex(call[-1])) for call in answer[name]]
         return Run(**answer)
 
 

@@ -6,6 +6,7 @@ With ``CELLGRAPH_EVERY_POINT=1`` in the environment all of them are tried in eve
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from tests.fault_server import TAKES_SPACE, Call, FaultServer, Run, supported
+from tests.power_loss import Disk, File, State
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store
 
 EVERY_POINT = os.environ.get("CELLGRAPH_EVERY_POINT") == "1"
@@ -249,3 +251,58 @@ def test_the_disk_is_full_from_any_call_on(server, world):
         if run.exit_code:
             assert "is full" in run.stderr
         check_rerun(server, here)
+
+
+def durable(state: State, world: World) -> str:
+    """Return which export a reader finds on a disk that lost its power, failing for a mixture."""
+
+    def content(name: str) -> bytes:
+        file = state[str(world.out_dir / name)]
+        assert isinstance(file, File)
+        assert file.safe, f"{name} may have lost bytes"
+        return file.content
+
+    shown = None
+    if str(world.out_dir / MANIFEST) in state:
+        manifest = json.loads(content(MANIFEST))
+        files = [content(manifest.pop(name)) for name in ("sourcesPath", "destinationsPath")]
+        shown = manifest, files
+    assert shown in (world.old, world.new)
+    if str(world.out_dir / IDENTITY) in state:
+        stats = json.loads(content(IDENTITY))["stats"]
+        assert stats["n_edges"] in (None if shown is None else shown[0]["n_edges"], None)
+    return "old" if shown == world.old else "new"
+
+
+def test_the_power_fails_between_any_two_calls(server, world):
+    here, _ = world
+    here.restore()
+    check_power_loss(server, here)
+    if here.case.before == "nothing":  # and into folders that are not there either
+        deeper = copy.copy(here)
+        deeper.out_dir = here.root / "a/b/out"
+        check_power_loss(server, deeper)
+        shutil.rmtree(here.root / "a")
+
+
+def check_power_loss(server: FaultServer, here: World) -> None:
+    """Export, and look at what a power loss after each call may leave."""
+    disk = Disk(here.root)
+    run = server.run(*here.arguments, root=here.root)
+    assert run.exit_code == 0
+
+    def concerns(path: str) -> bool:
+        return ".cellgraph-dask" not in path and not path.startswith(str(here.root / "scratch"))
+
+    order: list[str] = []
+    for k, call in enumerate(run.calls):
+        disk.apply(call)
+        try:
+            found = {durable(state, here) for state in disk.states(concerns)}
+        except (AssertionError, KeyError) as error:
+            before = "\n".join(f"{c.name} {c.path} {c.other}" for c in run.calls[: k + 1][-40:])
+            raise AssertionError(f"a mixture, or less, after\n{before}") from error
+        order.append("or".join(sorted(found)))
+    # Old, then one or the other, then new for good before the command says so.
+    assert list(dict.fromkeys(order)) == ["old", "neworold", "new"]
+    assert order == sorted(order, key=["old", "neworold", "new"].index)
