@@ -67,7 +67,9 @@ class Output:
         self.work = out_dir / WORK_FOLDER
         self._lock = -1
         self._created: list[Path] = []
-        if (out_dir / MANIFEST).exists() and not force:
+        with named_disk_errors(out_dir):
+            taken = (out_dir / MANIFEST).exists()
+        if taken and not force:
             raise OutputError(
                 f"{out_dir} already holds an export. Choose another folder, or replace it with "
                 "--force; the old export stays whole until the new one is complete."

@@ -445,7 +445,11 @@ def open_source(path: str | Path, key: str = "connectivities") -> Source:
 
 
 def _open_group(path: str) -> zarr.Group:
-    if not Path(path).exists():
+    try:
+        there = Path(path).exists()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+    if not there:
         raise SourceError(f"{path} does not exist; give the folder of a zarr AnnData store.")
     _check_files(path, "")
     try:
