@@ -5,17 +5,21 @@ Several nodes see the stores only if pytest's folder is shared: name one with ``
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
+from tests.slurm import NotStartedError, Slurm, own_slurm, wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -50,7 +54,7 @@ def test_the_job_script_asks_for_what_a_worker_uses(tmp_path):
     assert {"-J cellgraph-worker", "-n 1", "--cpus-per-task=2", "--mem=4G"} < directives
     assert "-t 02:00:00" in directives
     assert not any(d.startswith(("-p", "-A")) for d in directives)
-    assert command.startswith(sys.executable)
+    assert command.startswith(os.path.abspath(sys.executable))
     assert " tcp://" in command
     assert "--nthreads 2" in command
     assert "--memory-limit 4.00GiB" in command
@@ -68,31 +72,62 @@ def test_the_job_script_names_partition_account_and_time(tmp_path):
     assert any(d.startswith("-o cellgraph-logs/") for d in directives)
 
 
-def slurm_answers() -> bool:
-    if shutil.which("sbatch") is None:
-        return False
-    return not subprocess.run(["squeue"], check=False, capture_output=True, timeout=60).returncode
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """Start a SLURM; where CI=true, not being able to is a failure."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(own_slurm())
+        except NotStartedError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no SLURM: {error}")
+        yield running
 
 
-@pytest.mark.skipif(not slurm_answers(), reason="needs SLURM: sbatch and a controller")
-@pytest.mark.parametrize("kind", ["directed", "symmetric"])
-@pytest.mark.parametrize("compression", [None, 6])
-def test_a_job_that_submits_its_workers_writes_the_same_bytes(tmp_path, kind, compression):
+def contents(out_dir: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out_dir)): p.read_bytes() for p in out_dir.rglob("*") if p.is_file()}
+
+
+def printed(folder: Path, slurm: Slurm) -> str:
+    """Return what jobs and daemons have said."""
+    jobs = [f"{path.name}:\n{path.read_text()}" for path in sorted(folder.rglob("*.out"))]
+    return "\n".join([*jobs, slurm.logs(), str(slurm.jobs())])
+
+
+@pytest.mark.parametrize(
+    ("kind", "compression", "activated"), [("symmetric", None, True), ("directed", 6, False)]
+)
+def test_a_job_that_submits_its_workers_writes_the_same_bytes(
+    tmp_path, slurm, kind, compression, activated
+):
     store = make_store(
         tmp_path / "cells.zarr", n_cells=200_000, n_neighbors=15, kind=kind, order="random",
         zarr_format=2, chunk=100_000,
     )  # fmt: skip
     export_connectivities(store, tmp_path / "threads", compression=compression)
-    options = [] if compression is None else ["--compression", str(compression)]
-    run(
-        "sbatch", "--wait", "--cpus-per-task=1", "--mem=1G", "--output=job.out", str(SCRIPT),
-        "cells.zarr", "slurm", "--jobs", "2", "--cores", "1", "--memory", "1GB", *options,
-        folder=tmp_path, timeout=300,
+    arguments = ["cells.zarr", "slurm", "--jobs", "2", "--cores", "1", "--memory", "1GB"]
+    if compression is not None:
+        arguments += ["--compression", str(compression)]
+    # As documented, in an activated environment; or by the name of an environment's Python.
+    command = [str(SCRIPT), *arguments]
+    if not activated:
+        command = ["--wrap", shlex.join(["exec", sys.executable, *command])]
+    before = set(slurm.jobs())
+    job = int(
+        slurm.run(
+            "sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=00:10:00",
+            f"--chdir={tmp_path}", "--output=job.out", *command,
+            PATH=PATH if activated else "/usr/bin:/bin", PYTHONPATH=str(ROOT),
+        )
     )  # fmt: skip
-    files = sorted(p.relative_to(tmp_path / "threads") for p in (tmp_path / "threads").rglob("*.*"))
-    assert len(files) == 3
-    for file in files:
-        assert (tmp_path / "slurm" / file).read_bytes() == (
-            tmp_path / "threads" / file
-        ).read_bytes()
-    assert '"n_edges"' in (tmp_path / "job.out").read_text()
+    # It ends the workers' jobs itself.
+    assert wait_until(lambda: not slurm.running(), seconds=240), printed(tmp_path, slurm)
+    jobs = {number: ended for number, ended in slurm.jobs().items() if number not in before}
+    assert jobs.pop(job)[1] == "COMPLETED", printed(tmp_path, slurm)
+    assert [name for name, _ in jobs.values()] == ["cellgraph-worker"] * 2
+    print(jobs)
+
+    assert contents(tmp_path / "slurm") == contents(tmp_path / "threads")
+    report = json.loads((tmp_path / "job.out").read_text())
+    print(report)
