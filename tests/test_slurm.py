@@ -1,7 +1,4 @@
-"""The SLURM example: the job script it generates, and a real run where SLURM is there.
-
-Several nodes see the stores only if pytest's folder is shared: name one with ``--basetemp``.
-"""
+"""The SLURM example: the job script it generates, and real runs on a SLURM of one node."""
 
 from __future__ import annotations
 
@@ -25,25 +22,18 @@ pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "slurm_job.py"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-
-
-def run(*command: str, folder: Path, timeout: float = 60) -> str:
-    environment = os.environ | {"PATH": PATH, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout,
-        check=False,
-    )  # fmt: skip
-    logs = [path.read_text() for path in folder.rglob("*.out")]
-    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *logs])
-    return done.stdout
+ACTIVATED = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
 def job_script(folder: Path, *options: str) -> tuple[set[str], str]:
     """Return the directives and the command of the workers' jobs."""
-    script = run(
-        sys.executable, str(SCRIPT), "cells.zarr", "export", "--dry-run", *options, folder=folder
-    )
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "cells.zarr", "export", "--dry-run", *options],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    script = done.stdout
     assert script.startswith("#!/")
     (command,) = [line for line in script.splitlines() if "dask_worker" in line]
     return set(re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)), command
@@ -54,7 +44,7 @@ def test_the_job_script_asks_for_what_a_worker_uses(tmp_path):
     assert {"-J cellgraph-worker", "-n 1", "--cpus-per-task=2", "--mem=4G"} < directives
     assert "-t 02:00:00" in directives
     assert not any(d.startswith(("-p", "-A")) for d in directives)
-    assert command.startswith(os.path.abspath(sys.executable))
+    assert Path(command.split()[0]).samefile(sys.executable)
     assert " tcp://" in command
     assert "--nthreads 2" in command
     assert "--memory-limit 4.00GiB" in command
@@ -91,8 +81,23 @@ def contents(out_dir: Path) -> dict[str, bytes]:
 
 def printed(folder: Path, slurm: Slurm) -> str:
     """Return what jobs and daemons have said."""
-    jobs = [f"{path.name}:\n{path.read_text()}" for path in sorted(folder.rglob("*.out"))]
+    paths = [*folder.rglob("*.out"), *folder.rglob("*.err")]
+    jobs = [f"{path.name}:\n{path.read_text()}" for path in sorted(paths)]
     return "\n".join([*jobs, slurm.logs(), str(slurm.jobs())])
+
+
+def submit(slurm: Slurm, folder: Path, *arguments: str, activated: bool = True) -> int:
+    """Submit the example in an activated environment, or by the full name of its Python."""
+    command = [str(SCRIPT), *arguments]
+    if not activated:
+        command = ["--wrap", shlex.join(["exec", sys.executable, *command])]
+    return int(
+        slurm.run(
+            "sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=00:10:00",
+            f"--chdir={folder}", "--output=job.out", *command,
+            PATH=ACTIVATED if activated else "/usr/bin:/bin", PYTHONPATH=str(ROOT),
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -109,25 +114,37 @@ def test_a_job_that_submits_its_workers_writes_the_same_bytes(
     arguments = ["cells.zarr", "slurm", "--jobs", "2", "--cores", "1", "--memory", "1GB"]
     if compression is not None:
         arguments += ["--compression", str(compression)]
-    # As documented, in an activated environment; or by the name of an environment's Python.
-    command = [str(SCRIPT), *arguments]
-    if not activated:
-        command = ["--wrap", shlex.join(["exec", sys.executable, *command])]
     before = set(slurm.jobs())
-    job = int(
-        slurm.run(
-            "sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=00:10:00",
-            f"--chdir={tmp_path}", "--output=job.out", *command,
-            PATH=PATH if activated else "/usr/bin:/bin", PYTHONPATH=str(ROOT),
-        )
-    )  # fmt: skip
+    job = submit(slurm, tmp_path, *arguments, activated=activated)
     # It ends the workers' jobs itself.
     assert wait_until(lambda: not slurm.running(), seconds=240), printed(tmp_path, slurm)
     jobs = {number: ended for number, ended in slurm.jobs().items() if number not in before}
     assert jobs.pop(job)[1] == "COMPLETED", printed(tmp_path, slurm)
     assert [name for name, _ in jobs.values()] == ["cellgraph-worker"] * 2
-    print(jobs)
 
     assert contents(tmp_path / "slurm") == contents(tmp_path / "threads")
     report = json.loads((tmp_path / "job.out").read_text())
-    print(report)
+    # Three quarters of what a worker's job has asked for, and been given.
+    assert report["memory_limit_bytes"] == pytest.approx(0.75e9, rel=0.01)
+    assert report["symmetric"] == (kind == "symmetric")
+
+
+def test_workers_end_when_the_job_that_started_them_is_cancelled(tmp_path, slurm):
+    before = set(slurm.jobs())
+    # Two workers have room; while the third is queued the job waits for it, with a scheduler.
+    job = submit(slurm, tmp_path, "cells.zarr", "slurm", "--jobs", "3", "--cores", "1",
+                 "--memory", "1GB")  # fmt: skip
+    logs = tmp_path / "cellgraph-logs"
+
+    def two_are_connected() -> bool:
+        texts = [path.read_text() for path in logs.glob("*.err")]
+        return sum("Registered to:" in text for text in texts) == 2
+
+    assert wait_until(two_are_connected, seconds=120), printed(tmp_path, slurm)
+    slurm.run("scancel", "--state=PENDING", "--name=cellgraph-worker")
+    slurm.run("scancel", str(job))
+    assert wait_until(lambda: not slurm.running(), seconds=180), printed(tmp_path, slurm)
+    jobs = {number: ended for number, ended in slurm.jobs().items() if number not in before}
+    assert jobs.pop(job)[1] == "CANCELLED"
+    # Only the one that was queued; the others left by themselves.
+    assert sorted(state == "CANCELLED" for _, state in jobs.values()) == [False, False, True]
