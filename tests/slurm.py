@@ -247,7 +247,9 @@ def tail(log: Path) -> str:
 
 def end_jobs(slurm: Slurm) -> None:
     """Cancel all jobs and wait until their processes have ended."""
-    with suppress(ChildProcessError):  # what SLURM cannot end any more is killed afterwards
+    with suppress(
+        ChildProcessError, subprocess.TimeoutExpired
+    ):  # what SLURM cannot end any more is killed afterwards
         slurm.run("scancel", f"--user={getpass.getuser()}")
         wait_until(lambda: not slurm.running(), seconds=30)
 

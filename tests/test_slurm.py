@@ -16,13 +16,15 @@ import pytest
 
 from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
-from tests.slurm import NotStartedError, Slurm, own_slurm, wait_until
+from tests.slurm import PATH, NotStartedError, Slurm, own_slurm, wait_until
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "slurm_job.py"
-ACTIVATED = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+BIN = Path(sys.executable).parent
+NOT_ACTIVATED = os.pathsep.join(p for p in PATH.split(os.pathsep) if Path(p) != BIN)
+ACTIVATED = os.pathsep.join([str(BIN), NOT_ACTIVATED])
 
 
 def job_script(folder: Path, *options: str) -> tuple[set[str], str]:
@@ -94,8 +96,8 @@ def submit(slurm: Slurm, folder: Path, *arguments: str, activated: bool = True) 
     return int(
         slurm.run(
             "sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=00:10:00",
-            f"--chdir={folder}", "--output=job.out", *command,
-            PATH=ACTIVATED if activated else "/usr/bin:/bin", PYTHONPATH=str(ROOT),
+            f"--chdir={folder}", "--output=job.out", "--error=job.err", *command,
+            PATH=ACTIVATED if activated else NOT_ACTIVATED, PYTHONPATH=str(ROOT),
         )
     )  # fmt: skip
 
