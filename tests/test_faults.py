@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
-from tests.fault_server import TAKES_SPACE, Call, FaultServer, Run, supported
+from tests.fault_server import READS, TAKES_SPACE, Call, FaultServer, Run, supported
 from tests.power_loss import Disk, File, State
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store
 
@@ -306,3 +306,16 @@ def check_power_loss(server: FaultServer, here: World) -> None:
     # Old, then one or the other, then new for good before the command says so.
     assert list(dict.fromkeys(order)) == ["old", "neworold", "new"]
     assert order == sorted(order, key=["old", "neworold", "new"].index)
+
+
+def test_any_read_fails(server, world):
+    here, _ = world
+    here.restore()
+    run = server.run(*here.arguments, root=here.root, names=READS)
+    n_reads = sum(call.name in READS for call in run.calls)
+    assert n_reads > 10
+    for n in range(1, n_reads + 1, 1 if EVERY_POINT else 2):
+        here.restore()
+        run = server.run(*here.arguments, root=here.root, names=READS, n=n, action="EIO")
+        assert len(run.hit) == 1
+        check_failed(here, run)
