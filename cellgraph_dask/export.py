@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from .journal import (
     new_id,
     now,
     read_run,
+    scratch_name,
     this_process,
 )
 from .memory import (
@@ -61,7 +61,7 @@ from .plan import (
     tune,
 )
 from .progress import Progress, progress_bars
-from .publish import WORK_FOLDER, Output, read_identity
+from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
 from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
@@ -303,7 +303,9 @@ def run_export(
     if resume:
         record = _interrupted_run(source, out_dir, settings.get("compression"), scratch_dir)
         settings["record"] = record
-    output = Output(out_dir, force=force or (record is not None and record.force), resume=resume)
+    output = Output(
+        out_dir, force=force or (record is not None and record.force), resume=record is not None
+    )
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
     prepared = _prepare(source, out_dir, **settings)
     if record is None:
@@ -537,8 +539,7 @@ def _new_record(
 
 def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
     """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
-    name = sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]
-    return Path(scratch_dir).absolute() / f"cellgraph-dask-{name}"
+    return Path(scratch_dir).absolute() / scratch_name(out_dir)
 
 
 @contextmanager
@@ -557,7 +558,9 @@ def _folders(record: RunRecord, output: Output, keep: bool) -> Iterator[Path]:
         with named_disk_errors(scratch.parent.parent):
             if scratch.parent != output.work:
                 made = make_folders(scratch.parent.parent)
-                scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                if not scratch.parent.is_symlink():
+                    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                check_own_folder(scratch.parent)
                 for other in scratch.parent.iterdir():  # of runs that were killed
                     if other != scratch:
                         shutil.rmtree(other, ignore_errors=True)

@@ -73,6 +73,23 @@ def write_at(fd: int, data: Array | bytes, offset: int) -> int:
     return offset
 
 
+def append(fd: int, data: bytes) -> None:
+    """Write all of `data` to the end of a file that was opened for appending.
+
+    Raises
+    ------
+    FullError
+        If the disk or the quota is used up.
+    """
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(error, fd, len(data)) from error
+            raise
+
+
 def read_at(fd: int, out: Array, offset: int) -> None:
     """Fill `out` from `fd` at `offset`.
 
@@ -116,7 +133,7 @@ def replace_text(path: Path, text: str, *, aside: Path) -> None:
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
+    fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
     try:
         write_at(fd, text.encode(), 0)
         os.fsync(fd)

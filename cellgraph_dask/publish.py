@@ -123,13 +123,13 @@ class Output:
             try:
                 self._created += make_folders(self.out_dir)
                 self.work.mkdir(mode=0o700, exist_ok=True)
-                _check_own_folder(self.work)
+                check_own_folder(self.work)
                 lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             except (FileNotFoundError, FileExistsError):
                 if self.out_dir.is_file() or (self.work.exists() and not self.work.is_dir()):
                     raise
                 if self.work.is_symlink():
-                    _check_own_folder(self.work)
+                    check_own_folder(self.work)
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,7 +267,7 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _check_own_folder(folder: Path) -> None:
+def check_own_folder(folder: Path) -> None:
     """Refuse a work folder that is a link or open to another user, and close it to others."""
     _check_folder(folder)
     if folder.stat().st_mode & 0o077:

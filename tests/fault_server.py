@@ -307,6 +307,8 @@ class Run(NamedTuple):
 class FaultServer:
     """The server, from outside; a context manager."""
 
+    n_points = 0  # runs that were disturbed
+
     def __enter__(self) -> FaultServer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fault_server"],
@@ -356,6 +358,7 @@ class FaultServer:
             "argv": [str(a) for a in argv], "root": str(root), "names": list(names),
             "n": n if n else -1 if not on else 0, "action": action, "on": on and n > 0,
         }  # fmt: skip
+        self.n_points += n > 0
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

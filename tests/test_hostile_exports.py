@@ -19,6 +19,7 @@ from cellgraph_dask.errors import OutputError, SourceError
 from cellgraph_dask.publish import WORK_FOLDER, Output
 from cellgraph_dask.source import open_source
 from tests.command import run
+from tests.fault_server import FaultServer, supported
 from tests.oracle import assert_exported
 from tests.stores import directed_graph, symmetric_graph, write_store
 
@@ -238,3 +239,87 @@ def test_a_work_folder_of_another_user(made):
                 open_source(made[1])
         finally:
             os.seteuid(0)
+
+
+def interrupted(tmp_path: Path, source: Path, *options: object) -> Path:
+    """Return a folder in which an export was killed as it made the second edge file durable."""
+    out_dir = tmp_path / "out"
+    with FaultServer() as server:
+        run = server.run(
+            "export", source, out_dir, *options, root=out_dir, names=["fsync"], n=3, action="KILL"
+        )
+    assert run.exit_code == -9
+    assert (out_dir / WORK_FOLDER / "run.json").exists()
+    return out_dir
+
+
+def renamed(**fields: Any) -> Callable[[Path, Path], None]:
+    """Change the record of a run; "@" stands for a folder elsewhere."""
+
+    def change(work: Path, elsewhere: Path) -> None:
+        path = work / "run.json"
+        record = json.loads(path.read_text())
+        for name, value in fields.items():
+            record[name] = str(value).replace("@", str(elsewhere))
+        path.write_text(json.dumps(record))
+
+    return change
+
+
+def linked(pattern: str, target: str) -> Callable[[Path, Path], None]:
+    """Put a link to something elsewhere in the place of what a run has left."""
+
+    def change(work: Path, elsewhere: Path) -> None:
+        (path,) = work.glob(pattern)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        path.symlink_to(elsewhere / target)
+
+    return change
+
+
+RESUMES: dict[str, Callable[[Path, Path], None]] = {
+    "scratch elsewhere": renamed(scratch="@/connectivity"),
+    "scratch above": renamed(scratch="@/../run-0"),
+    "an id that climbs": renamed(id="x/../../../elsewhere"),
+    "another folder": renamed(out_dir="@"),
+    "another way": renamed(way="../x"),
+    "a linked journal": linked("journal-*", "precious"),
+    "a linked run folder": linked("run-????????", "connectivity"),
+    "a linked run": linked("run-????????/*.run", "precious"),
+    "a linked edge folder": linked("edges-*", "connectivity"),
+    "a linked edge file": linked("edges-*/edges.src.bin", "edges.src.bin"),
+    "a linked record": linked("run.json", "precious"),
+    "a deep record": lambda work, _: (work / "run.json").write_text("[" * 200_000),
+}
+
+
+@pytest.mark.skipif(not supported(), reason="the kernel does not let us watch calls")
+@pytest.mark.parametrize("name", RESUMES)
+def test_a_run_that_means_harm_is_not_gone_on_with(tmp_path, made, elsewhere, name):
+    out_dir = interrupted(tmp_path, made[1])
+    RESUMES[name](out_dir / WORK_FOLDER, elsewhere)
+    theirs = contents(elsewhere)
+    outcome = run("export", made[1], out_dir, "--resume")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert_exported(out_dir, NEW)
+    assert not (out_dir / WORK_FOLDER).exists()
+    assert contents(elsewhere) == theirs
+
+
+@pytest.mark.skipif(not supported(), reason="the kernel does not let us watch calls")
+def test_a_scratch_folder_that_is_a_link_is_refused(tmp_path, made, elsewhere):
+    scratch = tmp_path / "scratch"
+    out_dir = interrupted(tmp_path, made[1], "--scratch-dir", scratch)
+    (ours,) = scratch.iterdir()
+    shutil.rmtree(ours)
+    ours.symlink_to(elsewhere)
+    theirs = contents(elsewhere)
+    for options in ([], ["--resume"]):
+        outcome = run("export", made[1], out_dir, "--scratch-dir", scratch, *options)
+        assert outcome.exit_code == 1
+        assert "is a symbolic link" in outcome.stderr
+        assert contents(elsewhere) == theirs
+    ours.unlink()
