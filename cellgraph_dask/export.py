@@ -309,7 +309,7 @@ def run_export(
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
     prepared = _prepare(source, out_dir, **settings)
     if record is None:
-        _check_disk(prepared.plan)
+        _check_disk(prepared.plan, out_dir, scratch_dir)
     with output, progress_bars(progress) as bars:
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
@@ -327,7 +327,7 @@ def run_export(
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
                 prepared = _prepare(source, out_dir, **settings)
-                _check_disk(prepared.plan)
+                _check_disk(prepared.plan, out_dir, scratch_dir)
                 record = None
     plan = prepared.plan
     return ExportReport(
@@ -457,24 +457,26 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def _check_disk(plan: ExportPlan) -> None:
+def _check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) -> None:
     """Refuse what cannot fit even if every edge is stored in both directions."""
     for warning in plan.warnings:
         log.warning("%s", warning)
+    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
-    if (
-        plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-        > plan.scratch_free_bytes
-    ):
+    scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
+    if scratch and _device(scratch_folder) == _device(out_dir):
+        scratch += least  # the runs are there until the edge files are complete
+    if scratch > plan.scratch_free_bytes:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(plan.scratch_bytes)} may be needed. Free some space, or name another "
-            "disk with --scratch-dir."
+            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
+            "another disk with --scratch-dir."
         )
     if least > plan.output_free_bytes:
         raise DiskSpaceError(
             f"the output disk has {format_bytes(plan.output_free_bytes)} free, but at least "
-            f"{format_bytes(least)} are needed. Free some space, or choose another folder."
+            f"{format_bytes(least)} are needed in {out_dir}. Free some space, or choose another "
+            "folder."
         )
 
 
