@@ -7,7 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,10 +48,12 @@ from .plan import (
 )
 from .progress import Progress, progress_bars
 from .publish import Output, read_identity
+from .remote import find_place
 from .scratch import Scratch
 from .source import Block, Source, open_source
 from .stages import run_stages
 from .stream import looks_symmetric
+from .upload import RemoteOutput, open_output
 from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -131,6 +133,7 @@ def plan_export(
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportPlan:
     """Return what an export would do and need. Nothing is written.
 
@@ -154,6 +157,8 @@ def plan_export(
     client
         A `distributed.Client`: its workers do the work, and the memory limit is that of each
         worker. By default the one that is active, if any; else threads of this process.
+    output_storage_options
+        For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
     Returns
     -------
@@ -166,14 +171,23 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     """
+    client = client if client is not None else active_client()
+    output = open_output(
+        out_dir if out_dir is not None else Path.cwd(),
+        force=True,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
+    )
     prepared = _prepare(
         open_source(source, key),
-        Path(out_dir) if out_dir is not None else Path.cwd(),
+        output.disk,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client if client is not None else active_client(),
+        client=client,
+        upload_bytes=output.upload_bytes,
     )
     return prepared.plan
 
@@ -191,6 +205,7 @@ def export_connectivities(
     force: bool = False,
     progress: bool | None = False,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a neighbour graph as the edge files of the Cellucid viewer.
 
@@ -202,14 +217,15 @@ def export_connectivities(
     source, key, compression, memory_limit, threads, scratch_dir
         As for `plan_export`.
     out_dir
-        Folder of the export. The edge files go to ``connectivity/`` in it.
+        Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
+        ``connectivity/`` in it.
     keep_scratch
         Whether to leave the temporary files of a `scratch_dir` where they are.
     force
         Whether to replace an export that is there.
     progress
         Whether to show progress bars on standard error; None for "if it is a terminal".
-    client
+    client, output_storage_options
         As for `plan_export`.
 
     Returns
@@ -236,7 +252,7 @@ def export_connectivities(
     """
     return run_export(
         open_source(source, key),
-        Path(out_dir),
+        out_dir,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -245,17 +261,19 @@ def export_connectivities(
         force=force,
         progress=progress,
         client=client if client is not None else active_client(),
+        output_storage_options=output_storage_options,
     )
 
 
 def run_export(
     source: Source,
-    out_dir: Path,
+    out_dir: str | Path,
     *,
     keep_scratch: bool = False,
     force: bool = False,
     progress: bool | None = False,
     scratch_dir: str | Path | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ExportReport:
     """Do `export_connectivities` for an open source; tests also give `tuning` and `way`."""
@@ -264,30 +282,35 @@ def run_export(
     client: Client | None = settings.get("client")
     if client is not None:  # workers may have another working directory
         source = replace(source, path=str(Path(source.path).absolute()))
-        out_dir = out_dir.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
-    read_identity(out_dir, source.n_cells)
-    output = Output(out_dir, force=force)
-    settings["scratch_dir"] = scratch_dir
-    prepared = _prepare(source, out_dir, **settings)
+    output = open_output(
+        out_dir,
+        force=force,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
+    )
+    read_identity(output.out_dir, source.n_cells)
+    settings |= {"scratch_dir": scratch_dir, "upload_bytes": output.upload_bytes}
+    prepared = _prepare(source, output.disk, **settings)
     _check_disk(prepared.plan)
     with output, progress_bars(progress) as bars:
         while True:
             try:
                 with _scratch(output, scratch_dir, keep_scratch) as scratch:
                     manifest, n_scratch, n_output = _run(prepared, output, scratch, bars, client)
-                    output.publish(manifest)
+                    output.publish(manifest, bars)
                 break
             except OtherWayError as reason:
                 # Seen only on the way: some weights are negative, or an entry has no mirror image.
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
                 settings["way"] = way
-                prepared = _prepare(source, out_dir, **settings)
+                prepared = _prepare(source, output.disk, **settings)
                 _check_disk(prepared.plan)
     plan = prepared.plan
     return ExportReport(
-        out_dir=str(out_dir),
+        out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
         n_edges=manifest.n_edges,
         max_neighbors=manifest.max_neighbors,
@@ -304,14 +327,19 @@ def run_export(
     )
 
 
-def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> VerifyReport:
-    """Check an export on disk: manifest, sizes, order, largest degree, gzip.
+def verify_export(
+    out_dir: str | Path,
+    *,
+    progress: bool | None = False,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> VerifyReport:
+    """Check an export: manifest, sizes, order, largest degree, gzip.
 
     Parameters
     ----------
     out_dir
-        Folder of the export.
-    progress
+        Folder of the export, or its URL.
+    progress, output_storage_options
         As for `export_connectivities`.
 
     Returns
@@ -320,7 +348,7 @@ def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> Veri
         `ok` is False if anything is wrong; `problems` says what.
     """
     with progress_bars(progress) as bars:
-        return verify(Path(out_dir), bars)
+        return verify(find_place(out_dir, output_storage_options), bars)
 
 
 def _prepare(
@@ -334,6 +362,7 @@ def _prepare(
     client: Client | None = None,
     way: Way | None = None,
     tuning: Tuning | None = None,
+    upload_bytes: int = 0,
 ) -> _Prepared:
     if compression is not None and not 1 <= compression <= 9:
         raise ValueError(f"compression must be None or 1 to 9, not {compression}")
@@ -348,7 +377,7 @@ def _prepare(
         threads = threads or default_threads()
         with no_collection():
             source.warm_up(way)
-        reserved = round_reserved(resident_bytes())
+        reserved = round_reserved(resident_bytes() + upload_bytes)
     else:
         workers = inspect_workers(client, source, way, allowed)
         limit, threads = workers.memory_limit, workers.threads_per_worker
@@ -410,7 +439,9 @@ def _check_disk(plan: ExportPlan) -> None:
 
 
 @contextmanager
-def _scratch(output: Output, scratch_dir: str | Path | None, keep: bool) -> Iterator[Scratch]:
+def _scratch(
+    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool
+) -> Iterator[Scratch]:
     """Give a private folder for temporary files, and remove it afterwards."""
     parent = Path(scratch_dir) if scratch_dir is not None else output.work
     made: list[Path] = []
@@ -431,7 +462,7 @@ def _scratch(output: Output, scratch_dir: str | Path | None, keep: bool) -> Iter
 
 def _run(
     prepared: _Prepared,
-    output: Output,
+    output: Output | RemoteOutput,
     scratch: Scratch,
     progress: Progress,
     client: Client | None,
