@@ -21,7 +21,8 @@ ORDER = [
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream",
     "plan",
-    "progress", "execute", "cluster", "parts", "stages", "publish", "verify", "export", "demo",
+    "progress", "execute", "cluster", "parts", "stages", "publish", "remote", "upload", "download",
+    "exported", "verify", "export", "demo",
     "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
@@ -29,11 +30,12 @@ ROOMS = {
     "zarr": {"chunks", "source", "demo"},
     "numcodecs": {"chunks"},
     "anndata": {"demo"},
-    "scipy": {"demo"},
+    "fsspec": {"remote"},
+    "scipy": {"demo", "exported"},
     "pandas": {"demo"},
     "numba": {"compiled"},
     "llvmlite": {"compiled"},
-    "dask": {"execute"},
+    "dask": {"execute", "exported"},
     "distributed": {"cluster", "export"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -43,7 +45,7 @@ ROOMS = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec")  # fmt: skip
 
 
 def imports(module: str) -> Iterator[str]:

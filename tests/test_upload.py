@@ -340,8 +340,16 @@ def test_damage_in_remote_storage_is_found(made):
     del Flaky.objects[name]
     outcome = run("verify", URL)
     assert outcome.exit_code == 3
-    assert f"{URL}/connectivity/edges.dst.bin cannot be read: it is not there" in outcome.stderr
+    assert f"{URL}/connectivity/edges.dst.bin cannot be read: No such" in outcome.stderr
+    Flaky.objects[name] = whole + bytes(3_000_000)
+    assert "holds more than" in verify_export(URL).problems[0]
     Flaky.objects[name] = whole
+    for k, file in ((0, "connectivity_manifest.json"), (3, "connectivity/edges.src.bin")):
+        Flaky.restart(k, 100)
+        assert f"{URL}/{file} cannot be read" in verify_export(URL).problems[0]
+    Flaky.restart()
+    Flaky.objects[MANIFEST] = b"{"
+    assert f"{MANIFEST} cannot be read as JSON" in verify_export(URL).problems[0]
     del Flaky.objects[MANIFEST]
     assert "holds no connectivity_manifest.json" in verify_export(URL).problems[0]
 
