@@ -272,9 +272,9 @@ def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
 
 def test_a_short_object_is_told(made, tmp_path, monkeypatch):
     started = prepare(made, PLAIN)
-    size = remote.RemotePlace.size
+    size = remote.RemotePath.size
     monkeypatch.setattr(
-        remote.RemotePlace, "size", lambda self: (size(self) or 0) - 1 if "src" in self.url else 0
+        remote.RemotePath, "size", lambda self: (size(self) or 0) - 1 if "src" in self.url else 0
     )
     problem = export_new(made, tmp_path, PLAIN, monkeypatch)
     assert "bytes after the upload instead of" in problem
@@ -359,8 +359,8 @@ def test_places():
     assert not remote.is_url("file:///a")
     assert not remote.is_url("a/b")
     assert not remote.is_url(Path("s3://b/a"))
-    assert remote.find_place("file:///a%20b") == Path("/a b")
-    assert remote.find_place(Path("x")) == Path("x")
+    assert remote.find_path("file:///a%20b") == Path("/a b")
+    assert remote.find_path(Path("x")) == Path("x")
     mine, theirs = {"a": 1}, {"b": 2}
     choose = remote.default_options
     assert choose("s3://b/a", mine, "s3://c", theirs) == mine
