@@ -106,6 +106,7 @@ class RemoteOutput:
         self.disk = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
         self.work = self.disk  # until it is entered
         self._created: list[Path] = []
+        self._is_settled = True  # whether it is known which manifest is there
         with named_storage_errors(target):
             taken = (target / MANIFEST).exists()
         if taken and not force:
@@ -151,8 +152,11 @@ class RemoteOutput:
             try:
                 self._bring_in(manifest, progress or Quiet())
             finally:
-                with suppress(Exception):  # of a broken connection, say; the next export does it
-                    self._remove_unnamed()
+                if self._is_settled:
+                    with suppress(
+                        Exception
+                    ):  # of a broken connection, say; the next export does it
+                        self._remove_unnamed()
             self._check(manifest)
 
     def _bring_in(self, manifest: Manifest, progress: Progress) -> None:
@@ -169,7 +173,7 @@ class RemoteOutput:
             for side in SIDES:
                 source, target = (self.out_dir / m.path(side) for m in (shown, manifest))
                 source.files.cp_file(source.path, target.path)
-            self._put(MANIFEST, manifest.to_json())
+            self._put_manifest(manifest)
 
     def _upload(self, manifest: Manifest, progress: Progress) -> None:
         """Upload both files at once, then complete both.
@@ -201,26 +205,42 @@ class RemoteOutput:
     def _show(self, manifest: Manifest) -> None:
         """Replace the dataset's identity and the manifest."""
         identity = read_identity(self.out_dir, manifest.n_cells)
-        if identity is not None:
-            before = (self.out_dir / IDENTITY).read_text()
+        if identity is None:
+            self._put_manifest(manifest)
+            return
+        before = (self.out_dir / IDENTITY).read_text()
+        try:
             self._put(IDENTITY, identity_text(identity, manifest.n_edges))
+            self._put_manifest(manifest)
+        except BaseException:
+            with suppress(Exception):
+                self._put(IDENTITY, before)
+            raise
+
+    def _put_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest; where that fails, make sure that the one before it is there."""
+        path = self.out_dir / MANIFEST
+        before = path.read_text() if path.exists() else None
         try:
             self._put(MANIFEST, manifest.to_json())
         except BaseException:
-            if identity is not None and not self._shows(manifest):
-                with suppress(Exception):
-                    self._put(IDENTITY, before)
+            # It may have arrived, or be on its way. Until another request has settled that, nothing
+            # that either manifest names may be removed.
+            self._is_settled = False
+            with suppress(Exception):
+                if before is not None:
+                    self._put(MANIFEST, before)
+                else:
+                    with suppress(FileNotFoundError):
+                        path.files.rm_file(path.path)
+                self._is_settled = True
             raise
 
     def _put(self, name: str, text: str) -> None:
+        """Write a small object; Ctrl-C waits until that is done or has failed."""
         target = self.out_dir / name
-        target.files.pipe_file(target.path, text.encode())
-
-    def _shows(self, manifest: Manifest) -> bool:
-        try:
-            return (self.out_dir / MANIFEST).read_text() == manifest.to_json()
-        except (OSError, ValueError):
-            return False
+        with ThreadPoolExecutor(1, thread_name_prefix="cellgraph-upload") as pool:
+            pool.submit(target.files.pipe_file, target.path, text.encode()).result()
 
     def _remove_unnamed(self) -> None:
         """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""

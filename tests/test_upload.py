@@ -135,7 +135,11 @@ def test_identity_that_does_not_fit_is_refused(made, text, error, message):
     assert Flaky.objects == before
 
 
-BEFORE = [PLAIN, GZIP, "nothing"]
+CASES = [  # what was there, what comes, and whether failing steps are carried out all the same
+    *((before, after, False) for before in (PLAIN, GZIP, "nothing") for after in (PLAIN, GZIP)),
+    (PLAIN, PLAIN, True),
+    ("nothing", PLAIN, True),
+]
 
 
 def prepare(made, before) -> dict[str, bytes]:
@@ -152,7 +156,7 @@ def prepare(made, before) -> dict[str, bytes]:
 
 def export_new(made, tmp_path: Path, after, monkeypatch) -> str | None:
     """Export the new graph; return what was wrong, if anything."""
-    monkeypatch.setattr(upload, "_PART_BYTES", 100)  # many parts
+    monkeypatch.setattr(upload, "_PART_BYTES", 200)  # several parts
     try:
         export_connectivities(
             made[0]["new"], URL, compression=after, force=True, scratch_dir=tmp_path / "scratch",
@@ -165,9 +169,8 @@ def export_new(made, tmp_path: Path, after, monkeypatch) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("before", BEFORE, ids=str)
-@pytest.mark.parametrize("after", [PLAIN, GZIP], ids=str)
-def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
+@pytest.mark.parametrize(("before", "after", "late"), CASES)
+def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after, late):
     prepare(made, before)
     assert export_new(made, tmp_path, after, monkeypatch) is None
     steps = list(Flaky.steps)
@@ -175,7 +178,7 @@ def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
     expected = dict(Flaky.objects)
     for k, step in enumerate(steps):
         started = prepare(made, before)
-        Flaky.restart(k, k + 1)
+        Flaky.restart(k, k + 1, late=late)
         problem = export_new(made, tmp_path, after, monkeypatch)
         left = dict(Flaky.objects)
         shown = graph_shown()
@@ -200,9 +203,10 @@ def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
         assert graph_shown() == "new"
 
 
-@pytest.mark.parametrize("before", BEFORE, ids=str)
-@pytest.mark.parametrize("after", [PLAIN, GZIP], ids=str)
-def test_the_connection_is_lost_for_good_at_each_step(made, tmp_path, monkeypatch, before, after):
+@pytest.mark.parametrize(("before", "after", "late"), CASES)
+def test_the_connection_is_lost_for_good_at_each_step(
+    made, tmp_path, monkeypatch, before, after, late
+):
     old = "nothing" if before == "nothing" else "old"
     prepare(made, before)
     assert export_new(made, tmp_path, after, monkeypatch) is None
@@ -210,7 +214,7 @@ def test_the_connection_is_lost_for_good_at_each_step(made, tmp_path, monkeypatc
     found = []
     for k in range(len(Flaky.steps)):
         prepare(made, before)
-        Flaky.restart(k, sys.maxsize)
+        Flaky.restart(k, sys.maxsize, late=late)
         problem = export_new(made, tmp_path, after, monkeypatch)
         assert problem is not None
         found.append(graph_shown())
@@ -242,16 +246,18 @@ def test_an_answer_that_is_lost(made, tmp_path, monkeypatch):
     assert graph_shown() == "new"
 
 
-def test_ctrl_c_ends_the_upload(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["write", "commit", "put"])
+def test_ctrl_c_leaves_what_was_there(made, tmp_path, monkeypatch, at):
     started = prepare(made, PLAIN)
-    write = Flaky.step.__func__
+    step, seen = Flaky.step, []
 
-    def interrupt(cls, name, path):
-        if name == "commit":
+    def interrupt(name, path):
+        if name == at and at not in seen and "cellgraph-dask" not in path:
+            seen.append(at)
             raise KeyboardInterrupt
-        write(cls, name, path)
+        return step(name, path)
 
-    monkeypatch.setattr(Flaky, "step", classmethod(interrupt))
+    monkeypatch.setattr(Flaky, "step", staticmethod(interrupt))
     with pytest.raises(KeyboardInterrupt):
         export_new(made, tmp_path, PLAIN, monkeypatch)
     assert Flaky.objects == started
