@@ -106,7 +106,6 @@ class RemoteOutput:
         self.disk = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
         self.work = self.disk  # until it is entered
         self._created: list[Path] = []
-        self._is_settled = True  # whether it is known which manifest is there
         with named_storage_errors(target):
             taken = (target / MANIFEST).exists()
         if taken and not force:
@@ -152,11 +151,8 @@ class RemoteOutput:
             try:
                 self._bring_in(manifest, progress or Quiet())
             finally:
-                if self._is_settled:
-                    with suppress(
-                        Exception
-                    ):  # of a broken connection, say; the next export does it
-                        self._remove_unnamed()
+                with suppress(Exception):  # of a broken connection, say; the next export does it
+                    self._remove_unnamed()
             self._check(manifest)
 
     def _bring_in(self, manifest: Manifest, progress: Progress) -> None:
@@ -224,16 +220,12 @@ class RemoteOutput:
         try:
             self._put(MANIFEST, manifest.to_json())
         except BaseException:
-            # It may have arrived, or be on its way. Until another request has settled that, nothing
-            # that either manifest names may be removed.
-            self._is_settled = False
+            # It may have arrived all the same; the one before it is wanted until this one is whole.
             with suppress(Exception):
                 if before is not None:
                     self._put(MANIFEST, before)
                 else:
-                    with suppress(FileNotFoundError):
-                        path.files.rm_file(path.path)
-                self._is_settled = True
+                    path.files.rm_file(path.path)
             raise
 
     def _put(self, name: str, text: str) -> None:
@@ -248,8 +240,10 @@ class RemoteOutput:
             try:
                 shown = read_manifest(self.out_dir)
                 named = {Path(shown.path(side)).name for side in SIDES}
-            except InvalidExportError:  # one that is not ours may name what it likes
-                named = set(NAMES)
+            except InvalidExportError as error:
+                if isinstance(error.__cause__, OSError):  # who knows what it names?
+                    raise
+                named = set(NAMES)  # one that is not ours may name what it likes
         else:
             named = set()
         folder = self.out_dir / FOLDER

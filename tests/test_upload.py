@@ -263,6 +263,24 @@ def test_ctrl_c_leaves_what_was_there(made, tmp_path, monkeypatch, at):
     assert Flaky.objects == started
 
 
+def test_nothing_is_removed_while_the_manifest_cannot_be_read(made, tmp_path, monkeypatch):
+    """The copies to the usual names fail, and what the manifest names cannot be found out."""
+    prepare(made, PLAIN)
+    step, seen = Flaky.step, []
+
+    def fail(name, path):
+        if name == "copy" or (seen and name == "cat"):
+            seen.append(name)
+            raise ConnectionError(name)
+        return step(name, path)
+
+    monkeypatch.setattr(Flaky, "step", staticmethod(fail))
+    assert "copy" in export_new(made, tmp_path, PLAIN, monkeypatch)
+    assert seen == ["copy", "cat"]
+    monkeypatch.setattr(Flaky, "step", step)
+    assert graph_shown() == "new"
+
+
 def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
     prepare(made, PLAIN)
     put = upload.RemoteOutput._put
