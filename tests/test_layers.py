@@ -19,11 +19,9 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunks",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
-    "edge_files", "stream",
-    "plan",
-    "progress", "execute", "cluster", "parts", "stages", "publish", "remote", "upload", "download",
-    "exported", "verify", "export", "demo",
-    "cli", "__main__",
+    "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "export",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
