@@ -4,9 +4,9 @@
 
     python -m tests.benchmarks.kill_and_resume --cells 2000000 --kills 20
 
-Each kind of graph is exported by threads and by a cluster of two processes. An export is killed with
-SIGKILL after a random part of its time; then ``--resume`` must give the bytes of the whole run. The
-table says how many tasks were kept, and the seconds that going on took.
+Each kind of graph is exported by threads and by a cluster of two processes. An export is killed
+with SIGKILL after a random part of its time; then ``--resume`` must give the bytes of the whole
+run. The table says how many tasks were kept, and the seconds that going on took.
 """
 
 from __future__ import annotations
