@@ -37,6 +37,21 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class _Json(click.ParamType):  # type: ignore[type-arg]
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail('not a JSON object, such as {"anon": true}', param, ctx)
+        return found
+
+
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def add(command: Any) -> Any:
         for option in reversed(options):
@@ -77,6 +92,10 @@ _cluster_options = _options(
                       "memory limit is then that of each worker."),
     click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
                  help="The same, by the file that the scheduler wrote."),
+)  # fmt: skip
+_output_options = _options(
+    click.option("--output-storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and the like."),
 )  # fmt: skip
 _json_option = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
@@ -142,7 +161,7 @@ def _terminate(*_: object) -> None:
 
 
 @contextmanager
-def _interruptions(context: click.Context, out_dir: str) -> Iterator[None]:
+def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end an export in order, and say how to go on."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -150,7 +169,7 @@ def _interruptions(context: click.Context, out_dir: str) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         from .export import is_interrupted
 
-        if is_interrupted(out_dir):
+        if is_interrupted(out_dir, scratch_dir):
             command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
             message = "What is finished is kept. Go on with:\n" + shlex.join([*command, "--resume"])
         else:
@@ -166,6 +185,7 @@ def _interruptions(context: click.Context, out_dir: str) -> Iterator[None]:
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
+@_output_options
 @_cluster_options
 @_json_option
 @click.pass_context
@@ -196,6 +216,7 @@ def plan(
 @click.option("--keep-scratch", is_flag=True, help="Leave temporary files, done or failed.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@_output_options
 @_cluster_options
 @_json_option
 @_progress_option
@@ -210,8 +231,8 @@ def export(
     scheduler_file: str | None,
     **options: Any,
 ) -> None:
-    """Export the graph of SOURCE, a zarr AnnData store, to the folder OUT_DIR."""
-    with _errors(context), _interruptions(context, out_dir):
+    """Export the graph of SOURCE, a zarr AnnData store, to OUT_DIR: a folder or a URL."""
+    with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
         with _imports():
             from .export import export_connectivities
 
@@ -232,16 +253,26 @@ def export(
 
 @cli.command(context_settings=_HELP)
 @click.argument("out_dir")
+@_output_options
 @_json_option
 @_progress_option
 @click.pass_context
-def verify(context: click.Context, /, out_dir: str, as_json: bool, progress: bool | None) -> None:
+def verify(
+    context: click.Context,
+    /,
+    out_dir: str,
+    as_json: bool,
+    progress: bool | None,
+    output_storage_options: dict[str, Any] | None,
+) -> None:
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
     with _errors(context):
         with _imports():
             from .export import verify_export
 
-        report = verify_export(out_dir, progress=progress)
+        report = verify_export(
+            out_dir, progress=progress, output_storage_options=output_storage_options
+        )
         if as_json:
             click.echo(report.to_json())
         elif report.ok:

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,9 +22,17 @@ from .cluster import (
     inspect_workers,
     worker_peak_bytes,
 )
+from .download import downloaded
 from .edge_files import DeflatePart, EdgeFiles
 from .edge_pairs import SIDES, Manifest, index_dtype
-from .errors import ClusterError, DiskSpaceError, NegativeWeightError, OtherWayError, ResumeError
+from .errors import (
+    ClusterError,
+    DiskSpaceError,
+    InvalidExportError,
+    NegativeWeightError,
+    OtherWayError,
+    ResumeError,
+)
 from .execute import Threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
 from .job import Job, Way
@@ -62,11 +70,13 @@ from .plan import (
 )
 from .progress import Progress, progress_bars
 from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
+from .remote import find_path
 from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
 from .stages import run_stages
 from .stream import looks_symmetric
+from .upload import RemoteOutput, local_folder, open_output
 from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -149,6 +159,7 @@ def plan_export(
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportPlan:
     """Return what an export would do and need. Nothing is written.
 
@@ -172,6 +183,8 @@ def plan_export(
     client
         A `distributed.Client`: its workers do the work, and the memory limit is that of each
         worker. By default the one that is active, if any; else threads of this process.
+    output_storage_options
+        For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
     Returns
     -------
@@ -184,14 +197,23 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     """
+    client = client if client is not None else active_client()
+    output = open_output(
+        out_dir if out_dir is not None else Path.cwd(),
+        force=True,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
+    )
     prepared = _prepare(
         open_source(source, key),
-        Path(out_dir) if out_dir is not None else Path.cwd(),
+        output.folder,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client if client is not None else active_client(),
+        client=client,
+        upload_bytes=output.upload_bytes,
     )
     return prepared.plan
 
@@ -210,6 +232,7 @@ def export_connectivities(
     resume: bool = False,
     progress: bool | None = False,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a neighbour graph as the edge files of the Cellucid viewer.
 
@@ -221,7 +244,8 @@ def export_connectivities(
     source, key, compression, memory_limit, threads, scratch_dir
         As for `plan_export`.
     out_dir
-        Folder of the export. The edge files go to ``connectivity/`` in it.
+        Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
+        ``connectivity/`` in it.
     keep_scratch
         Whether to leave temporary files where they are, whether the export succeeds or fails.
     force
@@ -232,7 +256,7 @@ def export_connectivities(
         is none, the export starts from the beginning.
     progress
         Whether to show progress bars on standard error; None for "if it is a terminal".
-    client
+    client, output_storage_options
         As for `plan_export`.
 
     Returns
@@ -261,7 +285,7 @@ def export_connectivities(
     """
     return run_export(
         open_source(source, key),
-        Path(out_dir),
+        out_dir,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -271,23 +295,25 @@ def export_connectivities(
         resume=resume,
         progress=progress,
         client=client if client is not None else active_client(),
+        output_storage_options=output_storage_options,
     )
 
 
-def is_interrupted(out_dir: str | Path) -> bool:
+def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
     """Tell whether a run into `out_dir` was interrupted, so that `resume` goes on with it."""
-    return read_run(Path(out_dir) / WORK_FOLDER) is not None
+    return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
 def run_export(
     source: Source,
-    out_dir: Path,
+    out_dir: str | Path,
     *,
     keep_scratch: bool = False,
     force: bool = False,
     resume: bool = False,
     progress: bool | None = False,
     scratch_dir: str | Path | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ExportReport:
     """Do `export_connectivities` for an open source; tests also give `tuning` and `way`."""
@@ -296,20 +322,26 @@ def run_export(
     client: Client | None = settings.get("client")
     if client is not None:  # workers may have another working directory
         source = replace(source, path=str(Path(source.path).absolute()))
-        out_dir = out_dir.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
-    read_identity(out_dir, source.n_cells)
     record = None
     if resume:
-        record = _interrupted_run(source, out_dir, settings.get("compression"), scratch_dir)
+        folder = local_folder(out_dir, scratch_dir)
+        record = _interrupted_run(source, folder, settings.get("compression"), scratch_dir)
         settings["record"] = record
-    output = Output(
-        out_dir, force=force or (record is not None and record.force), resume=record is not None
+    output = open_output(
+        out_dir,
+        force=force or (record is not None and record.force),
+        resume=record is not None,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
     )
+    read_identity(output.out_dir, source.n_cells)
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
-    prepared = _prepare(source, out_dir, **settings)
+    settings["upload_bytes"] = output.upload_bytes
+    prepared = _prepare(source, output.folder, **settings)
     if record is None:
-        _check_disk(prepared.plan, out_dir, scratch_dir)
+        _check_disk(prepared.plan, output.folder, scratch_dir)
     with output, progress_bars(progress) as bars:
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
@@ -319,19 +351,19 @@ def run_export(
             try:
                 with _folders(record, output, keep_scratch) as edges:
                     result = _run(prepared, record, output, edges, bars, client)
-                    output.publish(result.manifest, edges)
+                    output.publish(result.manifest, edges, bars)
                 break
             except OtherWayError as reason:
                 # Seen only on the way: some weights are negative, or an entry has no mirror image.
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
-                prepared = _prepare(source, out_dir, **settings)
-                _check_disk(prepared.plan, out_dir, scratch_dir)
+                prepared = _prepare(source, output.folder, **settings)
+                _check_disk(prepared.plan, output.folder, scratch_dir)
                 record = None
     plan = prepared.plan
     return ExportReport(
-        out_dir=str(out_dir),
+        out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
         n_edges=result.manifest.n_edges,
         max_neighbors=result.manifest.max_neighbors,
@@ -349,14 +381,19 @@ def run_export(
     )
 
 
-def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> VerifyReport:
-    """Check an export on disk: manifest, sizes, order, largest degree, gzip.
+def verify_export(
+    out_dir: str | Path,
+    *,
+    progress: bool | None = False,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> VerifyReport:
+    """Check an export: manifest, sizes, order, largest degree, gzip.
 
     Parameters
     ----------
     out_dir
-        Folder of the export.
-    progress
+        Folder of the export, or its URL.
+    progress, output_storage_options
         As for `export_connectivities`.
 
     Returns
@@ -364,8 +401,17 @@ def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> Veri
     VerifyReport
         `ok` is False if anything is wrong; `problems` says what.
     """
+    path = find_path(out_dir, output_storage_options)
     with progress_bars(progress) as bars:
-        return verify(Path(out_dir), bars)
+        if isinstance(path, Path):
+            return verify(path, bars)
+        try:
+            with downloaded(path) as folder:
+                report = verify(folder, bars)
+        except InvalidExportError as error:
+            return VerifyReport(False, (str(error),))
+    problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
+    return replace(report, problems=problems)
 
 
 def _prepare(
@@ -380,6 +426,7 @@ def _prepare(
     way: Way | None = None,
     tuning: Tuning | None = None,
     record: RunRecord | None = None,
+    upload_bytes: int = 0,
 ) -> _Prepared:
     if compression is not None and not 1 <= compression <= 9:
         raise ValueError(f"compression must be None or 1 to 9, not {compression}")
@@ -396,7 +443,7 @@ def _prepare(
         threads = threads or default_threads()
         with no_collection():
             source.warm_up(way)
-        reserved = round_reserved(resident_bytes())
+        reserved = round_reserved(resident_bytes() + upload_bytes)
     else:
         workers = inspect_workers(client, source, way, allowed)
         limit, threads = workers.memory_limit, workers.threads_per_worker
@@ -513,10 +560,13 @@ def _interrupted_run(
 
 
 def _new_record(
-    prepared: _Prepared, output: Output, scratch_dir: str | Path | None, force: bool
+    prepared: _Prepared,
+    output: Output | RemoteOutput,
+    scratch_dir: str | Path | None,
+    force: bool,
 ) -> RunRecord:
     source, tuning, run = prepared.job.source, prepared.tuning, new_id()
-    base = output.work if scratch_dir is None else _scratch_base(output.out_dir, scratch_dir)
+    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
     seeds = (int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8)))
     return RunRecord(
         id=run,
@@ -524,7 +574,7 @@ def _new_record(
         source=str(Path(source.path).absolute()),
         key=source.key,
         fingerprint=source.fingerprint(),
-        out_dir=str(output.out_dir.absolute()),
+        out_dir=str(output.name),
         scratch=str(base.absolute() / f"run-{run}"),
         compression=prepared.plan.compression,
         way=prepared.job.way,
@@ -545,7 +595,7 @@ def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
 
 
 @contextmanager
-def _folders(record: RunRecord, output: Output, keep: bool) -> Iterator[Path]:
+def _folders(record: RunRecord, output: Output | RemoteOutput, keep: bool) -> Iterator[Path]:
     """Make the folders of a run, and remove them afterwards unless it can be gone on with.
 
     Yields
@@ -600,7 +650,7 @@ class _Result:
 def _run(
     prepared: _Prepared,
     record: RunRecord,
-    output: Output,
+    output: Output | RemoteOutput,
     edges: Path,
     progress: Progress,
     client: Client | None,

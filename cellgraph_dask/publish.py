@@ -30,6 +30,7 @@ from .edge_pairs import (
     IDENTITY,
     MANIFEST,
     SIDES,
+    AnyPath,
     Manifest,
     check_readable,
     file_name,
@@ -37,11 +38,12 @@ from .edge_pairs import (
 )
 from .errors import InvalidExportError, OutputError
 from .files import fsync_folder, make_folders, named_disk_errors, replace_text, write_aside
+from .progress import Progress
 
 WORK_FOLDER = ".cellgraph-dask"
 _LOCK_ATTEMPTS = 100
-_NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
-_TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
+NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
+TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
 
 
 class Output:
@@ -69,8 +71,11 @@ class Output:
         If the folder cannot be written, holds an export already, or another run holds it.
     """
 
+    upload_bytes = 0  # memory that uploading takes; see `RemoteOutput`
+
     def __init__(self, out_dir: Path, *, force: bool, resume: bool = False) -> None:
-        self.out_dir = out_dir
+        self.out_dir = self.folder = out_dir
+        self.name = str(out_dir.absolute())
         self.keep = False
         self._resume = resume
         self.work = out_dir / WORK_FOLDER
@@ -161,7 +166,9 @@ class Output:
             else:
                 path.unlink(missing_ok=True)
 
-    def publish(self, manifest: Manifest, made: Path | None = None) -> None:
+    def publish(
+        self, manifest: Manifest, made: Path | None = None, _progress: Progress | None = None
+    ) -> None:
         """Show edge files to readers, as `manifest` describes them.
 
         Parameters
@@ -227,7 +234,7 @@ class Output:
         if identity is not None and not _tells(identity, manifest.n_edges):
             before = path.read_text(encoding="utf-8")
             steps.append(
-                (IDENTITY, self.work / IDENTITY, _identity_text(identity, manifest.n_edges))
+                (IDENTITY, self.work / IDENTITY, identity_text(identity, manifest.n_edges))
             )
             if identity["stats"].get("n_edges") is not None:
                 silent = {"stats": identity["stats"] | {"n_edges": None}}
@@ -252,9 +259,9 @@ class Output:
             named = {Path(shown.path(side)).name for side in SIDES}
         except InvalidExportError:
             # Without a manifest nothing is named. One that is not ours may name what it likes.
-            named = set(_NAMES) if (self.out_dir / MANIFEST).exists() else set()
+            named = set(NAMES) if (self.out_dir / MANIFEST).exists() else set()
         for path in folder.iterdir():
-            if path.name not in named and (path.name in _NAMES or _TAGGED.fullmatch(path.name)):
+            if path.name not in named and (path.name in NAMES or TAGGED.fullmatch(path.name)):
                 path.unlink()
 
 
@@ -288,7 +295,7 @@ def _is_same(fd: int, path: Path) -> bool:
         return False
 
 
-def read_identity(out_dir: Path, n_cells: int) -> dict[str, Any] | None:
+def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
     """Return the content of ``dataset_identity.json``, or None if there is none.
 
     Raises
@@ -323,7 +330,7 @@ def _tells(identity: dict[str, Any], n_edges: int) -> bool:
     return stats.get("has_connectivity") is True and stats.get("n_edges") == n_edges
 
 
-def _identity_text(identity: dict[str, Any], n_edges: int) -> str:
+def identity_text(identity: dict[str, Any], n_edges: int) -> str:
     """Return the identity with the graph's figures; all else stays, in its order."""
     stats = identity["stats"] | {"has_connectivity": True, "n_edges": n_edges}
     return json.dumps(identity | {"stats": stats}, indent=2)

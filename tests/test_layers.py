@@ -20,18 +20,20 @@ ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunk_codecs",
     "chunks", "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
-    "parts", "stages", "publish", "verify", "export", "demo", "cli", "__main__",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "export",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
     "zarr": {"chunk_codecs", "chunks", "source", "demo"},
     "numcodecs": {"chunk_codecs"},
     "anndata": {"demo"},
-    "scipy": {"demo"},
+    "fsspec": {"remote"},
+    "scipy": {"demo", "exported"},
     "pandas": {"demo"},
     "numba": {"compiled"},
     "llvmlite": {"compiled"},
-    "dask": {"execute"},
+    "dask": {"execute", "exported"},
     "distributed": {"cluster", "export"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -41,7 +43,7 @@ ROOMS = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec")  # fmt: skip
 
 
 def imports(module: str) -> Iterator[str]:
