@@ -1,0 +1,111 @@
+"""Pairs of cells that wait on disk, by partition, until the edges they stand for are looked at.
+
+One file takes what all tasks leave; where the pairs of each task and partition are in it is kept in
+memory, 8 bytes for each task and partition.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import workspace
+from .files import read_at, write_at
+
+Array = NDArray[Any]
+
+
+class PairFile:
+    """A file of equally long columns, in lots that are ordered by partition.
+
+    Parameters
+    ----------
+    path
+        The file, which must not exist.
+    columns
+        Names and dtypes of the columns.
+    n_partitions
+        Number of partitions.
+    """
+
+    def __init__(
+        self, path: Path, columns: Mapping[str, np.dtype[Any]], n_partitions: int
+    ) -> None:
+        self._columns = dict(columns)
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        self._lock = threading.Lock()
+        self._end = 0
+        self._lots: dict[int, tuple[int, Array]] = {}
+        self.counts = np.zeros(n_partitions, np.int64)
+
+    def append(self, number: int, starts: Array, columns: Mapping[str, Array]) -> None:
+        """Write a lot.
+
+        Parameters
+        ----------
+        number
+            Lots are read in the order of their numbers.
+        starts
+            Where each partition starts in the columns: ``n_partitions + 1`` int64; kept.
+        columns
+            Its columns.
+        """
+        n = int(starts[-1])
+        with self._lock:
+            offset = self._end
+            self._end += n * sum(dtype.itemsize for dtype in self._columns.values())
+            self._lots[number] = offset, starts
+            self.counts += np.diff(starts)
+        for name in self._columns:
+            offset = write_at(self._fd, columns[name][:n], offset)
+
+    def lots(self, first: int, last: int) -> list[tuple[int, Array]]:
+        """Return the lots that have pairs in partitions ``[first, last)``, with their starts."""
+        found = []
+        for number in sorted(self._lots):
+            starts = self._lots[number][1][first : last + 1]
+            if starts[-1] > starts[0]:
+                found.append((number, starts))
+        return found
+
+    def read(self, number: int, name: str, start: int, out: Array) -> None:
+        """Fill `out` with a lot's column from place `start` on."""
+        offset, starts = self._lots[number]
+        for column, dtype in self._columns.items():
+            if column == name:
+                break
+            offset += int(starts[-1]) * dtype.itemsize
+        read_at(self._fd, out, offset + start * self._columns[name].itemsize)
+
+    def gather(self, first: int, last: int) -> tuple[dict[str, Array], Array]:
+        """Return all pairs of partitions ``[first, last)``, lot after lot.
+
+        Returns
+        -------
+        columns : dict of ndarray
+            This thread's work space.
+        slices : ndarray
+            ``(n_lots, last - first + 1)`` int64: where each partition starts in the columns.
+        """
+        lots = self.lots(first, last)
+        sizes = [int(starts[-1] - starts[0]) for _, starts in lots]
+        begins = np.cumsum([0, *sizes])
+        columns = {}
+        for name, dtype in self._columns.items():
+            values = columns[name] = workspace.take(f"pair {name}", int(begins[-1]), dtype)
+            for (number, starts), begin, size in zip(lots, begins.tolist(), sizes, strict=False):
+                self.read(number, name, int(starts[0]), values[begin : begin + size])
+        slices = np.empty((len(lots), last - first + 1), np.int64)
+        for k, (_, starts) in enumerate(lots):
+            slices[k] = starts - starts[0] + begins[k]
+        return columns, slices
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)

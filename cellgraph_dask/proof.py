@@ -1,0 +1,424 @@
+"""Proving that edges are those of their matrix, apart from all that the export did to find them.
+
+Let U be the pairs ``(i, j)``, i < j, for which C[i, j] is stored with a weight that is not zero, L
+those for which C[j, i] is, and E the exported edges. Unless a weight is negative, to be shown is
+``E = U ∪ L``.
+
+**By sums.** Each of the three is hashed pair by pair with random seeds and summed up, 128 bits wide.
+If all three sums agree, then U, L and E hold the same pairs, each as often as the others; and as no
+edge is there twice, ``E = U = L``. Otherwise their sums agree with a chance of 2⁻¹²⁸. This takes one
+look at the matrix and one at the edges, in any order, and is tried where the matrix looks symmetric.
+
+**By comparison**, for any matrix, in two steps::
+
+    block of rows ──► upper entries: looked up among the edges of their rows, which are
+      │               consecutive in the files; what is found is marked
+      └─────────────► lower entries ──► pairs by partition of their smaller cell, on disk
+    partition ──────► its pairs: looked up among its edges, which are consecutive too; marked
+                      every edge must now be marked
+
+An entry without its edge is seen when it is looked up, an edge without entry by its missing mark.
+Upper entries of rows that are cut by a block's border, or that have too many edges to be held, go
+the way of the lower ones.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import verify_loops, workspace
+from .census import cell_dtype
+from .edge_reader import SLAB_EDGES, PlainEdges
+from .errors import NegativeWeightError
+from .execute import Executor
+from .files import read_at, write_at
+from .pair_file import PairFile
+from .source import Block, Source
+
+Array = NDArray[Any]
+
+_MASK = 2**64 - 1
+_PARTITIONS = 1024  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
+_MOST_SOURCES = 1 << 20  # cells in a piece
+_MOST_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 16
+_MOST_PIECE, _LEAST_PIECE = 1 << 22, 1 << 16
+
+
+@dataclass(frozen=True)
+class ProofPlan:
+    """Sizes that keep a proof within its memory.
+
+    Attributes
+    ----------
+    block_entries, block_rows : int
+        Most stored entries and rows in a block.
+    piece_edges : int
+        Most edges, and most pairs, that are compared at once.
+    threads : int
+        Threads that work at once.
+    """
+
+    block_entries: int
+    block_rows: int
+    piece_edges: int
+    threads: int
+
+
+class _Rows(NamedTuple):
+    """A block, and which of its rows are not cut by its borders: ``[begin, end)``."""
+
+    block: Block
+    begin: int
+    end: int
+
+
+class _Piece(NamedTuple):
+    """Partitions ``[first, last)``, and their edges ``[start, stop)``."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+def partition_shift(n_cells: int) -> int:
+    """Return the shift of partitions: each is ``2**shift`` cells, at most 2¹⁶."""
+    return min(16, max(8, math.ceil(math.log2(max(2, n_cells / _PARTITIONS)))))
+
+
+def proof_bytes(source: Source, plan: ProofPlan, *, signed: bool = False) -> int:
+    """Return the most bytes that a proof with these sizes needs."""
+    cell = cell_dtype(source.n_cells).itemsize
+    n_partitions = (source.n_cells >> partition_shift(source.n_cells)) + 1
+    n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
+    weight = 8 if signed else 0
+    block = source.block_bytes(plan.block_entries, plan.block_rows, signed=signed)
+    block += plan.block_entries * (2 + cell + weight) + 17 * plan.block_rows + 32 * n_partitions
+    block += plan.piece_edges * (cell + 1) + SLAB_EDGES * cell
+    piece = plan.piece_edges * (2 + cell + cell + 1) + 16 * _MOST_SOURCES + SLAB_EDGES * cell
+    piece += 16 * n_blocks * ((_MOST_SOURCES >> partition_shift(source.n_cells)) + 2)
+    if signed:  # keys, weights and sides, sorted and not
+        piece += plan.piece_edges * 80
+    return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40) * (1 + signed)
+
+
+def plan_proof(
+    source: Source, available: int, threads: int, *, signed: bool = False
+) -> ProofPlan | None:
+    """Return the largest sizes that fit, or None; rather fewer threads than tiny blocks."""
+    chunk = source.chunk_size
+    even = source.n_entries // (4 * threads)
+    most = max(_LEAST_BLOCK, min(_MOST_BLOCK, even))
+    least = chunk * (_LEAST_BLOCK // chunk) if chunk < _LEAST_BLOCK else _LEAST_BLOCK
+    for n_threads in range(threads, 0, -1):
+        block = chunk * max(1, most // chunk)
+        while block >= least:
+            piece = min(_MOST_PIECE, max(_LEAST_PIECE, block))
+            plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
+            if proof_bytes(source, plan, signed=signed) <= available:
+                return plan
+            # By whole chunks as long as there are several, then by parts of one.
+            n_chunks = block // chunk
+            block = chunk * -(-n_chunks // 2) if n_chunks > 1 else -(-block // 2)
+    return None
+
+
+def check_cover(source: Source, blocks: Sequence[Block]) -> None:
+    """Make sure that blocks hold every stored entry once, in order."""
+    ends = [0, *(block.stop for block in blocks)]
+    starts = [*(block.start for block in blocks), source.n_entries]
+    if starts != ends:
+        raise AssertionError("blocks do not cover the matrix")
+
+
+def prove_by_sums(
+    source: Source,
+    blocks: Sequence[Block],
+    seeds: Array,
+    edge_sum: tuple[int, int],
+    executor: Executor,
+) -> bool:
+    """Tell whether upper entries, mirrored lower entries and edges have the same sum of hashes.
+
+    Parameters
+    ----------
+    source, blocks
+        The matrix; fewer than 2³² cells.
+    seeds
+        Four random uint64 values.
+    edge_sum
+        The sum over the edges.
+    executor
+        What runs the tasks.
+
+    Raises
+    ------
+    NegativeWeightError
+        If a weight is negative.
+    DamagedGraphError
+        If the matrix breaks a rule.
+    """
+    sums = executor.run(
+        "matrix",
+        partial(_hash_block, source, seeds),
+        blocks,
+        sizes=[block.stop - block.start for block in blocks],
+        unit="entries",
+    )
+    totals = [sum(column) & _MASK for column in zip(*sums, strict=True)] or [0] * 4
+    return tuple(totals[:2]) == tuple(totals[2:]) == edge_sum
+
+
+def _hash_block(source: Source, seeds: Array, block: Block) -> tuple[int, ...]:
+    entries = source.read_block(block, signed=False)
+    if entries.has_negative:
+        raise NegativeWeightError
+    sums = np.zeros((2, 2), np.uint64)
+    rows = workspace.take("rows", verify_loops.TILE, np.uint32)
+    verify_loops.hash_entries(
+        entries.indices, entries.indptr, block.first_row, seeds, rows, sums[0], sums[1]
+    )
+    return tuple(int(half) for half in sums.ravel())
+
+
+def prove_by_comparison(
+    source: Source,
+    blocks: Sequence[Block],
+    edges: PlainEdges,
+    folder: Path,
+    plan: ProofPlan,
+    executor: Executor,
+) -> list[str]:
+    """Compare edges and entries, both ways; return what is wrong.
+
+    Parameters
+    ----------
+    source, blocks
+        The matrix.
+    edges
+        The edges, whose order has been checked.
+    folder
+        Where pairs and marks go.
+    plan
+        Sizes.
+    executor
+        What runs the tasks.
+
+    Raises
+    ------
+    NegativeWeightError
+        If a weight is negative.
+    DamagedGraphError
+        If the matrix breaks a rule.
+    """
+    shift = partition_shift(source.n_cells)
+    n_partitions = max(1, -(-source.n_cells >> shift))
+    columns = {"small": np.dtype(np.uint16), "large": cell_dtype(source.n_cells)}
+    marks = os.open(folder / "marks", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        os.truncate(marks, edges.n_edges)
+        pairs = PairFile(folder / "pairs", columns, n_partitions)
+        try:
+            compare = _Comparison(source, edges, pairs, marks, plan.piece_edges, shift)
+            rows = _whole_rows(blocks)
+            found = executor.run(
+                "matrix", compare.rows, rows,
+                sizes=[key.block.stop - key.block.start for key in rows], unit="entries",
+            )  # fmt: skip
+            problems = [text for text in found if text]
+            if problems:
+                return problems
+            pieces = _cut_pieces(edges, pairs.counts, shift, plan.piece_edges)
+            found = executor.run(
+                "compare", compare.piece, pieces,
+                sizes=[piece.stop - piece.start for piece in pieces], unit="edges",
+            )  # fmt: skip
+            return [text for text in found if text]
+        finally:
+            pairs.close()
+    finally:
+        os.close(marks)
+
+
+def _whole_rows(blocks: Sequence[Block]) -> list[_Rows]:
+    """Find the rows of each block that no other block has entries of."""
+    keys = []
+    for k, block in enumerate(blocks):
+        begin, end = 0, block.last_row - block.first_row
+        if k and blocks[k - 1].last_row > block.first_row:
+            begin = 1
+        if k + 1 < len(blocks) and blocks[k + 1].first_row < block.last_row:
+            end -= 1
+        keys.append(_Rows(block, begin, max(begin, end)))
+    return keys
+
+
+def _cut_pieces(edges: PlainEdges, counts: Array, shift: int, most: int) -> list[_Piece]:
+    """Group partitions while neither their edges nor their pairs are too many."""
+    starts = [edges.position(f << shift) for f in range(counts.size)] + [edges.n_edges]
+    pieces = []
+    first = n_pairs = 0
+    for f in range(counts.size):
+        if f > first and (
+            n_pairs + counts[f] > most
+            or starts[f + 1] - starts[first] > most
+            or (f + 1 - first) << shift > _MOST_SOURCES
+        ):
+            pieces.append(_Piece(first, f, starts[first], starts[f]))
+            first, n_pairs = f, 0
+        n_pairs += int(counts[f])
+    pieces.append(_Piece(first, counts.size, starts[first], starts[-1]))
+    return pieces
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """What the tasks of a comparison share."""
+
+    source: Source
+    edges: PlainEdges
+    pairs: PairFile
+    marks: int
+    most: int
+    shift: int
+
+    def rows(self, key: _Rows) -> str | None:
+        """Mark the edges of a block's upper entries, and leave the others as pairs."""
+        block = key.block
+        entries = self.source.read_block(block, signed=False)
+        if entries.has_negative:
+            raise NegativeWeightError
+        n_rows = block.last_row - block.first_row
+        matched = workspace.take("matched rows", n_rows, np.uint8)
+        matched[:] = 0
+        first = self.edges.position(block.first_row + key.begin)
+        last = self.edges.position(block.first_row + key.end)
+        ends = self._ends(block.first_row, n_rows, first, last)
+        row = key.begin
+        while row < key.end:
+            stop = int(np.searchsorted(ends[: key.end + 1], ends[row] + self.most, "right")) - 1
+            if stop == row:  # too many edges to hold: its entries go the other way
+                row += 1
+                continue
+            a, b = int(ends[row]), int(ends[stop])
+            dst = self.edges.read(1, a, b, "edge dst")
+            seen = workspace.take("seen", b - a, np.uint8)
+            seen[:] = 0
+            bad = verify_loops.mark_rows(
+                entries.indices, entries.indptr, block.first_row, row, stop, ends, dst, a, seen
+            )
+            if bad >= 0:
+                at = int(np.searchsorted(entries.indptr, bad, "right")) - 1 + block.first_row
+                return missing(self.source, self.edges, at, int(entries.indices[bad]))
+            write_at(self.marks, seen, a)
+            matched[row:stop] = 1
+            row = stop
+        self._leave(block, entries.indices, entries.indptr, matched)
+        return None
+
+    def _ends(self, first_cell: int, n: int, start: int, stop: int) -> Array:
+        """Return where the edges of each of `n` sources end, among the edges ``[start, stop)``."""
+        ends = workspace.take("edge ends", n + 1, np.int64)
+        ends[:] = 0
+        ends[0] = start
+        for at in range(start, stop, SLAB_EDGES):
+            src = self.edges.read(0, at, min(at + SLAB_EDGES, stop), "slab src")
+            verify_loops.index_sources(src, first_cell, ends)
+        return np.cumsum(ends, out=ends)
+
+    def _leave(self, block: Block, indices: Array, indptr: Array, matched: Array) -> None:
+        """Write the entries of a block that have not been matched to the file of pairs."""
+        starts = np.zeros(self.pairs.counts.size + 1, np.int64)
+        verify_loops.count_loose(
+            indices, indptr, block.first_row, matched, self.shift, starts[1:]
+        )
+        np.cumsum(starts, out=starts)
+        columns = {
+            "small": workspace.take("small", int(starts[-1]), np.uint16),
+            "large": workspace.take("large", int(starts[-1]), cell_dtype(self.source.n_cells)),
+        }
+        verify_loops.gather_loose(
+            indices, indptr, block.first_row, matched, self.shift, starts[:-1].copy(),
+            columns["small"], columns["large"],
+        )  # fmt: skip
+        self.pairs.append(block.number, starts, columns)
+
+    def piece(self, piece: _Piece) -> str | None:
+        """Mark the edges of a piece that pairs stand for; all must then be marked."""
+        n_pairs = int(self.pairs.counts[piece.first : piece.last].sum())
+        fits = piece.stop - piece.start <= self.most
+        if fits and n_pairs <= self.most:
+            return self._compare(piece, piece.start, piece.stop, streamed=False)
+        for start in range(piece.start, max(piece.stop, piece.start + 1), self.most):
+            stop = min(start + self.most, piece.stop)
+            problem = self._compare(piece, start, stop, streamed=True)
+            if problem:
+                return problem
+        return None
+
+    def _compare(self, piece: _Piece, start: int, stop: int, *, streamed: bool) -> str | None:
+        """Compare some edges of a piece with its pairs, which are held or, streamed, go by."""
+        bounds = np.array(
+            [
+                *((piece.first << self.shift, 0) if start == piece.start else self.edges.edge(start)),
+                *((piece.last << self.shift, 0) if stop == piece.stop else self.edges.edge(stop)),
+            ]
+        )
+        first_cell, last_cell = int(bounds[0]), int(bounds[2])
+        ends = self._ends(first_cell, last_cell - first_cell + 1, start, stop)
+        ends -= start
+        dst = self.edges.read(1, start, stop, "edge dst")
+        seen = workspace.take("seen", stop - start, np.uint8)
+        read_at(self.marks, seen, start)
+        place = np.zeros(2, np.int64)
+        lots = self._stream(piece) if streamed else [self.pairs.gather(piece.first, piece.last)]
+        for columns, slices in lots:
+            if verify_loops.mark_pairs(
+                columns["small"], columns["large"], slices, piece.first, self.shift, bounds, ends,
+                dst, seen, place,
+            ) >= 0:  # fmt: skip
+                return missing(self.source, self.edges, int(place[0]), int(place[1]))
+        unseen = verify_loops.first_unseen(seen)
+        return unfounded(self.edges, start + unseen) if unseen >= 0 else None
+
+    def _stream(self, piece: _Piece) -> Any:
+        """Yield the pairs of one partition, a slab at a time."""
+        for number, starts in self.pairs.lots(piece.first, piece.last):
+            for at in range(int(starts[0]), int(starts[-1]), self.most):
+                n = min(self.most, int(starts[-1]) - at)
+                columns = {
+                    "small": workspace.take("pair small", n, np.uint16),
+                    "large": workspace.take("pair large", n, cell_dtype(self.source.n_cells)),
+                }
+                for name, values in columns.items():
+                    self.pairs.read(number, name, at, values)
+                yield columns, np.array([[0, n]])
+
+
+def missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:
+    """Say that the matrix has a nonzero without edge."""
+    row, column = (small, large) if source.has_entry(small, large) else (large, small)
+    if source.layout == "csc":
+        row, column = column, row
+    number = edges.position(small, large)
+    return (
+        f"{source.key} has a nonzero in row {row}, column {column}, but there is no edge "
+        f"({small}, {large}); it would be edge {number} (byte {number * edges.dtype.itemsize})."
+    )
+
+
+def unfounded(edges: PlainEdges, number: int) -> str:
+    """Say that an edge has no nonzero in the matrix."""
+    return (
+        f"edge {number} (byte {number * edges.dtype.itemsize}) is {edges.edge(number)}, but the "
+        "matrix has no nonzero for these cells."
+    )
