@@ -9,16 +9,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .export import ExportReport as ExportReport
     from .export import export_connectivities as export_connectivities
+    from .export import inspect_path as inspect_path
     from .export import plan_export as plan_export
     from .export import verify_export as verify_export
+    from .inspection import InspectReport as InspectReport
     from .plan import ExportPlan as ExportPlan
     from .verify import VerifyReport as VerifyReport
 
 _HOME = {
     "ExportPlan": "plan",
     "ExportReport": "export",
+    "InspectReport": "inspection",
     "VerifyReport": "verify",
     "export_connectivities": "export",
+    "inspect_path": "export",
     "plan_export": "export",
     "verify_export": "export",
 }

@@ -1,9 +1,9 @@
 """What a graph is like: degrees, isolated cells and connected components, within given memory.
 
-Degrees take a byte a cell and thread. A counter that comes round to zero leaves a note, which counts
-256; graphs of high mean degree, which would leave too many, get counters of four bytes. Components
-are found with a forest (union-find) of four bytes a cell and thread, the forests being joined in
-the end. What does not fit is done in several passes (degrees) or left out (components).
+Degrees take a byte a cell and thread. A counter that comes round to zero leaves a note, which
+counts 256; graphs of high mean degree, which would leave too many, get counters of four bytes.
+Components are found with a forest (union-find) of four bytes a cell and thread, the forests being
+joined in the end. What does not fit is done in several passes (degrees) or left out (components).
 """
 
 from __future__ import annotations
@@ -190,9 +190,9 @@ class Forests:
 
 def forest_bytes(n_cells: int, n_forests: int) -> int:
     """Return the bytes of so many forests; one needs room for a second in the end."""
-    return n_forests * (n_cells // 8 + 1) + max(n_forests, 2) * n_cells * cell_dtype(
-        n_cells
-    ).itemsize
+    return (
+        n_forests * (n_cells // 8 + 1) + max(n_forests, 2) * n_cells * cell_dtype(n_cells).itemsize
+    )
 
 
 class _Forest:

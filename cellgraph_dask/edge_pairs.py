@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def read_manifest(out_dir: Path) -> Manifest:
     return manifest
 
 
-def read_edges(path: Path, compression: int | None, n_bytes: int) -> Iterator[bytes]:
+def read_edges(path: Path, compression: int | None, n_bytes: int) -> Generator[bytes]:
     """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
 
     Parameters

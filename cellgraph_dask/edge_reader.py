@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,7 @@ class PlainEdges:
                 try:
                     self._fds.append(os.open(path, os.O_RDONLY))
                 except OSError as error:
-                    raise InvalidExportError(
-                        f"{path} cannot be read: {error.strerror}."
-                    ) from error
+                    raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
                 found = os.fstat(self._fds[-1]).st_size
                 if found != n_bytes:
                     more = "more than" if found > n_bytes else f"{found} instead of"
@@ -142,7 +140,7 @@ def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[
     readers = [
         read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
     ]
-    sides = [_Ahead(reader) if ahead else reader for reader in readers]
+    sides: list[Any] = [_Ahead(reader) if ahead else reader for reader in readers]
     try:
         pending = [b"", b""]
         position = 0
@@ -166,13 +164,13 @@ def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[
 class _Ahead:
     """An iterator whose values are made by a thread, a few ahead of their use."""
 
-    def __init__(self, values: Iterator[bytes]) -> None:
+    def __init__(self, values: Generator[bytes]) -> None:
         self._made: queue.Queue[Any] = queue.Queue(_AHEAD)
         self._unwanted = threading.Event()
         self._thread = threading.Thread(target=self._make, args=(values,), daemon=True)
         self._thread.start()
 
-    def _make(self, values: Iterator[bytes]) -> None:
+    def _make(self, values: Generator[bytes]) -> None:
         end: Any = None
         try:
             for value in values:
@@ -181,6 +179,8 @@ class _Ahead:
                     return
         except BaseException as error:
             end = error
+        finally:
+            values.close()
         self._made.put(end)
 
     def __next__(self) -> bytes:

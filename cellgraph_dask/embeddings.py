@@ -35,8 +35,8 @@ class Embedding(NamedTuple):
 def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
     """Return the embeddings in `obsm` of a zarr store, best first.
 
-    Only names that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`) need
-    not have anything to do with the neighbours. Of two dimensions come first, then of three.
+    Only names that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`)
+    need not have anything to do with the neighbours. Two dimensions come first, then three.
     """
     try:
         obsm = zarr.open_group(store, mode="r")["obsm"]

@@ -1,4 +1,4 @@
-"""The public functions: plan an export, do it, verify it."""
+"""The public functions: plan an export, do it, verify it, look at what is there."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from .edge_pairs import Manifest, index_dtype
 from .errors import DiskSpaceError, NegativeWeightError, OtherWayError
 from .execute import Executor, Threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
+from .inspection import InspectReport, inspect
 from .job import Job, Way
 from .memory import (
     default_limit,
@@ -304,13 +305,32 @@ def run_export(
     )
 
 
-def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> VerifyReport:
-    """Check an export on disk: manifest, sizes, order, largest degree, gzip.
+def verify_export(
+    out_dir: str | Path,
+    *,
+    source: str | Path | None = None,
+    key: str = "connectivities",
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    scratch_dir: str | Path | None = None,
+    components: bool | None = None,
+    progress: bool | None = False,
+) -> VerifyReport:
+    """Check an export on disk; with its source, prove that its edges are exactly the matrix's.
 
     Parameters
     ----------
     out_dir
         Folder of the export.
+    source, key
+        The store and matrix that it was made of, as for `plan_export`. Without a source the files
+        are checked for themselves: manifest, sizes, order, largest degree, gzip.
+    memory_limit, threads
+        As for `plan_export`.
+    scratch_dir
+        Where temporary files go, if the proof needs any; by default a hidden folder in `out_dir`.
+    components
+        Whether to count connected components; None for "unless the graph is large".
     progress
         As for `export_connectivities`.
 
@@ -318,9 +338,63 @@ def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> Veri
     -------
     VerifyReport
         `ok` is False if anything is wrong; `problems` says what.
+
+    Raises
+    ------
+    SourceError, DamagedGraphError
+        If the source cannot be read.
+    MemoryLimitError
+        If the limit is too small; the message names the smallest that will do.
+    OutputError, DiskSpaceError
+        If the scratch folder cannot be written.
     """
+    limit, n_threads = _limit(memory_limit, threads)
     with progress_bars(progress) as bars:
-        return verify(Path(out_dir), bars)
+        return verify(
+            Path(out_dir),
+            bars,
+            source=open_source(source, key) if source is not None else None,
+            limit=limit,
+            threads=n_threads,
+            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            components=components,
+        )
+
+
+def inspect_path(
+    path: str | Path,
+    *,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    progress: bool | None = False,
+) -> InspectReport:
+    """Say what is at a path: an AnnData store, an export, or the scratch folder of a run.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    memory_limit, threads
+        As for `plan_export`; an export is read as a whole.
+    progress
+        As for `export_connectivities`.
+
+    Raises
+    ------
+    SourceError
+        If it is none of these.
+    """
+    limit, n_threads = _limit(memory_limit, threads)
+    with progress_bars(progress) as bars:
+        return inspect(Path(path), bars, limit=limit, threads=n_threads)
+
+
+def _limit(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
+    """Return limit and threads, as given or by default."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    limit = default_limit() if memory_limit is None else parse_bytes(memory_limit)
+    return limit, threads or default_threads()
 
 
 def _prepare(

@@ -34,9 +34,7 @@ class PairFile:
         Number of partitions.
     """
 
-    def __init__(
-        self, path: Path, columns: Mapping[str, np.dtype[Any]], n_partitions: int
-    ) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, np.dtype[Any]], n_partitions: int) -> None:
         self._columns = dict(columns)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         self._lock = threading.Lock()

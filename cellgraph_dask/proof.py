@@ -4,10 +4,11 @@ Let U be the pairs ``(i, j)``, i < j, for which C[i, j] is stored with a weight 
 those for which C[j, i] is, and E the exported edges. Unless a weight is negative, to be shown is
 ``E = U ∪ L``.
 
-**By sums.** Each of the three is hashed pair by pair with random seeds and summed up, 128 bits wide.
-If all three sums agree, then U, L and E hold the same pairs, each as often as the others; and as no
-edge is there twice, ``E = U = L``. Otherwise their sums agree with a chance of 2⁻¹²⁸. This takes one
-look at the matrix and one at the edges, in any order, and is tried where the matrix looks symmetric.
+**By sums.** Each of the three is hashed pair by pair with random seeds and summed up, 128 bits
+wide. If all three sums agree, then U, L and E hold the same pairs, each as often as the others; and
+as no edge is there twice, ``E = U = L``. Otherwise their sums agree with a chance of about 2⁻¹²⁸.
+This takes one look at the matrix and one at the edges, in any order, and is tried where the matrix
+looks symmetric.
 
 **By comparison**, for any matrix, in two steps::
 
@@ -104,7 +105,7 @@ def proof_bytes(source: Source, plan: ProofPlan, *, signed: bool = False) -> int
     block = source.block_bytes(plan.block_entries, plan.block_rows, signed=signed)
     block += plan.block_entries * (2 + cell + weight) + 17 * plan.block_rows + 32 * n_partitions
     block += plan.piece_edges * (cell + 1) + SLAB_EDGES * cell
-    piece = plan.piece_edges * (2 + cell + cell + 1) + 16 * _MOST_SOURCES + SLAB_EDGES * cell
+    piece = plan.piece_edges * (2 + cell + cell + 1) + 24 * _MOST_SOURCES + SLAB_EDGES * cell
     piece += 16 * n_blocks * ((_MOST_SOURCES >> partition_shift(source.n_cells)) + 2)
     if signed:  # keys, weights and sides, sorted and not
         piece += plan.piece_edges * 80
@@ -338,9 +339,7 @@ class _Comparison:
     def _leave(self, block: Block, indices: Array, indptr: Array, matched: Array) -> None:
         """Write the entries of a block that have not been matched to the file of pairs."""
         starts = np.zeros(self.pairs.counts.size + 1, np.int64)
-        verify_loops.count_loose(
-            indices, indptr, block.first_row, matched, self.shift, starts[1:]
-        )
+        verify_loops.count_loose(indices, indptr, block.first_row, matched, self.shift, starts[1:])
         np.cumsum(starts, out=starts)
         columns = {
             "small": workspace.take("small", int(starts[-1]), np.uint16),
@@ -369,13 +368,19 @@ class _Comparison:
         """Compare some edges of a piece with its pairs, which are held or, streamed, go by."""
         bounds = np.array(
             [
-                *((piece.first << self.shift, 0) if start == piece.start else self.edges.edge(start)),
+                *(
+                    (piece.first << self.shift, 0)
+                    if start == piece.start
+                    else self.edges.edge(start)
+                ),
                 *((piece.last << self.shift, 0) if stop == piece.stop else self.edges.edge(stop)),
             ]
         )
         first_cell, last_cell = int(bounds[0]), int(bounds[2])
         ends = self._ends(first_cell, last_cell - first_cell + 1, start, stop)
         ends -= start
+        cursor = workspace.take("cursor", ends.size, np.int64)
+        cursor[:] = ends
         dst = self.edges.read(1, start, stop, "edge dst")
         seen = workspace.take("seen", stop - start, np.uint8)
         read_at(self.marks, seen, start)
@@ -384,7 +389,7 @@ class _Comparison:
         for columns, slices in lots:
             if verify_loops.mark_pairs(
                 columns["small"], columns["large"], slices, piece.first, self.shift, bounds, ends,
-                dst, seen, place,
+                cursor, dst, seen, place,
             ) >= 0:  # fmt: skip
                 return missing(self.source, self.edges, int(place[0]), int(place[1]))
         unseen = verify_loops.first_unseen(seen)

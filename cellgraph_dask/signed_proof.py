@@ -1,7 +1,7 @@
 """The proof for matrices with negative weights, where entries may cancel each other.
 
-Then it is not enough that an entry is stored. All entries go to disk with their weights, as pairs by
-partition of their smaller cell. Then each partition is gone through in ranges of pairs that fit
+Then it is not enough that an entry is stored. All entries go to disk with their weights, as pairs
+by partition of their smaller cell. Then each partition is gone through in ranges of pairs that fit
 memory, halved as often as it takes: the range's entries are sorted, the weights of each pair are
 added up, and what is not zero must be the edges of that range, one after the other.
 
@@ -90,9 +90,7 @@ class _Sums:
         assert weights is not None
         for below, side in enumerate(self.sides):
             starts = np.zeros(side.counts.size + 1, np.int64)
-            verify_loops.count_side(
-                indices, indptr, block.first_row, self.shift, below, starts[1:]
-            )
+            verify_loops.count_side(indices, indptr, block.first_row, self.shift, below, starts[1:])
             np.cumsum(starts, out=starts)
             n = int(starts[-1])
             small = workspace.take("small", n, np.uint16)

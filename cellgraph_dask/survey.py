@@ -1,4 +1,4 @@
-"""One look at all edges of an export: are they well-formed, and what graph do they make?
+"""One look at all edges of an export: whether they are well-formed, and what graph they make.
 
 Every edge is held against its predecessor before anything else is done with it, so that what
 follows may use its cells as places in arrays.
@@ -28,7 +28,7 @@ from .census import (
     forest_bytes,
 )
 from .edge_pairs import Manifest, index_dtype
-from .edge_reader import SLAB_EDGES, PlainEdges, Slab, open_plain, stream_bytes, stream_slabs
+from .edge_reader import SLAB_EDGES, Slab, open_plain, stream_bytes, stream_slabs
 from .execute import Threads
 from .progress import Progress
 
@@ -172,7 +172,9 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
             consumers += [partial(_pick, picked, notes)] if plan.n_samples else []
             consumers += [partial(_join, forests)] if forests is not None else []
         seeds = plan.seeds if first == 0 else None
-        _run_pass(out_dir, manifest, plan, progress, partial(_look, n_cells, consumers, seeds, notes))
+        _run_pass(
+            out_dir, manifest, plan, progress, partial(_look, n_cells, consumers, seeds, notes)
+        )
         if notes.problems:
             break
         counters.add_up(histogram)

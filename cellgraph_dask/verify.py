@@ -221,8 +221,8 @@ class _Check:
             return replace(report, problems=(*problems, found.problem))
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
-                f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest degree "
-                f"of the edges is {found.degrees.largest}."
+                f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
+                f"degree of the edges is {found.degrees.largest}."
             )
         if source is not None:
             proof, differences = self._prove(source, manifest, found, seeds)
@@ -332,9 +332,7 @@ class _Check:
 
     def _cut(self, source: Source, *, signed: bool) -> tuple[ProofPlan, list[Block]]:
         """Choose sizes and cut the matrix into blocks."""
-        plan = self.proof_plan or plan_proof(
-            source, self._available(), self.threads, signed=signed
-        )
+        plan = self.proof_plan or plan_proof(source, self._available(), self.threads, signed=signed)
         if plan is None:
             smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1)
             raise self._too_small(proof_bytes(source, smallest, signed=signed))
@@ -366,9 +364,7 @@ class _Check:
                 if not any(above.iterdir()):
                     above.rmdir()
 
-    def _align(
-        self, manifest: Manifest, found: Survey, warnings: list[str]
-    ) -> Alignment | None:
+    def _align(self, manifest: Manifest, found: Survey, warnings: list[str]) -> Alignment | None:
         """Hold the sampled edges against the best embedding that can be read."""
         store = self.source.path if self.source is not None else None
         for embedding in find_embeddings(self.out_dir, manifest.n_cells, store):

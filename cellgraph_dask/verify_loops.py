@@ -52,9 +52,7 @@ def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells
 
 
 @compiled(int)
-def count_ends(
-    cells: Array, first: int, counts: Array, carries: Array, n_carries: int
-) -> int:
+def count_ends(cells: Array, first: int, counts: Array, carries: Array, n_carries: int) -> int:
     """Add one to ``counts[cell - first]`` for each cell that has a counter (uint8, in place).
 
     Each time a counter comes round to zero its cell is noted in `carries` and counts 256 more.
@@ -190,23 +188,18 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
         A bit for each cell, set only for cells of one and the same component. These bits stay in
         a near cache when `parent` does not, and soon answer for most edges.
     """
-    joined: Any = 0
-    touched: Any = 0
-    for begin in range(0, src.size, 512):
-        end = min(begin + 512, src.size)
-        for k in range(begin, end):  # fetches many at once; one by one they would be waited for
-            touched |= np.int64(parent[parent[dst[k]]])
-        for k in range(begin, end):
-            s = np.int64(src[k])
-            d = np.int64(dst[k])
-            if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
-                continue
-            a = _root(parent, s)
-            b = _root(parent, d)
-            if a != b:
-                parent[max(a, b)] = min(a, b)
-                joined += 1
-    return joined + (touched >> 62)
+    joined = 0
+    for k in range(src.size):
+        s = np.int64(src[k])
+        d = np.int64(dst[k])
+        if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
+            continue
+        a = _root(parent, s)
+        b = _root(parent, d)
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+            joined += 1
+    return joined
 
 
 @compiled(int)
@@ -223,7 +216,7 @@ def flatten(parent: Array) -> int:
 def settle(parent: Array, root: int, settled: Array) -> None:
     """Set the bits of the children of a root, and clear all others; `parent` must be flat."""
     for byte in range(settled.size):
-        bits = 0
+        bits: Any = 0
         for cell in range(8 * byte, min(8 * byte + 8, parent.size)):
             bits |= np.int64(parent[cell] == root) << (cell & 7)
         settled[byte] = bits
@@ -252,7 +245,7 @@ def index_sources(src: Array, first: int, ends: Array) -> int:
         if 0 <= at < ends.size - 1:
             ends[at + 1] += 1
             n += 1
-    return n
+    return int(n)
 
 
 @compiled(int)
@@ -260,17 +253,16 @@ def _find(dst: Array, begin: int, end: int, wanted: Any) -> int:
     """Return the place of a value in the rising ``dst[begin:end]``, or -1."""
     low: Any = begin
     high: Any = end
-    while high - low > 16:
+    while high - low > 8:
         middle = (low + high) >> 1
         if np.int64(dst[middle]) < wanted:
             low = middle + 1
         else:
             high = middle
-    at: Any = low
-    for k in range(low, high):  # no branches: which of so few it is cannot be foreseen
-        at += np.int64(dst[k]) < wanted
-    if at < end and np.int64(dst[at]) == wanted:
-        return at
+    while low < high and np.int64(dst[low]) < wanted:
+        low += 1
+    if low < end and np.int64(dst[low]) == wanted:
+        return int(low)
     return -1
 
 
@@ -310,12 +302,19 @@ def mark_rows(
         i = np.int64(first_row + r)
         begin = ends[r] - offset
         end = ends[r + 1] - offset
+        at: Any = begin
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
             if j > i:
-                at = _find(dst, begin, end, j)
-                if at < 0:
-                    return e
+                # Where rows are sorted, the edge is the next one or one of those after it.
+                if at < end and np.int64(dst[at]) < j:
+                    at += 1
+                if at < end and np.int64(dst[at]) < j:
+                    at += 1
+                if at >= end or np.int64(dst[at]) != j:
+                    at = _find(dst, begin, end, j)
+                    if at < 0:
+                        return e
                 seen[at] = 1
     return -1
 
@@ -380,6 +379,7 @@ def mark_pairs(
     shift: int,
     bounds: Array,
     ends: Array,
+    cursor: Array,
     dst: Array,
     seen: Array,
     place: Array,
@@ -398,6 +398,9 @@ def mark_pairs(
         Only pairs in ``[bounds[0:2], bounds[2:4])`` are looked for.
     ends
         Cell ``bounds[0] + k`` is the source of the edges ``ends[k] … ends[k + 1]``.
+    cursor
+        For each of these cells the edge to look at first, ``ends[k]`` in the beginning; changed in
+        place. Pairs come in the order of the rows they were in, so that it is seldom far off.
     dst, seen
         Destinations of the edges inside the bounds, and a byte for each, set to 1 in place.
     place
@@ -418,12 +421,20 @@ def mark_pairs(
                     continue
                 if s > bounds[2] or (s == bounds[2] and d >= bounds[3]):
                     continue
-                at = _find(dst, ends[s - bounds[0]], ends[s - bounds[0] + 1], d)
-                if at < 0:
-                    place[0] = s
-                    place[1] = d
-                    return 0
+                begin = ends[s - bounds[0]]
+                end = ends[s - bounds[0] + 1]
+                at: Any = cursor[s - bounds[0]]
+                for _ in range(3):
+                    if at < end:
+                        at += np.int64(dst[at]) < d
+                if at >= end or np.int64(dst[at]) != d:
+                    at = _find(dst, begin, end, d)
+                    if at < 0:
+                        place[0] = s
+                        place[1] = d
+                        return 0
                 seen[at] = 1
+                cursor[s - bounds[0]] = at + 1
     return -1
 
 
@@ -454,7 +465,7 @@ def gather_weighted(
     weight: Array,
     below: int,
 ) -> int:
-    """Do `gather_loose` with weights, for the lower entries (`below` is 1) or the upper ones (0)."""
+    """Do `gather_loose` with weights: of the lower entries if `below` is 1, else the upper."""
     mask = (np.int64(1) << shift) - 1
     n = 0
     for r in range(indptr.size - 1):
