@@ -64,7 +64,7 @@ def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embe
     out_dir
         Folder of the export; cellucid puts ``points_2d.bin`` there and the like.
     n_cells
-        Number of cells; files of another length are not of this export's cells.
+        Number of cells.
     store
         The source, whose `obsm` comes next.
     """
@@ -72,7 +72,7 @@ def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embe
     for dim in (2, 3):
         for suffix in ("", ".gz"):
             path = out_dir / f"points_{dim}d.bin{suffix}"
-            if path.is_file() and (suffix or path.stat().st_size == 4 * dim * n_cells):
+            if path.is_file():
                 found.append(_points(path, dim, n_cells))
     return found + (stored_embeddings(store, n_cells) if store is not None else [])
 
@@ -113,23 +113,36 @@ def align(samples: Array, embedding: Embedding) -> Alignment | None:
 
 def _points(path: Path, dim: int, n_cells: int) -> Embedding:
     """Return the points of a file of cellucid: float32, cell after cell."""
+    row_bytes = 4 * dim
+
+    def check(n_bytes: int, more: str = "") -> None:
+        if n_bytes != n_cells * row_bytes:
+            raise ValueError(
+                f"it has {n_bytes}{more} bytes, but {n_cells} cells need {n_cells * row_bytes}"
+            )
 
     def take(cells: Array) -> Array:
         out = np.empty((cells.size, dim), "<f4")
         if path.suffix != ".gz":
+            check(path.stat().st_size)
             fd = os.open(path, os.O_RDONLY)
             try:
                 for k, cell in enumerate(cells.tolist()):
-                    out[k] = np.frombuffer(os.pread(fd, 4 * dim, 4 * dim * cell), "<f4")
+                    out[k] = np.frombuffer(os.pread(fd, row_bytes, row_bytes * cell), "<f4")
             finally:
                 os.close(fd)
             return out
         with gzip.open(path) as file:
-            n_rows = _READ_BYTES // (4 * dim)
+            n_rows = _READ_BYTES // row_bytes
             for first in range(0, n_cells, n_rows):
-                rows = np.frombuffer(file.read(4 * dim * n_rows), "<f4").reshape(-1, dim)
+                raw = file.read(row_bytes * n_rows)
+                if len(raw) != row_bytes * min(n_rows, n_cells - first):
+                    check(first * row_bytes + len(raw))
+                rows = np.frombuffer(raw, "<f4").reshape(-1, dim)
                 a, b = np.searchsorted(cells, [first, first + n_rows])
                 out[a:b] = rows[cells[a:b] - first]
+            if file.read(1):
+                check(n_cells * row_bytes + 1, " or more")
         return out
 
     return Embedding(path.name, take)

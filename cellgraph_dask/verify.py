@@ -371,11 +371,11 @@ class _Check:
             try:
                 alignment = align(found.samples, embedding)
             except READ_ERRORS as error:
-                warnings.append(f"{embedding.name} cannot be read: {error}")
+                warnings.append(f"{embedding.name} cannot be used: {error}")
                 continue
             if alignment is not None and alignment.shuffled:
                 warnings.append(
-                    f"The graph looks shuffled against {embedding.name}: only "
+                    f"The graph looks shuffled against {embedding.name}, at least in part: only "
                     f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter "
                     "than a random pair of cells, and 50% are by chance. Are the rows of the "
                     "matrix in the order of the cells?"
