@@ -115,6 +115,8 @@ def _client(address: str | None, file: str | None) -> Iterator[Any]:
         raise click.UsageError("give --scheduler-address or --scheduler-file, not both")
     from .cluster import connect
 
+    if logging.getLogger(__package__).level != logging.INFO:
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our errors say it in a line
     with connect(address, file) as client:
         yield client
 

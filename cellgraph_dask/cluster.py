@@ -8,8 +8,9 @@ Tasks can be repeated, even twice at once, so a worker that dies costs its tasks
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -191,7 +192,8 @@ def _ask(client: Client, question: Callable[[], Any]) -> dict[str, Any]:
     ClusterError
         If one cannot answer.
     """
-    answers: dict[str, Any] = client.run(question, on_error="return")
+    with _named_loss(client, "while asking the workers"):
+        answers: dict[str, Any] = client.run(question, on_error="return")
     for worker, answer in answers.items():
         if isinstance(answer, CellgraphError):
             raise ClusterError(f"worker {worker} cannot work: {answer}") from answer
@@ -201,6 +203,26 @@ def _ask(client: Client, question: Callable[[], Any]) -> dict[str, Any]:
                 f"cellgraph_dask {__version__} and what it needs on all workers, and see its log."
             ) from answer
     return answers
+
+
+@contextmanager
+def _named_loss(client: Client, when: str) -> Iterator[None]:
+    """Turn the many ways in which a client says that its scheduler is gone into one error."""
+    try:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
+        # CommClosedError is an OSError without a number, unlike what a task on a worker meets.
+        lost = isinstance(error, ConnectionError | CancelledError | TimeoutError) or (
+            isinstance(error, OSError) and error.errno is None
+        )
+        if not lost and client.status == "running":
+            raise
+        raise ClusterError(
+            f"the connection to the Dask scheduler was lost {when} ({type(error).__name__}: "
+            f"{error}). See the scheduler's log; start it again, then the export."
+        ) from error
 
 
 def worker_peak_bytes(client: Client) -> int:
@@ -288,25 +310,21 @@ class Cluster:
                 done.add(future)
 
         try:
-            for _ in range(self._window):
-                submit()
-            for future in done:
-                k, _ = running.pop(future.key)
-                if future.cancelled():
-                    raise ClusterError(
-                        f"the connection to the Dask scheduler was lost in stage {stage}. See the "
-                        "scheduler's log; start it again, then the export."
-                    )
-                try:
-                    summaries[k] = future.result()
-                except KilledWorker as error:
-                    raise ClusterError(
-                        f"in stage {stage}, {keys[k]!r} was tried on several workers, and all of "
-                        "them died, probably out of memory or ended by the queue. See their logs; "
-                        "give workers more memory, or name a smaller --memory-limit."
-                    ) from error
-                self._progress.advance(sizes[k])
-                submit()
+            with _named_loss(self._client, f"in stage {stage}"):
+                for _ in range(self._window):
+                    submit()
+                for future in done:
+                    k, _ = running.pop(future.key)
+                    try:
+                        summaries[k] = future.result()
+                    except KilledWorker as error:
+                        raise ClusterError(
+                            f"in stage {stage}, {keys[k]!r} was tried on several workers, and all "
+                            "of them died, probably out of memory or ended by the queue. See their "
+                            "logs; give workers more memory, or name a smaller --memory-limit."
+                        ) from error
+                    self._progress.advance(sizes[k])
+                    submit()
         except BaseException:
             with suppress(Exception):  # if the scheduler is gone, so are the tasks
                 self._client.cancel([future for _, future in running.values()], force=True)

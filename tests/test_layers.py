@@ -18,7 +18,8 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunks",
-    "source", "scratch", "job", "split", "merge", "degrees", "deflate", "edge_files", "stream",
+    "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
+    "edge_files", "stream",
     "plan",
     "progress", "execute", "cluster", "parts", "stages", "publish", "verify", "export", "demo",
     "cli", "__main__",
