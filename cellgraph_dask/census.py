@@ -8,9 +8,13 @@ joined in the end. What does not fit is done in several passes (degrees) or left
 
 from __future__ import annotations
 
+import math
 import queue
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -55,12 +59,12 @@ class Degrees:
 
     def quantiles(self, *shares: float) -> tuple[int, ...]:
         """Return the smallest degree that so large a share of the cells does not pass, for each."""
-        degrees = np.array(sorted(self.counts), np.int64)
-        if not degrees.size:
+        degrees = sorted(self.counts)
+        if not degrees:
             return (0,) * len(shares)
-        upto = np.cumsum([self.counts[int(d)] for d in degrees])
-        at = [int(np.searchsorted(upto, share * upto[-1])) for share in shares]
-        return tuple(int(degrees[min(k, degrees.size - 1)]) for k in at)
+        upto = list(accumulate(self.counts[degree] for degree in degrees))
+        wanted = [math.ceil(Fraction(share) * upto[-1]) for share in shares]
+        return tuple(degrees[bisect_left(upto, n)] for n in wanted)
 
 
 class DegreeCounters:
@@ -118,6 +122,32 @@ class DegreeCounters:
             into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
 
 
+class FewEnds:
+    """Does what `DegreeCounters` does for few edges among very many cells, without counters."""
+
+    def __init__(self, n_cells: int) -> None:
+        self._n_cells = n_cells
+        self._ends: list[Array] = []
+
+    def add(self, src: Array, dst: Array) -> None:
+        """Count the ends of edges."""
+        self._ends.append(np.concatenate([src, dst]))
+
+    def add_up(self, into: Counter[int]) -> None:
+        """Count the cells by degree."""
+        ends = np.concatenate([np.empty(0, np.uint64), *self._ends])
+        _, degrees = np.unique(ends, return_counts=True)
+        found, n = np.unique(degrees, return_counts=True)
+        into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+        if self._n_cells > degrees.size:
+            into[0] += self._n_cells - degrees.size
+
+
+def are_few(n_cells: int, n_edges: int) -> bool:
+    """Tell whether there are so few edges for so many cells that counters would be a waste."""
+    return n_cells > max(2**20, 64 * n_edges)
+
+
 def counter_dtype(n_cells: int, n_edges: int) -> np.dtype[Any]:
     """Return the dtype of a degree counter."""
     if 2 * n_edges <= _MOST_MEAN_DEGREE * n_cells:
@@ -127,6 +157,8 @@ def counter_dtype(n_cells: int, n_edges: int) -> np.dtype[Any]:
 
 def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
     """Return what counting degrees takes: bytes for each cell with a counter, and all others."""
+    if are_few(n_cells, n_edges):
+        return 0, 64 * n_edges
     kind = counter_dtype(n_cells, n_edges)
     # A note for every 256 ends, and all of them twice while they are sorted.
     notes = 2 * (2 * n_edges // 256) * cell_dtype(n_cells).itemsize if kind.itemsize == 1 else 0

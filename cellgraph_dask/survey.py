@@ -22,7 +22,9 @@ from .census import (
     Components,
     DegreeCounters,
     Degrees,
+    FewEnds,
     Forests,
+    are_few,
     cell_dtype,
     degree_bytes,
     forest_bytes,
@@ -136,14 +138,11 @@ def plan_survey(
     plan = replace(smallest, threads=threads)
     while survey_bytes(plan, manifest) > available:
         plan = replace(plan, threads=plan.threads - 1)
-    n_passes = 1
-    while True:
-        range_cells = max(_LEAST_CELLS, -(-manifest.n_cells // n_passes))
-        whole = replace(plan, range_cells=range_cells)
-        if survey_bytes(whole, manifest) <= available or range_cells == _LEAST_CELLS:
-            plan = whole
-            break
-        n_passes += 1
+    per_cell, _ = degree_bytes(manifest.n_cells, manifest.n_edges, plan.threads)
+    if per_cell:
+        left = available - survey_bytes(replace(plan, range_cells=0), manifest)
+        n_passes = -(-manifest.n_cells // max(_LEAST_CELLS, left // per_cell)) or 1
+        plan = replace(plan, range_cells=max(_LEAST_CELLS, -(-manifest.n_cells // n_passes)))
     for n_forests in range(plan.threads if components else 0, 0, -1):
         with_forests = replace(plan, n_forests=n_forests)
         if survey_bytes(with_forests, manifest) <= available:
@@ -164,9 +163,12 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     forests = Forests(n_cells, plan.n_forests) if plan.n_forests else None
     picked = _picks(n_edges, plan.n_samples)
     histogram: Counter[int] = Counter()
-    for first in range(0, n_cells, plan.range_cells):
+    few = are_few(n_cells, n_edges)
+    for first in range(0, n_cells, n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
-        counters = DegreeCounters(first, last, n_cells, n_edges, plan.threads)
+        counters = (
+            FewEnds(n_cells) if few else DegreeCounters(first, last, n_cells, n_edges, plan.threads)
+        )
         consumers: list[Callable[[Slab], None]] = [partial(_count, counters)]
         if first == 0:
             consumers += [partial(_pick, picked, notes)] if plan.n_samples else []
@@ -259,7 +261,7 @@ def _look(
     return n
 
 
-def _count(counters: DegreeCounters, slab: Slab) -> None:
+def _count(counters: DegreeCounters | FewEnds, slab: Slab) -> None:
     counters.add(slab[1], slab[2])
 
 

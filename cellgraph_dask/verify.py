@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
-from .edge_pairs import MANIFEST, SIDES, Manifest, check_gzip_header, read_manifest, viewer_bytes
+from .edge_pairs import (
+    MANIFEST,
+    SIDES,
+    Manifest,
+    check_gzip_header,
+    index_dtype,
+    read_manifest,
+    viewer_bytes,
+)
 from .edge_reader import PlainEdges, open_plain, stream_bytes, unpack
 from .errors import CellgraphError, InvalidExportError, MemoryLimitError, NegativeWeightError
 from .execute import Threads
@@ -50,6 +58,7 @@ from .survey import Survey, plan_survey, survey, survey_bytes
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
 EDGES_WITH_COMPONENTS = 1 << 24
+_MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,28 @@ def verify(
     )
 
 
+def _check_figures(out_dir: Path, manifest: Manifest) -> None:
+    """Refuse figures that the files cannot bear out, before memory is shared out by them.
+
+    Raises
+    ------
+    InvalidExportError
+        If there are too many cells or edges.
+    """
+    if manifest.n_cells >= 2**63:
+        raise InvalidExportError(
+            f"{out_dir / MANIFEST}: n_cells is {manifest.n_cells}; no graph has 2⁶³ cells."
+        )
+    if manifest.compression is None:
+        open_plain(out_dir, manifest).close()
+        return
+    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
+    for side in SIDES:
+        path = out_dir / manifest.path(side)
+        if path.is_file() and n_bytes > _MOST_DEFLATE * (path.stat().st_size + 1):
+            raise InvalidExportError(f"{path} cannot hold {n_bytes} bytes of edges.")
+
+
 @dataclass
 class _Check:
     """One verification."""
@@ -195,6 +226,10 @@ class _Check:
         except InvalidExportError as error:
             return VerifyReport(False, (str(error),))
         problems = self._check_texts(manifest)
+        try:
+            _check_figures(self.out_dir, manifest)
+        except InvalidExportError as error:
+            return VerifyReport(False, (*problems, str(error)))
         warnings: list[str] = []
         report = VerifyReport(
             ok=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,30 @@ def test_the_first_bad_edge_is_named_wherever_stretches_end(tmp_path, monkeypatc
             f"edge {at} (byte {2 * at}) is {edges[at - 1]} after"
             in (verify_export(tmp_path).problems[0])
         )
+
+
+@pytest.mark.parametrize("n_cells", [2_000_000, 10**15, 2**63 - 1])
+def test_few_edges_among_very_many_cells(tmp_path, n_cells):
+    """A manifest may say anything; neither time nor memory follow."""
+    edges = [(0, 1), (0, 999_999), (1, 1_999_999)]
+    for compression in (None, 6):
+        report = verify_export(plant(tmp_path / f"{compression}", edges, n_cells, compression))
+        assert report.ok
+        assert report.n_isolated == n_cells - 4
+        assert report.degree_quantiles == (0, 0, 0, 0, 0, 0, 2)
+
+
+@pytest.mark.parametrize("figures", [{"n_cells": 2**63}, {"n_cells": 10**40}, {"n_edges": 10**18}])
+@pytest.mark.parametrize("compression", [None, 6])
+def test_absurd_figures_are_told_as_such(tmp_path, figures, compression):
+    edges = [(0, 1), (0, 2)]
+    n_cells = figures.get("n_cells", 5)
+    out_dir = plant(tmp_path, edges, n_cells, compression)
+    manifest = replace(read_manifest(out_dir), **figures)
+    (out_dir / "connectivity_manifest.json").write_text(manifest.to_json())
+    outcome = run("verify", out_dir)
+    assert outcome.exit_code == 3
+    assert outcome.stderr.startswith("Wrong: ")
 
 
 def test_quantiles():
