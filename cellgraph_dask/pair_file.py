@@ -1,7 +1,7 @@
-"""Pairs of cells that wait on disk, by partition, until the edges they stand for are looked at.
+"""Pairs of cells that wait, by partition, until the edges they stand for are looked at.
 
-One file takes what all tasks leave; where the pairs of each task and partition are in it is kept in
-memory, 8 bytes for each task and partition.
+What tasks leave stays in memory as long as there is room, and then goes to one file. Where the
+pairs of each task and partition are is kept in memory, 8 bytes for each task and partition.
 """
 
 from __future__ import annotations
@@ -32,9 +32,17 @@ class PairFile:
         Names and dtypes of the columns.
     n_partitions
         Number of partitions.
+    room
+        Bytes of pairs that may stay in memory.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, np.dtype[Any]], n_partitions: int) -> None:
+    def __init__(
+        self, path: Path, columns: Mapping[str, np.dtype[Any]], n_partitions: int, room: int = 0
+    ) -> None:
+        # One array, taken from the system as it fills: the memory of many small ones would be mixed
+        # with that of the tasks, and not be given back when those end.
+        self._memory = np.empty(room, np.uint8)
+        self._held = 0
         self._columns = dict(columns)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         self._lock = threading.Lock()
@@ -55,11 +63,24 @@ class PairFile:
             Its columns.
         """
         n = int(starts[-1])
+        n_bytes = n * sum(dtype.itemsize for dtype in self._columns.values())
         with self._lock:
-            offset = self._end
-            self._end += n * sum(dtype.itemsize for dtype in self._columns.values())
+            fits = self._held + n_bytes <= self._memory.size
+            if fits:  # offsets below zero are places in memory
+                offset = self._held - self._memory.size
+                self._held += n_bytes
+            else:
+                offset = self._end
+                self._end += n_bytes
             self._lots[number] = offset, starts
             self.counts += np.diff(starts)
+        if fits:
+            for name in self._columns:
+                raw = columns[name][:n].view(np.uint8)
+                at = offset + self._memory.size
+                self._memory[at : at + raw.size] = raw
+                offset += raw.size
+            return
         for name in self._columns:
             offset = write_at(self._fd, columns[name][:n], offset)
 
@@ -79,7 +100,12 @@ class PairFile:
             if column == name:
                 break
             offset += int(starts[-1]) * dtype.itemsize
-        read_at(self._fd, out, offset + start * self._columns[name].itemsize)
+        offset += start * self._columns[name].itemsize
+        if self._lots[number][0] >= 0:
+            read_at(self._fd, out, offset)
+        else:
+            at = offset + self._memory.size
+            out.view(np.uint8)[:] = self._memory[at : at + out.nbytes]
 
     def gather(self, first: int, last: int) -> tuple[dict[str, Array], Array]:
         """Return all pairs of partitions ``[first, last)``, lot after lot.
@@ -105,5 +131,6 @@ class PairFile:
         return columns, slices
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let go of what is in memory."""
+        self._memory = np.empty(0, np.uint8)
         os.close(self._fd)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,10 +48,12 @@ from .source import Block, Source
 Array = NDArray[Any]
 
 _MASK = 2**64 - 1
-_PARTITIONS = 1024  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
-_MOST_SOURCES = 1 << 20  # cells in a piece
-_MOST_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 16
-_MOST_PIECE, _LEAST_PIECE = 1 << 22, 1 << 16
+_PARTITIONS = 4096  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
+_MOST_SOURCES = 1 << 18  # cells in a piece
+# Blocks and pieces are small, so that more pairs can stay in memory; of very large graphs not so
+# small that there would be too many.
+_MOST_BLOCK, _USUAL_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 20, 1 << 16
+_MOST_BLOCKS = 512
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ class ProofPlan:
         Most edges, and most pairs, that are compared at once.
     threads : int
         Threads that work at once.
+    room : int
+        Bytes of pairs that may stay in memory.
     """
 
     block_entries: int
     block_rows: int
     piece_edges: int
     threads: int
+    room: int = 0
 
 
 class _Rows(NamedTuple):
@@ -118,15 +123,18 @@ def plan_proof(
     """Return the largest sizes that fit, or None; rather fewer threads than tiny blocks."""
     chunk = source.chunk_size
     even = source.n_entries // (4 * threads)
-    most = max(_LEAST_BLOCK, min(_MOST_BLOCK, even))
+    usual = min(_MOST_BLOCK, max(_USUAL_BLOCK, source.n_entries // _MOST_BLOCKS))
+    most = max(_LEAST_BLOCK, min(usual, even))
     least = chunk * (_LEAST_BLOCK // chunk) if chunk < _LEAST_BLOCK else _LEAST_BLOCK
     for n_threads in range(threads, 0, -1):
         block = chunk * max(1, most // chunk)
         while block >= least:
-            piece = min(_MOST_PIECE, max(_LEAST_PIECE, block))
+            piece = min(usual, max(_LEAST_BLOCK, block))
             plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
-            if proof_bytes(source, plan, signed=signed) <= available:
-                return plan
+            needed = proof_bytes(source, plan, signed=signed)
+            if needed <= available:
+                most_pairs = (10 + 16 * signed) * source.n_entries
+                return replace(plan, room=min(available - needed, most_pairs))
             # By whole chunks as long as there are several, then by parts of one.
             n_chunks = block // chunk
             block = chunk * -(-n_chunks // 2) if n_chunks > 1 else -(-block // 2)
@@ -227,7 +235,7 @@ def prove_by_comparison(
     marks = os.open(folder / "marks", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     try:
         os.truncate(marks, edges.n_edges)
-        pairs = PairFile(folder / "pairs", columns, n_partitions)
+        pairs = PairFile(folder / "pairs", columns, n_partitions, plan.room)
         try:
             compare = _Comparison(source, edges, pairs, marks, plan.piece_edges, shift)
             rows = _whole_rows(blocks)

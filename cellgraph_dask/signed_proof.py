@@ -53,7 +53,8 @@ def prove_signed(
     sides: list[PairFile] = []
     try:
         for name in ("upper", "lower"):
-            sides.append(PairFile(folder / f"signed {name}", columns, n_partitions))
+            path = folder / f"signed {name}"
+            sides.append(PairFile(path, columns, n_partitions, plan.room // 2))
         sums = _Sums(source, edges, sides, plan.piece_edges, shift)
         executor.run(
             "matrix", sums.leave, blocks,
