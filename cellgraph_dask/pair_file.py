@@ -34,6 +34,13 @@ class PairFile:
         Number of partitions.
     room
         Bytes of pairs that may stay in memory.
+
+    Attributes
+    ----------
+    columns : dict
+        Names and dtypes of the columns.
+    counts : ndarray
+        Pairs in each partition; int64.
     """
 
     def __init__(
@@ -43,14 +50,16 @@ class PairFile:
         # with that of the tasks, and not be given back when those end.
         self._memory = np.empty(room, np.uint8)
         self._held = 0
-        self._columns = dict(columns)
+        self.columns = dict(columns)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         self._lock = threading.Lock()
         self._end = 0
-        self._lots: dict[int, tuple[int, Array]] = {}
+        self._lots: dict[int, tuple[int, int, Array]] = {}
         self.counts = np.zeros(n_partitions, np.int64)
 
-    def append(self, number: int, starts: Array, columns: Mapping[str, Array]) -> None:
+    def append(
+        self, number: int, starts: Array, columns: Mapping[str, Array], *, base: int = 0
+    ) -> None:
         """Write a lot.
 
         Parameters
@@ -61,9 +70,11 @@ class PairFile:
             Where each partition starts in the columns: ``n_partitions + 1`` int64; kept.
         columns
             Its columns.
+        base
+            A number to keep with it.
         """
         n = int(starts[-1])
-        n_bytes = n * sum(dtype.itemsize for dtype in self._columns.values())
+        n_bytes = n * sum(dtype.itemsize for dtype in self.columns.values())
         with self._lock:
             fits = self._held + n_bytes <= self._memory.size
             if fits:  # offsets below zero are places in memory
@@ -72,65 +83,123 @@ class PairFile:
             else:
                 offset = self._end
                 self._end += n_bytes
-            self._lots[number] = offset, starts
+            self._lots[number] = offset, base, starts
             self.counts += np.diff(starts)
         if fits:
-            for name in self._columns:
+            for name in self.columns:
                 raw = columns[name][:n].view(np.uint8)
                 at = offset + self._memory.size
                 self._memory[at : at + raw.size] = raw
                 offset += raw.size
             return
-        for name in self._columns:
+        for name in self.columns:
             offset = write_at(self._fd, columns[name][:n], offset)
 
-    def lots(self, first: int, last: int) -> list[tuple[int, Array]]:
-        """Return the lots that have pairs in partitions ``[first, last)``, with their starts."""
+    def lots(self, first: int, last: int) -> list[tuple[int, int, Array]]:
+        """Return number, base and starts of lots with pairs in partitions ``[first, last)``."""
         found = []
         for number in sorted(self._lots):
-            starts = self._lots[number][1][first : last + 1]
-            if starts[-1] > starts[0]:
-                found.append((number, starts))
+            _, base, starts = self._lots[number]
+            if starts[last] > starts[first]:
+                found.append((number, base, starts[first : last + 1]))
         return found
 
     def read(self, number: int, name: str, start: int, out: Array) -> None:
         """Fill `out` with a lot's column from place `start` on."""
-        offset, starts = self._lots[number]
-        for column, dtype in self._columns.items():
+        offset, _, starts = self._lots[number]
+        for column, dtype in self.columns.items():
             if column == name:
                 break
             offset += int(starts[-1]) * dtype.itemsize
-        offset += start * self._columns[name].itemsize
+        offset += start * self.columns[name].itemsize
         if self._lots[number][0] >= 0:
             read_at(self._fd, out, offset)
         else:
             at = offset + self._memory.size
             out.view(np.uint8)[:] = self._memory[at : at + out.nbytes]
 
-    def gather(self, first: int, last: int) -> tuple[dict[str, Array], Array]:
+    def gather(self, first: int, last: int) -> tuple[dict[str, Array], Array, Array]:
         """Return all pairs of partitions ``[first, last)``, lot after lot.
 
         Returns
         -------
         columns : dict of ndarray
             This thread's work space.
+        bases : ndarray
+            The base of each lot; int64.
         slices : ndarray
             ``(n_lots, last - first + 1)`` int64: where each partition starts in the columns.
         """
         lots = self.lots(first, last)
-        sizes = [int(starts[-1] - starts[0]) for _, starts in lots]
+        sizes = [int(starts[-1] - starts[0]) for _, _, starts in lots]
         begins = np.cumsum([0, *sizes])
         columns = {}
-        for name, dtype in self._columns.items():
+        for name, dtype in self.columns.items():
             values = columns[name] = workspace.take(f"pair {name}", int(begins[-1]), dtype)
-            for (number, starts), begin, size in zip(lots, begins.tolist(), sizes, strict=False):
+            for (number, _, starts), begin, size in zip(lots, begins.tolist(), sizes, strict=False):
                 self.read(number, name, int(starts[0]), values[begin : begin + size])
         slices = np.empty((len(lots), last - first + 1), np.int64)
-        for k, (_, starts) in enumerate(lots):
+        for k, (_, _, starts) in enumerate(lots):
             slices[k] = starts - starts[0] + begins[k]
-        return columns, slices
+        return columns, np.array([base for _, base, _ in lots], np.int64), slices
 
     def close(self) -> None:
         """Close the file, and let go of what is in memory."""
         self._memory = np.empty(0, np.uint8)
         os.close(self._fd)
+
+
+class Marks:
+    """A mark for each edge: bits in memory, or bytes in a file.
+
+    Parameters
+    ----------
+    path
+        The file, which must not exist; only used if the marks are not held.
+    n_edges
+        Number of edges. None is marked at first.
+    held
+        Whether they are held in memory.
+    """
+
+    def __init__(self, path: Path, n_edges: int, *, held: bool) -> None:
+        self._lock = threading.Lock()
+        self._bits: Array | None = None
+        self._fd = -1
+        if held:
+            self._bits = np.zeros(n_edges // 8 + 1, np.uint8)
+        else:
+            self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+            os.truncate(self._fd, n_edges)
+
+    def add(self, start: int, seen: Array) -> None:
+        """Mark edges from number `start` on where `seen` (uint8) is 1; each edge at most once."""
+        if self._bits is None:
+            write_at(self._fd, seen, start)
+            return
+        begin = -start % 8  # up to there they share a byte with what another thread may mark
+        with self._lock:
+            for k in range(min(begin, seen.size)):
+                self._bits[(start + k) // 8] |= seen[k] << (start + k) % 8
+        whole = np.packbits(seen[begin:], bitorder="little")
+        at = (start + begin) // 8
+        rest = max(seen.size - begin, 0) % 8
+        if rest:
+            with self._lock:
+                self._bits[at + whole.size - 1] |= whole[-1]
+            whole = whole[:-1]
+        self._bits[at : at + whole.size] = whole
+
+    def get(self, start: int, seen: Array) -> None:
+        """Fill `seen` with the marks from number `start` on."""
+        if self._bits is None:
+            read_at(self._fd, seen, start)
+            return
+        first, last = start // 8, (start + seen.size + 7) // 8
+        bits = np.unpackbits(self._bits[first:last], bitorder="little")
+        seen[:] = bits[start % 8 : start % 8 + seen.size]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd >= 0:
+            os.close(self._fd)

@@ -26,12 +26,12 @@ the way of the lower ones.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,7 @@ from .census import cell_dtype
 from .edge_reader import SLAB_EDGES, PlainEdges
 from .errors import NegativeWeightError
 from .execute import Executor
-from .files import read_at, write_at
-from .pair_file import PairFile
+from .pair_file import Marks, PairFile
 from .source import Block, Source
 
 Array = NDArray[Any]
@@ -54,6 +53,9 @@ _MOST_SOURCES = 1 << 18  # cells in a piece
 # small that there would be too many.
 _MOST_BLOCK, _USUAL_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 20, 1 << 16
 _MOST_BLOCKS = 512
+_MOST_ROWS = 1 << 16  # of a block in a comparison
+
+Kind = Literal["sums", "comparison", "signed"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class ProofPlan:
         Threads that work at once.
     room : int
         Bytes of pairs that may stay in memory.
+    marks_held : bool
+        Whether the marks of all edges stay in memory.
     """
 
     block_entries: int
@@ -77,6 +81,7 @@ class ProofPlan:
     piece_edges: int
     threads: int
     room: int = 0
+    marks_held: bool = False
 
 
 class _Rows(NamedTuple):
@@ -101,40 +106,49 @@ def partition_shift(n_cells: int) -> int:
     return min(16, max(8, math.ceil(math.log2(max(2, n_cells / _PARTITIONS)))))
 
 
-def proof_bytes(source: Source, plan: ProofPlan, *, signed: bool = False) -> int:
-    """Return the most bytes that a proof with these sizes needs."""
-    cell = cell_dtype(source.n_cells).itemsize
-    n_partitions = (source.n_cells >> partition_shift(source.n_cells)) + 1
-    n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
-    weight = 8 if signed else 0
+def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> int:
+    """Return the most bytes that a proof with these sizes needs, pairs and marks apart."""
+    signed = kind == "signed"
     block = source.block_bytes(plan.block_entries, plan.block_rows, signed=signed)
-    block += plan.block_entries * (2 + cell + weight) + 17 * plan.block_rows + 32 * n_partitions
-    block += plan.piece_edges * (cell + 1) + SLAB_EDGES * cell
-    piece = plan.piece_edges * (2 + cell + cell + 1) + 24 * _MOST_SOURCES + SLAB_EDGES * cell
-    piece += 16 * n_blocks * ((_MOST_SOURCES >> partition_shift(source.n_cells)) + 2)
+    if kind == "sums":
+        return plan.threads * (block + 4 * verify_loops.TILE)
+    cell = cell_dtype(source.n_cells).itemsize
+    shift = partition_shift(source.n_cells)
+    n_partitions = (source.n_cells >> shift) + 1
+    n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
+    block += plan.block_entries * (2 + cell + 8 * signed) + 17 * plan.block_rows
+    block += 48 * n_partitions + plan.piece_edges * (cell + 2) + SLAB_EDGES * cell
+    piece = plan.piece_edges * (2 + cell + cell + 2) + 24 * _MOST_SOURCES + SLAB_EDGES * cell
+    piece += 16 * n_blocks * ((_MOST_SOURCES >> shift) + 2)
     if signed:  # keys, weights and sides, sorted and not
         piece += plan.piece_edges * 80
-    return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40) * (1 + signed)
+    return plan.threads * max(block, piece) + 2 * 8 * n_blocks * (n_partitions + 40)
 
 
 def plan_proof(
-    source: Source, available: int, threads: int, *, signed: bool = False
+    source: Source, n_edges: int, available: int, threads: int, kind: Kind = "comparison"
 ) -> ProofPlan | None:
     """Return the largest sizes that fit, or None; rather fewer threads than tiny blocks."""
     chunk = source.chunk_size
     even = source.n_entries // (4 * threads)
     usual = min(_MOST_BLOCK, max(_USUAL_BLOCK, source.n_entries // _MOST_BLOCKS))
     most = max(_LEAST_BLOCK, min(usual, even))
+    if kind == "comparison":  # blocks that end with chunks rather than with the most rows
+        mean = source.n_entries / max(source.n_cells, 1)
+        most = max(_LEAST_BLOCK, min(most, int(0.9 * _MOST_ROWS * mean)))
     least = chunk * (_LEAST_BLOCK // chunk) if chunk < _LEAST_BLOCK else _LEAST_BLOCK
     for n_threads in range(threads, 0, -1):
         block = chunk * max(1, most // chunk)
         while block >= least:
             piece = min(usual, max(_LEAST_BLOCK, block))
-            plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
-            needed = proof_bytes(source, plan, signed=signed)
-            if needed <= available:
-                most_pairs = (10 + 16 * signed) * source.n_entries
-                return replace(plan, room=min(available - needed, most_pairs))
+            rows = _MOST_ROWS - 1 if kind == "comparison" else max(block // 8, _LEAST_BLOCK)
+            plan = ProofPlan(block, rows, piece, n_threads)
+            left = available - proof_bytes(source, plan, kind)
+            if left >= 0:
+                marks_held = kind == "comparison" and n_edges // 8 + 8 <= left // 4
+                left -= (n_edges // 8 + 8) * marks_held
+                most_pairs = (26 if kind == "signed" else 4) * source.n_entries
+                return replace(plan, room=min(left, most_pairs), marks_held=marks_held)
             # By whole chunks as long as there are several, then by parts of one.
             n_chunks = block // chunk
             block = chunk * -(-n_chunks // 2) if n_chunks > 1 else -(-block // 2)
@@ -231,31 +245,31 @@ def prove_by_comparison(
     """
     shift = partition_shift(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
-    columns = {"small": np.dtype(np.uint16), "large": cell_dtype(source.n_cells)}
-    marks = os.open(folder / "marks", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    try:
-        os.truncate(marks, edges.n_edges)
-        pairs = PairFile(folder / "pairs", columns, n_partitions, plan.room)
-        try:
-            compare = _Comparison(source, edges, pairs, marks, plan.piece_edges, shift)
-            rows = _whole_rows(blocks)
-            found = executor.run(
-                "matrix", compare.rows, rows,
-                sizes=[key.block.stop - key.block.start for key in rows], unit="entries",
-            )  # fmt: skip
-            problems = [text for text in found if text]
-            if problems:
-                return problems
-            pieces = _cut_pieces(edges, pairs.counts, shift, plan.piece_edges)
-            found = executor.run(
-                "compare", compare.piece, pieces,
-                sizes=[piece.stop - piece.start for piece in pieces], unit="edges",
-            )  # fmt: skip
-            return [text for text in found if text]
-        finally:
-            pairs.close()
-    finally:
-        os.close(marks)
+    small, cell = np.dtype(np.uint16), cell_dtype(source.n_cells)
+    with ExitStack() as stack:
+        lower = PairFile(
+            folder / "lower", {"small": small, "large": small}, n_partitions, plan.room
+        )
+        stack.callback(lower.close)
+        upper = PairFile(folder / "upper", {"small": small, "large": cell}, n_partitions)
+        stack.callback(upper.close)
+        marks = Marks(folder / "marks", edges.n_edges, held=plan.marks_held)
+        stack.callback(marks.close)
+        compare = _Comparison(source, edges, lower, upper, marks, plan.piece_edges, shift)
+        rows = _whole_rows(blocks)
+        found = executor.run(
+            "matrix", compare.rows, rows,
+            sizes=[key.block.stop - key.block.start for key in rows], unit="entries",
+        )  # fmt: skip
+        problems = [text for text in found if text]
+        if problems:
+            return problems
+        pieces = _cut_pieces(edges, lower.counts + upper.counts, shift, plan.piece_edges)
+        found = executor.run(
+            "compare", compare.piece, pieces,
+            sizes=[piece.stop - piece.start for piece in pieces], unit="edges",
+        )  # fmt: skip
+        return [text for text in found if text]
 
 
 def _whole_rows(blocks: Sequence[Block]) -> list[_Rows]:
@@ -295,8 +309,9 @@ class _Comparison:
 
     source: Source
     edges: PlainEdges
-    pairs: PairFile
-    marks: int
+    lower: PairFile
+    upper: PairFile
+    marks: Marks
     most: int
     shift: int
 
@@ -328,7 +343,7 @@ class _Comparison:
             if bad >= 0:
                 at = int(np.searchsorted(entries.indptr, bad, "right")) - 1 + block.first_row
                 return missing(self.source, self.edges, at, int(entries.indices[bad]))
-            write_at(self.marks, seen, a)
+            self.marks.add(a, seen)
             matched[row:stop] = 1
             row = stop
         self._leave(block, entries.indices, entries.indptr, matched)
@@ -345,23 +360,36 @@ class _Comparison:
         return np.cumsum(ends, out=ends)
 
     def _leave(self, block: Block, indices: Array, indptr: Array, matched: Array) -> None:
-        """Write the entries of a block that have not been matched to the file of pairs."""
-        starts = np.zeros(self.pairs.counts.size + 1, np.int64)
-        verify_loops.count_loose(indices, indptr, block.first_row, matched, self.shift, starts[1:])
-        np.cumsum(starts, out=starts)
-        columns = {
-            "small": workspace.take("small", int(starts[-1]), np.uint16),
-            "large": workspace.take("large", int(starts[-1]), cell_dtype(self.source.n_cells)),
-        }
-        verify_loops.gather_loose(
-            indices, indptr, block.first_row, matched, self.shift, starts[:-1].copy(),
-            columns["small"], columns["large"],
-        )  # fmt: skip
-        self.pairs.append(block.number, starts, columns)
+        """Write the entries of a block that have not been matched to the files of pairs."""
+        if indptr.size - 1 > _MOST_ROWS:
+            raise AssertionError("the larger cells do not fit 16 bits")
+        sides = (self.lower, self.upper)
+        starts = [np.zeros(side.counts.size + 1, np.int64) for side in sides]
+        verify_loops.count_loose(
+            indices, indptr, block.first_row, matched, self.shift, starts[0][1:], starts[1][1:]
+        )
+        columns = []
+        arguments: list[Array] = []
+        for name, side, begins in zip(("lower", "upper"), sides, starts, strict=True):
+            np.cumsum(begins, out=begins)
+            taken = {
+                column: workspace.take(f"{name} {column}", int(begins[-1]), dtype)
+                for column, dtype in side.columns.items()
+            }
+            columns.append(taken)
+            arguments += [begins[:-1].copy(), taken["small"], taken["large"]]
+        verify_loops.gather_loose(indices, indptr, block.first_row, matched, self.shift, *arguments)
+        for side, begins, taken, base in zip(
+            sides, starts, columns, (block.first_row, 0), strict=True
+        ):
+            if begins[-1]:
+                side.append(block.number, begins, taken, base=base)
 
     def piece(self, piece: _Piece) -> str | None:
         """Mark the edges of a piece that pairs stand for; all must then be marked."""
-        n_pairs = int(self.pairs.counts[piece.first : piece.last].sum())
+        n_pairs = sum(
+            int(side.counts[piece.first : piece.last].sum()) for side in (self.lower, self.upper)
+        )
         fits = piece.stop - piece.start <= self.most
         if fits and n_pairs <= self.most:
             return self._compare(piece, piece.start, piece.stop, streamed=False)
@@ -391,30 +419,33 @@ class _Comparison:
         cursor[:] = ends
         dst = self.edges.read(1, start, stop, "edge dst")
         seen = workspace.take("seen", stop - start, np.uint8)
-        read_at(self.marks, seen, start)
+        self.marks.get(start, seen)
         place = np.zeros(2, np.int64)
-        lots = self._stream(piece) if streamed else [self.pairs.gather(piece.first, piece.last)]
-        for columns, slices in lots:
-            if verify_loops.mark_pairs(
-                columns["small"], columns["large"], slices, piece.first, self.shift, bounds, ends,
-                cursor, dst, seen, place,
-            ) >= 0:  # fmt: skip
-                return missing(self.source, self.edges, int(place[0]), int(place[1]))
+        for side in (self.lower, self.upper):
+            for columns, bases, slices in self._pairs(side, piece, streamed=streamed):
+                if verify_loops.mark_pairs(
+                    columns["small"], columns["large"], bases, slices, piece.first, self.shift,
+                    bounds, ends, cursor, dst, seen, place,
+                ) >= 0:  # fmt: skip
+                    return missing(self.source, self.edges, int(place[0]), int(place[1]))
         unseen = verify_loops.first_unseen(seen)
         return unfounded(self.edges, start + unseen) if unseen >= 0 else None
 
-    def _stream(self, piece: _Piece) -> Any:
-        """Yield the pairs of one partition, a slab at a time."""
-        for number, starts in self.pairs.lots(piece.first, piece.last):
+    def _pairs(
+        self, side: PairFile, piece: _Piece, *, streamed: bool
+    ) -> Iterator[tuple[dict[str, Array], Array, Array]]:
+        """Yield the pairs of a piece, all at once or, if it is one partition, by and by."""
+        if not streamed:
+            yield side.gather(piece.first, piece.last)
+            return
+        for number, base, starts in side.lots(piece.first, piece.last):
             for at in range(int(starts[0]), int(starts[-1]), self.most):
                 n = min(self.most, int(starts[-1]) - at)
-                columns = {
-                    "small": workspace.take("pair small", n, np.uint16),
-                    "large": workspace.take("pair large", n, cell_dtype(self.source.n_cells)),
-                }
-                for name, values in columns.items():
-                    self.pairs.read(number, name, at, values)
-                yield columns, np.array([[0, n]])
+                columns = {}
+                for name, dtype in side.columns.items():
+                    values = columns[name] = workspace.take(f"pair {name}", n, dtype)
+                    side.read(number, name, at, values)
+                yield columns, np.array([base]), np.array([[0, n]])
 
 
 def missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:

@@ -144,7 +144,7 @@ class _Sums:
     def _lots(self, partition: int, low: int, high: int) -> Iterator[tuple[Array, Array, int]]:
         """Yield keys in ``[low, high)`` with weights and side, in stored order, slab by slab."""
         for below, side in enumerate(self.sides):
-            for number, starts in side.lots(partition, partition + 1):
+            for number, _, starts in side.lots(partition, partition + 1):
                 for at in range(int(starts[0]), int(starts[-1]), self.most):
                     n = min(self.most, int(starts[-1]) - at)
                     small = workspace.take("pair small", n, np.uint16)

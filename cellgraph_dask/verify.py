@@ -42,6 +42,7 @@ from .memory import format_bytes, no_collection, peak_bytes, reset_peak, residen
 from .plan import SLACK_BYTES, cut_blocks, round_reserved
 from .progress import Progress
 from .proof import (
+    Kind,
     ProofPlan,
     check_cover,
     plan_proof,
@@ -340,7 +341,7 @@ class _Check:
         """Compare edges and matrix; return the kind of proof and what is wrong."""
         signed = False
         if seeds is not None:
-            plan, blocks = self._cut(source, signed=False)
+            plan, blocks = self._cut(source, manifest, "sums")
             executor = Threads(plan.threads, self.progress)
             try:
                 if prove_by_sums(source, blocks, seeds, found.hash_sum, executor):
@@ -351,7 +352,7 @@ class _Check:
             edges = self._plain(manifest, folder)
             try:
                 if not signed:
-                    plan, blocks = self._cut(source, signed=False)
+                    plan, blocks = self._cut(source, manifest, "comparison")
                     executor = Threads(plan.threads, self.progress)
                     try:
                         return "comparison", prove_by_comparison(
@@ -359,18 +360,20 @@ class _Check:
                         )
                     except NegativeWeightError:
                         pass
-                plan, blocks = self._cut(source, signed=True)
+                plan, blocks = self._cut(source, manifest, "signed")
                 executor = Threads(plan.threads, self.progress)
                 return "signed", prove_signed(source, blocks, edges, folder, plan, executor)
             finally:
                 edges.close()
 
-    def _cut(self, source: Source, *, signed: bool) -> tuple[ProofPlan, list[Block]]:
+    def _cut(self, source: Source, manifest: Manifest, kind: Kind) -> tuple[ProofPlan, list[Block]]:
         """Choose sizes and cut the matrix into blocks."""
-        plan = self.proof_plan or plan_proof(source, self._available(), self.threads, signed=signed)
+        plan = self.proof_plan or plan_proof(
+            source, manifest.n_edges, self._available(), self.threads, kind
+        )
         if plan is None:
             smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1)
-            raise self._too_small(proof_bytes(source, smallest, signed=signed))
+            raise self._too_small(proof_bytes(source, smallest, kind))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)
         return plan, blocks

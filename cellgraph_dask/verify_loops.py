@@ -321,20 +321,26 @@ def mark_rows(
 
 @compiled()
 def count_loose(
-    indices: Array, indptr: Array, first_row: int, matched: Array, shift: int, counts: Array
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    matched: Array,
+    shift: int,
+    lower: Array,
+    upper: Array,
 ) -> None:
     """Count a block's loose entries by partition of their smaller cell (int64, in place).
 
-    Loose are lower entries, and upper ones in rows that are not `matched` (a byte a row).
+    Loose are all lower entries, and the upper ones in rows that are not `matched` (a byte a row).
     """
     for r in range(indptr.size - 1):
         i = np.int64(first_row + r)
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
             if j < i:
-                counts[j >> shift] += 1
+                lower[j >> shift] += 1
             elif j > i and matched[r] == 0:
-                counts[i >> shift] += 1
+                upper[i >> shift] += 1
 
 
 @compiled()
@@ -344,14 +350,27 @@ def gather_loose(
     first_row: int,
     matched: Array,
     shift: int,
-    places: Array,
-    small: Array,
-    large: Array,
+    lower: Array,
+    lower_small: Array,
+    lower_large: Array,
+    upper: Array,
+    upper_small: Array,
+    upper_large: Array,
 ) -> None:
     """Write a block's loose entries as pairs, by partition of their smaller cell.
 
-    `places` holds where the next pair of each partition goes (int64, changed in place); `small` is
-    the smaller cell's place in its partition (uint16), `large` the larger cell.
+    Parameters
+    ----------
+    indices, indptr, first_row, matched, shift
+        As in `count_loose`; at most 2¹⁶ rows.
+    lower, upper
+        Where the next pair of each partition goes; int64, changed in place.
+    lower_small, upper_small
+        The smaller cell's place in its partition; uint16.
+    lower_large
+        The larger cell, counted from `first_row`; uint16.
+    upper_large
+        The larger cell.
     """
     mask = (np.int64(1) << shift) - 1
     for r in range(indptr.size - 1):
@@ -359,21 +378,22 @@ def gather_loose(
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
             if j < i:
-                p = places[j >> shift]
-                places[j >> shift] = p + 1
-                small[p] = j & mask
-                large[p] = i
+                p = lower[j >> shift]
+                lower[j >> shift] = p + 1
+                lower_small[p] = j & mask
+                lower_large[p] = r
             elif j > i and matched[r] == 0:
-                p = places[i >> shift]
-                places[i >> shift] = p + 1
-                small[p] = i & mask
-                large[p] = j
+                p = upper[i >> shift]
+                upper[i >> shift] = p + 1
+                upper_small[p] = i & mask
+                upper_large[p] = j
 
 
 @compiled(int)
 def mark_pairs(
     small: Array,
     large: Array,
+    bases: Array,
     slices: Array,
     first_partition: int,
     shift: int,
@@ -390,8 +410,10 @@ def mark_pairs(
     ----------
     small, large
         Pairs, as `gather_loose` writes them.
+    bases
+        What to add to `large` in each lot of pairs.
     slices
-        ``(n, n_partitions + 1)`` int64: where each partition starts in them, n times over.
+        ``(n_lots, n_partitions + 1)`` int64: where each partition starts in each lot.
     first_partition, shift
         What ``slices[:, 0]`` is of.
     bounds
@@ -416,7 +438,7 @@ def mark_pairs(
         for b in range(slices.shape[0]):
             for p in range(slices[b, f], slices[b, f + 1]):
                 s = base + np.int64(small[p])
-                d = np.int64(large[p])
+                d = bases[b] + np.int64(large[p])
                 if s < bounds[0] or (s == bounds[0] and d < bounds[1]):
                     continue
                 if s > bounds[2] or (s == bounds[2] and d >= bounds[3]):

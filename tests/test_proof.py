@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 import warnings
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -36,7 +37,11 @@ from tests.stores import (
 from tests.test_any_matrix import oracle, stores, write
 
 TINY = ProofPlan(block_entries=7, block_rows=3, piece_edges=4, threads=2)
-SIZES = {"tiny": TINY, "from the limit": None}
+SIZES = {
+    "tiny": TINY,
+    "tiny, partly held": replace(TINY, room=100, marks_held=True),
+    "from the limit": None,
+}
 
 
 def signed_graph(dtype):
@@ -126,7 +131,7 @@ def test_any_missing_edge_is_named(cases, tmp_path, name):
     for k in range(0, len(edges), step):
         left = edges[:k] + edges[k + 1 :]
         out_dir = plant(tmp_path / "out", left, n_cells)
-        report = check(out_dir, cases[name], SIZES["tiny" if k % 2 else "from the limit"])
+        report = check(out_dir, cases[name], list(SIZES.values())[k % 3])
         assert not report.ok
         (problem,) = report.problems
         assert f"there is no edge {edges[k]}; it would be edge {k} (byte {2 * k})" in problem
@@ -143,7 +148,7 @@ def test_any_edge_too_many_is_named(cases, tmp_path, name):
     for n, pair in enumerate(absent[:: max(1, len(absent) // 25)]):
         planted = sorted([*edges, pair])
         out_dir = plant(tmp_path / "out", planted, n_cells, 6 if n % 5 == 0 else None)
-        report = check(out_dir, cases[name], SIZES["tiny" if n % 2 else "from the limit"])
+        report = check(out_dir, cases[name], list(SIZES.values())[n % 3])
         assert not report.ok
         at = planted.index(pair)
         assert f"edge {at} (byte {2 * at}) is {pair}, but the matrix has no" in report.problems[0]
@@ -160,7 +165,7 @@ def test_a_moved_edge_is_found(cases, tmp_path, name):
         lost, gained = edges[rng.integers(len(edges))], absent[rng.integers(len(absent))]
         planted = sorted((set(edges) - {lost}) | {gained})
         out_dir = plant(tmp_path / "out", planted, n_cells)
-        report = check(out_dir, cases[name], SIZES["tiny" if n % 2 else "from the limit"])
+        report = check(out_dir, cases[name], list(SIZES.values())[n % 3])
         assert not report.ok
         assert any(str(lost) in text or str(gained) in text for text in report.problems)
 
@@ -215,7 +220,10 @@ def test_any_matrix_and_any_change(case, change, data):
         if absent:
             planted.add(data.draw(st.sampled_from(absent)))
     tuning = case["tuning"]
-    sizes = ProofPlan(tuning.block_entries, tuning.block_rows, tuning.piece_entries, tuning.threads)
+    sizes = ProofPlan(
+        tuning.block_entries, min(tuning.block_rows, 65_535), tuning.piece_entries, tuning.threads,
+        room=data.draw(st.sampled_from([0, 40, 10**6])), marks_held=data.draw(st.booleans()),
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         write(Path(folder, "s.zarr"), case)
         out_dir = plant(Path(folder, "out"), sorted(planted), case["n"], case["compression"])
@@ -299,15 +307,15 @@ def test_a_limit_that_is_too_small_is_refused(tmp_path):
         assert verify_export(tmp_path / "out", memory_limit=least, **options).ok
 
 
-@pytest.mark.parametrize("signed", [False, True])
-def test_plans_keep_to_their_memory(tmp_path, signed):
+@pytest.mark.parametrize("kind", ["sums", "comparison", "signed"])
+def test_plans_keep_to_their_memory(tmp_path, kind):
     source = open_source(write_store(tmp_path / "s.zarr", directed_graph(2_000, 20), chunk=1_000))
-    smallest = proof_bytes(source, ProofPlan(1 << 16, 1 << 16, 1 << 16, 1), signed=signed)
+    smallest = proof_bytes(source, ProofPlan(1 << 16, 1 << 16, 1 << 16, 1), kind)
     for available in np.geomspace(smallest, 100 * smallest, 12).astype(int):
-        plan = plan_proof(source, int(available), 4, signed=signed)
+        plan = plan_proof(source, 200_000, int(available), 4, kind)
         assert plan is not None
-        assert proof_bytes(source, plan, signed=signed) <= available
-    assert plan_proof(source, 10**6, 4, signed=signed) is None
+        assert proof_bytes(source, plan, kind) + plan.room + 25_000 * plan.marks_held <= available
+    assert plan_proof(source, 200_000, 10**5, 4, kind) is None
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "directed"])
