@@ -48,7 +48,7 @@ class PairFile:
     ) -> None:
         # One array, taken from the system as it fills: the memory of many small ones would be mixed
         # with that of the tasks, and not be given back when those end.
-        self._memory = np.empty(room, np.uint8)
+        self._memory = np.empty(room // 16 * 16, np.uint8)
         self._held = 0
         self.columns = dict(columns)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
@@ -118,8 +118,40 @@ class PairFile:
             at = offset + self._memory.size
             out.view(np.uint8)[:] = self._memory[at : at + out.nbytes]
 
+    def in_memory(self, number: int) -> bool:
+        """Tell whether a lot is in memory."""
+        return self._lots[number][0] < 0
+
+    def held(self, first: int, last: int) -> tuple[Array, Array, Array, Array]:
+        """Return the pairs of partitions ``[first, last)`` that are in memory, where they are.
+
+        All columns must have the same dtype.
+
+        Returns
+        -------
+        values : ndarray
+            The memory.
+        bases : ndarray
+            The base of each lot; int64.
+        apart : ndarray
+            How far behind its first column the second column of a lot is; int64.
+        slices : ndarray
+            ``(n_lots, last - first + 1)`` int64: where each partition starts in its first column.
+        """
+        (dtype,) = set(self.columns.values())
+        lots = [lot for lot in self.lots(first, last) if self.in_memory(lot[0])]
+        slices = np.empty((len(lots), last - first + 1), np.int64)
+        for k, (number, _, starts) in enumerate(lots):
+            slices[k] = starts + (self._lots[number][0] + self._memory.size) // dtype.itemsize
+        return (
+            self._memory.view(dtype),
+            np.array([base for _, base, _ in lots], np.int64),
+            np.array([self._lots[number][2][-1] for number, _, _ in lots], np.int64),
+            slices,
+        )
+
     def gather(self, first: int, last: int) -> tuple[dict[str, Array], Array, Array]:
-        """Return all pairs of partitions ``[first, last)``, lot after lot.
+        """Return the pairs of partitions ``[first, last)`` that are on disk, lot after lot.
 
         Returns
         -------
@@ -130,7 +162,7 @@ class PairFile:
         slices : ndarray
             ``(n_lots, last - first + 1)`` int64: where each partition starts in the columns.
         """
-        lots = self.lots(first, last)
+        lots = [lot for lot in self.lots(first, last) if not self.in_memory(lot[0])]
         sizes = [int(starts[-1] - starts[0]) for _, _, starts in lots]
         begins = np.cumsum([0, *sizes])
         columns = {}

@@ -422,10 +422,9 @@ class _Comparison:
         self.marks.get(start, seen)
         place = np.zeros(2, np.int64)
         for side in (self.lower, self.upper):
-            for columns, bases, slices in self._pairs(side, piece, streamed=streamed):
+            for pairs in self._pairs(side, piece, streamed=streamed):
                 if verify_loops.mark_pairs(
-                    columns["small"], columns["large"], bases, slices, piece.first, self.shift,
-                    bounds, ends, cursor, dst, seen, place,
+                    *pairs, piece.first, self.shift, bounds, ends, cursor, dst, seen, place
                 ) >= 0:  # fmt: skip
                     return missing(self.source, self.edges, int(place[0]), int(place[1]))
         unseen = verify_loops.first_unseen(seen)
@@ -433,19 +432,30 @@ class _Comparison:
 
     def _pairs(
         self, side: PairFile, piece: _Piece, *, streamed: bool
-    ) -> Iterator[tuple[dict[str, Array], Array, Array]]:
-        """Yield the pairs of a piece, all at once or, if it is one partition, by and by."""
+    ) -> Iterator[tuple[Array, ...]]:
+        """Yield the pairs of a piece, in parts if it is one partition that has too many.
+
+        Each time these are smaller and larger cells, and bases, distances and slices of the lots.
+        """
+        if side is self.lower:
+            values, bases, apart, slices = side.held(piece.first, piece.last)
+            yield values, values, bases, apart, slices
         if not streamed:
-            yield side.gather(piece.first, piece.last)
+            columns, bases, slices = side.gather(piece.first, piece.last)
+            yield columns["small"], columns["large"], bases, np.zeros_like(bases), slices
             return
+        none = np.zeros(1, np.int64)
         for number, base, starts in side.lots(piece.first, piece.last):
+            if side.in_memory(number):
+                continue
             for at in range(int(starts[0]), int(starts[-1]), self.most):
                 n = min(self.most, int(starts[-1]) - at)
-                columns = {}
-                for name, dtype in side.columns.items():
-                    values = columns[name] = workspace.take(f"pair {name}", n, dtype)
-                    side.read(number, name, at, values)
-                yield columns, np.array([base]), np.array([[0, n]])
+                small, large = (
+                    workspace.take(f"pair {name}", n, dtype) for name, dtype in side.columns.items()
+                )
+                side.read(number, "small", at, small)
+                side.read(number, "large", at, large)
+                yield small, large, np.array([base]), none, np.array([[0, n]])
 
 
 def missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:

@@ -394,6 +394,7 @@ def mark_pairs(
     small: Array,
     large: Array,
     bases: Array,
+    apart: Array,
     slices: Array,
     first_partition: int,
     shift: int,
@@ -412,6 +413,8 @@ def mark_pairs(
         Pairs, as `gather_loose` writes them.
     bases
         What to add to `large` in each lot of pairs.
+    apart
+        How far behind its smaller cell the larger one of a pair is, in each lot.
     slices
         ``(n_lots, n_partitions + 1)`` int64: where each partition starts in each lot.
     first_partition, shift
@@ -438,7 +441,7 @@ def mark_pairs(
         for b in range(slices.shape[0]):
             for p in range(slices[b, f], slices[b, f + 1]):
                 s = base + np.int64(small[p])
-                d = bases[b] + np.int64(large[p])
+                d = bases[b] + np.int64(large[p + apart[b]])
                 if s < bounds[0] or (s == bounds[0] and d < bounds[1]):
                     continue
                 if s > bounds[2] or (s == bounds[2] and d >= bounds[3]):
@@ -447,8 +450,8 @@ def mark_pairs(
                 end = ends[s - bounds[0] + 1]
                 at: Any = cursor[s - bounds[0]]
                 for _ in range(3):
-                    if at < end:
-                        at += np.int64(dst[at]) < d
+                    if at < end and np.int64(dst[at]) < d:
+                        at += 1
                 if at >= end or np.int64(dst[at]) != d:
                     at = _find(dst, begin, end, d)
                     if at < 0:
