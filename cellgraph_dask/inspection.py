@@ -12,11 +12,11 @@ import zarr
 from .edge_pairs import MANIFEST
 from .embeddings import stored_embeddings
 from .errors import SourceError
+from .journal import RUN
 from .progress import Progress
 from .publish import WORK_FOLDER
 from .verify import VerifyReport, verify
 
-RUN_FILE = "run.json"
 _PREFIXES = ("cellgraph-dask-", WORK_FOLDER)
 _MOST_RUN_BYTES = 2**20
 _ARRAYS = ("indptr", "indices", "data")
@@ -77,7 +77,8 @@ class InspectReport:
     export : VerifyReport or None
         Of an export: whether it is sound, and what its graph is like.
     run : dict or None
-        Of a scratch folder: which run it belongs to, as far as that is noted in it.
+        Of a scratch folder: which run it belongs to, as far as that is noted in it. Of an export:
+        the run that was interrupted while it replaced this export, if there is one.
     n_files, n_bytes : int or None
         Of a scratch folder: the files in it, and their size together.
     """
@@ -120,9 +121,10 @@ def inspect(path: Path, progress: Progress, *, limit: int, threads: int) -> Insp
     """
     if (path / MANIFEST).exists():
         report = verify(path, progress, limit=limit, threads=threads, components=True)
-        return InspectReport(str(path), "export", export=report)
+        run = _read_run(path / WORK_FOLDER)
+        return InspectReport(str(path), "export", export=report, run=run)
     for folder in (path, path / WORK_FOLDER):
-        if folder.is_dir() and (folder.name.startswith(_PREFIXES) or (folder / RUN_FILE).exists()):
+        if folder.is_dir() and (folder.name.startswith(_PREFIXES) or (folder / RUN).exists()):
             return _inspect_scratch(folder)
     if not path.exists():
         raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
@@ -137,13 +139,7 @@ def inspect(path: Path, progress: Progress, *, limit: int, threads: int) -> Insp
 
 def _inspect_scratch(folder: Path) -> InspectReport:
     """Describe a scratch folder; other processes may be changing it."""
-    run = None
-    try:
-        with (folder / RUN_FILE).open("rb") as file:
-            found = json.loads(file.read(_MOST_RUN_BYTES))
-        run = found if isinstance(found, dict) else None
-    except (OSError, ValueError, RecursionError):
-        pass  # absent, or cut off: then nothing is known of the run
+    run = _read_run(folder)
     n_files = n_bytes = 0
     for path in folder.rglob("*"):
         try:
@@ -154,6 +150,16 @@ def _inspect_scratch(folder: Path) -> InspectReport:
             n_files += 1
             n_bytes += status.st_size
     return InspectReport(str(folder), "scratch", run=run, n_files=n_files, n_bytes=n_bytes)
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """Return what a folder says of its run; None if nothing, or if that is cut off."""
+    try:
+        with (folder / RUN).open("rb") as file:
+            found = json.loads(file.read(_MOST_RUN_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:

@@ -9,7 +9,9 @@ that.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,6 +113,16 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again: of names, sizes, times."""
+        digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
+        for folder, folders, names in os.walk(Path(self.path, self.key)):
+            folders.sort()
+            for name in sorted(names):
+                status = Path(folder, name).stat()
+                digest.update(f"{folder} {name} {status.st_size} {status.st_mtime_ns}".encode())
+        return digest.hexdigest()
 
     @property
     def chunk_size(self) -> int:

@@ -75,7 +75,11 @@ def describe_inspection(report: Any) -> str:
     if report.kind == "export":
         export = report.export
         head = f"{report.path} is an export" + ("." if export.ok else ", and it is damaged.")
-        return "\n".join([head, *filter(None, [rows(describe_graph(export))])])
+        lines = [head, *filter(None, [rows(describe_graph(export))])]
+        if report.run:
+            started = report.run.get("started", "at an unknown time")
+            lines.append(f"A run to replace it, started {started}, was interrupted or is going on.")
+        return "\n".join(lines)
     if report.kind == "scratch":
         run = report.run or {}
         facts = [(str(name).replace("_", " "), str(value)) for name, value in run.items()]

@@ -118,6 +118,15 @@ def test_a_scratch_folder_of_a_run(scratch):
     assert "files:          2, " in text
 
 
+def test_an_export_that_a_run_was_to_replace(scratch):
+    plant(scratch.parent, [(0, 1)], 2)
+    assert inspect_path(scratch.parent).run is None
+    (scratch / "run.json").write_text(json.dumps({"started": "2026-11-22 12:00:00"}))
+    assert inspect_path(scratch.parent).kind == "export"
+    text = run("inspect", scratch.parent).stdout
+    assert "A run to replace it, started 2026-11-22 12:00:00, was interrupted" in text
+
+
 @pytest.mark.parametrize("name", ["nothing", "empty", "file"])
 def test_anything_else_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()

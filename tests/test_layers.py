@@ -19,11 +19,10 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunks",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
-    "edge_files", "stream",
-    "plan",
-    "progress", "execute", "cluster", "parts", "stages", "publish", "verify_loops", "edge_reader",
-    "census", "survey", "pair_file", "proof", "signed_proof", "embeddings", "alignment", "verify",
-    "inspection", "wording", "export", "demo", "cli", "__main__",
+    "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
+    "parts", "stages", "publish", "verify_loops", "edge_reader", "census", "survey", "pair_file",
+    "proof", "signed_proof", "embeddings", "alignment", "verify", "inspection", "wording", "export",
+    "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
