@@ -56,6 +56,8 @@ class PlainEdges:
         self.dtype = dtype
         self.n_edges = n_edges
         self._fds: list[int] = []
+        self._starts: Array | None = None
+        self._shift = 0
         n_bytes = n_edges * dtype.itemsize
         try:
             for path in paths:
@@ -86,9 +88,18 @@ class PlainEdges:
             end = min(at + SLAB_EDGES, stop)
             yield at, self.read(0, at, end, "slab src"), self.read(1, at, end, "slab dst")
 
+    def know(self, starts: Array, shift: int) -> None:
+        """Take note of where the edges of every ``2**shift`` sources begin, to find others soon."""
+        self._starts, self._shift = starts, shift
+
     def position(self, source: int, destination: int = 0) -> int:
         """Return the number of the first edge that is not before ``(source, destination)``."""
         low, high = 0, self.n_edges
+        if self._starts is not None:
+            nearest = source >> self._shift
+            if nearest + 1 < self._starts.size:
+                high = int(self._starts[nearest + 1])
+            low = int(self._starts[nearest]) if nearest < self._starts.size else high
         while low < high:
             middle = (low + high) // 2
             if self._cell(0, middle) < source or (

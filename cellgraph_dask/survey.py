@@ -58,6 +58,8 @@ class SurveyPlan:
         Edges to pick at random.
     seeds : ndarray or None
         Four random uint64 values: sum up hashes of the edges with them.
+    shift : int or None
+        Note where the edges of every ``2**shift`` sources begin.
     """
 
     threads: int
@@ -66,6 +68,7 @@ class SurveyPlan:
     n_forests: int
     n_samples: int = 0
     seeds: Array | None = None
+    shift: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Survey:
         ``(2, n)``: sources and destinations of edges picked at random.
     hash_sum : tuple of int
         The two halves of the sum of hashes.
+    starts : ndarray or None
+        Number of the first edge of every ``2**shift`` sources; int64.
     """
 
     problem: str | None
@@ -91,6 +96,7 @@ class Survey:
     components: Components | None
     samples: Array
     hash_sum: tuple[int, int]
+    starts: Array | None = None
 
 
 class _Stretch(NamedTuple):
@@ -162,6 +168,9 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     notes = _Notes()
     forests = Forests(n_cells, plan.n_forests) if plan.n_forests else None
     picked = _picks(n_edges, plan.n_samples)
+    starts = None
+    if plan.shift is not None:
+        starts = np.full((n_cells >> plan.shift) + 1, n_edges, np.int64)
     histogram: Counter[int] = Counter()
     few = are_few(n_cells, n_edges)
     for first in range(0, n_cells, n_cells if few else plan.range_cells):
@@ -171,6 +180,8 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
         )
         consumers: list[Callable[[Slab], None]] = [partial(_count, counters)]
         if first == 0:
+            if starts is not None and plan.shift is not None:
+                consumers.append(partial(_note_starts, starts, plan.shift, notes.lock))
             consumers += [partial(_pick, picked, notes)] if plan.n_samples else []
             consumers += [partial(_join, forests)] if forests is not None else []
         seeds = plan.seeds if first == 0 else None
@@ -189,6 +200,8 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
         components=forests.components() if forests is not None and not notes.problems else None,
         samples=np.concatenate([none, *notes.samples], axis=1),
         hash_sum=(int(notes.hash_sum[0]), int(notes.hash_sum[1])),
+        # Where no source has edges, the next one's begin.
+        starts=None if starts is None else np.minimum.accumulate(starts[::-1])[::-1],
     )
 
 
@@ -263,6 +276,18 @@ def _look(
 
 def _count(counters: DegreeCounters | FewEnds, slab: Slab) -> None:
     counters.add(slab[1], slab[2])
+
+
+def _note_starts(starts: Array, shift: int, lock: threading.Lock, slab: Slab) -> None:
+    """Note where ranges of sources begin; of what several slabs say the least number is right."""
+    position, src, _ = slab
+    if not src.size:
+        return
+    first, last = int(src[0]) >> shift, int(src[-1]) >> shift
+    bounds = np.arange(first, last + 1) << shift
+    at = position + np.searchsorted(src, bounds.astype(src.dtype))
+    with lock:
+        np.minimum(starts[first : last + 1], at, out=starts[first : last + 1])
 
 
 def _join(forests: Forests, slab: Slab) -> None:

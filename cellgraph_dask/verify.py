@@ -45,6 +45,7 @@ from .proof import (
     Kind,
     ProofPlan,
     check_cover,
+    partition_shift,
     plan_proof,
     proof_bytes,
     prove_by_comparison,
@@ -332,7 +333,8 @@ class _Check:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
             assert smallest is not None
             raise self._too_small(survey_bytes(smallest, manifest))
-        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds)
+        shift = partition_shift(manifest.n_cells) if self.source is not None else None
+        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
         return survey(self.out_dir, manifest, plan, self.progress)
 
     def _prove(
@@ -351,6 +353,8 @@ class _Check:
         with self._scratch() as folder, named_disk_errors(folder):
             edges = self._plain(manifest, folder)
             try:
+                assert found.starts is not None
+                edges.know(found.starts, partition_shift(manifest.n_cells))
                 if not signed:
                     plan, blocks = self._cut(source, manifest, "comparison")
                     executor = Threads(plan.threads, self.progress)
