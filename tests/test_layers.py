@@ -20,12 +20,14 @@ ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunks",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
-    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "export",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported",
+    "verify_loops", "edge_reader", "census", "survey", "pair_file",
+    "proof", "signed_proof", "embeddings", "alignment", "verify", "inspection", "wording", "export",
     "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"chunks", "source", "demo"},
+    "zarr": {"chunks", "source", "demo", "embeddings", "inspection"},
     "numcodecs": {"chunks"},
     "anndata": {"demo"},
     "fsspec": {"remote"},
