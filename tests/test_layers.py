@@ -20,12 +20,14 @@ ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunk_codecs",
     "chunks", "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
-    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "export",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported",
+    "verify_loops", "edge_reader", "census", "survey", "pair_file",
+    "proof", "signed_proof", "embeddings", "alignment", "verify", "inspection", "wording", "export",
     "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"chunk_codecs", "chunks", "source", "demo"},
+    "zarr": {"chunk_codecs", "chunks", "source", "demo", "embeddings", "inspection"},
     "numcodecs": {"chunk_codecs"},
     "anndata": {"demo"},
     "fsspec": {"remote"},
