@@ -66,7 +66,7 @@ def source(request, tmp_path):
 
 
 def export(source: Path, out_dir: Path, **options) -> object:
-    return run_export(open_source(source), out_dir, memory_limit="1GB", **options)
+    return run_export(open_source(source), out_dir, memory_limit="4GB", **options)
 
 
 @pytest.mark.usefixtures("small_parts")
