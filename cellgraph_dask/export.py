@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ from .journal import (
     new_id,
     now,
     read_run,
+    scratch_name,
     this_process,
 )
 from .memory import (
@@ -62,7 +62,7 @@ from .plan import (
     tune,
 )
 from .progress import Progress, progress_bars
-from .publish import WORK_FOLDER, Output, read_identity
+from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
 from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
@@ -304,11 +304,13 @@ def run_export(
     if resume:
         record = _interrupted_run(source, out_dir, settings.get("compression"), scratch_dir)
         settings["record"] = record
-    output = Output(out_dir, force=force or (record is not None and record.force), resume=resume)
+    output = Output(
+        out_dir, force=force or (record is not None and record.force), resume=record is not None
+    )
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
     prepared = _prepare(source, out_dir, **settings)
     if record is None:
-        _check_disk(prepared.plan)
+        _check_disk(prepared.plan, out_dir, scratch_dir)
     with output, progress_bars(progress) as bars:
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
@@ -326,7 +328,7 @@ def run_export(
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
                 prepared = _prepare(source, out_dir, **settings)
-                _check_disk(prepared.plan)
+                _check_disk(prepared.plan, out_dir, scratch_dir)
                 record = None
     plan = prepared.plan
     return ExportReport(
@@ -529,24 +531,26 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def _check_disk(plan: ExportPlan) -> None:
+def _check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) -> None:
     """Refuse what cannot fit even if every edge is stored in both directions."""
     for warning in plan.warnings:
         log.warning("%s", warning)
+    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
-    if (
-        plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-        > plan.scratch_free_bytes
-    ):
+    scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
+    if scratch and _device(scratch_folder) == _device(out_dir):
+        scratch += least  # the runs are there until the edge files are complete
+    if scratch > plan.scratch_free_bytes:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(plan.scratch_bytes)} may be needed. Free some space, or name another "
-            "disk with --scratch-dir."
+            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
+            "another disk with --scratch-dir."
         )
     if least > plan.output_free_bytes:
         raise DiskSpaceError(
             f"the output disk has {format_bytes(plan.output_free_bytes)} free, but at least "
-            f"{format_bytes(least)} are needed. Free some space, or choose another folder."
+            f"{format_bytes(least)} are needed in {out_dir}. Free some space, or choose another "
+            "folder."
         )
 
 
@@ -611,8 +615,7 @@ def _new_record(
 
 def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
     """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
-    name = sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]
-    return Path(scratch_dir).absolute() / f"cellgraph-dask-{name}"
+    return Path(scratch_dir).absolute() / scratch_name(out_dir)
 
 
 @contextmanager
@@ -631,7 +634,9 @@ def _folders(record: RunRecord, output: Output, keep: bool) -> Iterator[Path]:
         with named_disk_errors(scratch.parent.parent):
             if scratch.parent != output.work:
                 made = make_folders(scratch.parent.parent)
-                scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                if not scratch.parent.is_symlink():
+                    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                check_own_folder(scratch.parent)
                 for other in scratch.parent.iterdir():  # of runs that were killed
                     if other != scratch:
                         shutil.rmtree(other, ignore_errors=True)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from . import kernels, workspace
 from .chunks import ChunkedArray
-from .errors import DamagedGraphError, SourceError
+from .errors import CellgraphError, DamagedGraphError, SourceError
 
 Array = NDArray[Any]
 
@@ -33,8 +34,12 @@ _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
-# What zarr raises on metadata that are broken, or that it cannot follow.
-_METADATA_ERRORS = (OSError, ValueError, TypeError, AttributeError, zarr.errors.BaseZarrError)
+# No graph has more cells without neighbours before its first one: it is indptr that was lost.
+_MOST_ABSENT_ROWS = 2**28
+_MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon beyond int64
+# Metadata are read whole, and take ten times their size as Python's objects.
+_MOST_METADATA_BYTES = 2**24
+_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 
 class Block(NamedTuple):
@@ -104,11 +109,12 @@ class Source:
 
     @cached_property
     def _arrays(self) -> dict[str, ChunkedArray]:
-        group = zarr.open_group(self.path, mode="r")
-        return {
-            name: ChunkedArray(group[f"{self.key}/{name}"])
-            for name in ("indptr", "indices", "data")
-        }
+        with _metadata_of(self.key):
+            group = zarr.open_group(self.path, mode="r")
+            return {
+                name: ChunkedArray(group[f"{self.key}/{name}"])
+                for name in ("indptr", "indices", "data")
+            }
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""
@@ -120,7 +126,10 @@ class Source:
         for folder, folders, names in os.walk(Path(self.path, self.key)):
             folders.sort()
             for name in sorted(names):
-                status = Path(folder, name).stat()
+                try:
+                    status = Path(folder, name).stat()
+                except OSError:  # whoever reads it will say so
+                    status = Path(folder, name).lstat()
                 digest.update(f"{folder} {name} {status.st_size} {status.st_mtime_ns}".encode())
         return digest.hexdigest()
 
@@ -155,6 +164,13 @@ class Source:
     def weights_may_be_negative(self) -> bool:
         """Whether the dtype of the weights has negative values at all."""
         return self.stored_weight_dtype.kind in "if"
+
+    @property
+    def probe_bytes(self) -> int:
+        """Most bytes that `entry` and `has_entry` need."""
+        work = max(array.work_bytes for array in self._arrays.values())
+        rows = min(self._arrays["indptr"].chunk_size, self.n_cells) + 1
+        return int(work + 16 * rows + 8 * _INDPTR_SLICE)
 
     def warm_up(self, way: str) -> None:
         """Load the compiled loops for this matrix; see `kernels.warm_up`."""
@@ -206,6 +222,8 @@ class Source:
                 if a > absent_until:
                     raise DamagedGraphError(self._missing(indptr, a, "rows would lose entries"))
                 absent_until = b
+            if absent_until > _MOST_ABSENT_ROWS:
+                raise DamagedGraphError(self._missing(indptr, 0, "entries lose their rows"))
             if absent_until and absent_until - first < values.size:
                 self._check_absent_rows(first, values, absent_until)
                 absent_until = 0
@@ -411,17 +429,19 @@ def open_source(path: str | Path, key: str = "connectivities") -> Source:
     path = str(path)
     group = _open_group(path)
     matrix, full_key = _find_matrix(group, path, key)
-    attributes = dict(matrix.attrs)
+    with _metadata_of(full_key):
+        attributes = dict(matrix.attrs)
     encoding = attributes.get("encoding-type")
-    if encoding not in _FORMATS:
+    if not isinstance(encoding, str) or encoding not in _FORMATS:
         raise SourceError(
-            f"{full_key} has encoding-type {encoding!r}; csr_matrix and csc_matrix can be exported."
+            f"{full_key} has encoding-type {_short(encoding)}; csr_matrix and csc_matrix can be "
+            "exported."
         )
     indptr, indices, data = (
-        _open_array(matrix, full_key, name) for name in ("indptr", "indices", "data")
+        _open_array(matrix, path, full_key, name) for name in ("indptr", "indices", "data")
     )
     n_rows, n_columns = _shape(attributes, full_key)
-    n_cells = _count_cells(group)
+    n_cells = _count_cells(group, path)
     if n_cells is not None and (n_rows, n_columns) != (n_cells, n_cells):
         raise SourceError(
             f"Connectivity matrix shape {(n_rows, n_columns)} does not match number of cells "
@@ -433,33 +453,111 @@ def open_source(path: str | Path, key: str = "connectivities") -> Source:
             "one column for each cell."
         )
     _check_arrays(full_key, n_rows, indptr, indices, data)
+    for array in (indptr, indices, data):
+        with _metadata_of(array.path):
+            ChunkedArray(array)  # it refuses codecs that are not read
     return Source(path, full_key, _FORMATS[encoding], n_rows, int(indices.shape[0]))
 
 
 def _open_group(path: str) -> zarr.Group:
-    if not Path(path).exists():
+    try:
+        there = Path(path).exists()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+    if not there:
         raise SourceError(f"{path} does not exist; give the folder of a zarr AnnData store.")
+    _check_files(path, "")
     try:
         return zarr.open_group(path, mode="r")
-    except (KeyError, *_METADATA_ERRORS) as e:
+    except Exception as e:
         raise SourceError(
-            f"{path} is not a zarr store that can be opened ({type(e).__name__}: {e}); give the "
-            "folder that AnnData.write_zarr made."
+            f"{path} is not a zarr store that can be opened ({_told(e)}); give the folder that "
+            "AnnData.write_zarr made."
         ) from e
+
+
+@contextmanager
+def _metadata_of(what: str) -> Iterator[None]:
+    """Name whatever is raised while metadata are read: of strange ones, zarr raises anything."""
+    try:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"the metadata of {what} cannot be used ({_told(error)}). Copy the store again, or "
+            "write the matrix again."
+        ) from error
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _check_files(path: str, key: str) -> None:
+    """Refuse metadata that are too large to be read whole, or no files but pipes or devices."""
+    for name in _METADATA_FILES:
+        file = Path(path, key, name)
+        try:
+            status = file.stat()
+        except OSError:
+            continue  # zarr finds out what it means
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError(f"{file} is not a file; write the store again.")
+        if status.st_size > _MOST_METADATA_BYTES:
+            raise SourceError(
+                f"{file} has {status.st_size:,} bytes; metadata of up to {_MOST_METADATA_BYTES:,} "
+                "are read. Write the store again without such large attributes."
+            )
+
+
+def _member(group: zarr.Group, path: str, key: str) -> zarr.Group | zarr.Array | None:
+    """Return what is at a key of the store's root or of another group; None if nothing is.
+
+    Raises
+    ------
+    SourceError
+        If its metadata are broken.
+    """
+    full_key = f"{group.path}/{key}".strip("/")
+    with _metadata_of(full_key):
+        above = ""
+        for part in full_key.split("/"):
+            above = f"{above}/{part}".strip("/")
+            _check_files(path, above)
+        try:
+            return group[key]
+        except KeyError as error:
+            # A field that is missing in the metadata is a KeyError too.
+            consolidated = group.metadata.consolidated_metadata is not None
+            if consolidated or isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
 
 def _find_matrix(group: zarr.Group, path: str, key: str) -> tuple[zarr.Group, str]:
     full_key = key.strip("/") if "/" in key else f"obsp/{key}"
-    try:
-        matrix = group[full_key]
-    except KeyError:
-        keys = sorted(group["obsp"].keys()) if "obsp" in group else []
+    matrix = _member(group, path, full_key)
+    if matrix is None:
+        obsp = _member(group, path, "obsp")
+        keys: list[str] = []
+        if isinstance(obsp, zarr.Group):
+            with _metadata_of("obsp"):
+                keys = sorted(obsp.keys())
         near = difflib.get_close_matches(key, keys, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise SourceError(
             f"{path} has no {full_key}; obsp holds {', '.join(keys) or 'nothing'}.{hint} Name the "
             "matrix with --key, or compute it with scanpy.pp.neighbors."
-        ) from None
+        )
     if not isinstance(matrix, zarr.Group):
         raise SourceError(
             f"{full_key} is a dense array of shape {matrix.shape}; a sparse matrix (CSR or CSC) "
@@ -468,21 +566,21 @@ def _find_matrix(group: zarr.Group, path: str, key: str) -> tuple[zarr.Group, st
     return matrix, full_key
 
 
-def _open_array(matrix: zarr.Group, full_key: str, name: str) -> zarr.Array:
-    try:
-        array = matrix[name]
-    except KeyError:
+def _open_array(matrix: zarr.Group, path: str, full_key: str, name: str) -> zarr.Array:
+    array = _member(matrix, path, name)
+    if array is None:
         raise SourceError(
             f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "
             "again, or write the matrix again."
-        ) from None
-    except _METADATA_ERRORS as error:
-        raise SourceError(
-            f"the metadata of {full_key}/{name} cannot be used ({type(error).__name__}: {error}). "
-            "Copy the store again, or write the matrix again."
-        ) from error
+        )
     if not isinstance(array, zarr.Array) or array.ndim != 1:
-        raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
+        raise SourceError(
+            f"{full_key}/{name} is not a one-dimensional array by its metadata. Copy the store "
+            "again, or write the matrix again."
+        )
+    for what, n in (("values", array.shape[0]), ("values in a chunk", array.chunks[0])):
+        if not isinstance(n, int) or not 0 <= n <= _MOST_VALUES:
+            raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
     return array
 
 
@@ -491,26 +589,28 @@ def _shape(attributes: dict[str, Any], full_key: str) -> tuple[int, int]:
     if (
         not isinstance(shape, list | tuple)
         or len(shape) != 2
-        or not all(isinstance(n, int) and n >= 0 for n in shape)
+        or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
     ):
         raise SourceError(
-            f"{full_key} has the shape {json.dumps(shape)} in its attributes; two whole numbers "
-            "are needed."
+            f"{full_key} has the shape {_short(shape)} in its attributes; two whole numbers are "
+            "needed."
         )
     return shape[0], shape[1]
 
 
-def _count_cells(group: zarr.Group) -> int | None:
-    """Return the number of cells in `obs`, or None if the store has no obs."""
-    if "obs" not in group:
+def _count_cells(group: zarr.Group, path: str) -> int | None:
+    """Return the number of cells in `obs`, or None if the store does not tell."""
+    obs = _member(group, path, "obs")
+    if obs is None:
         return None
-    obs = group["obs"]
-    if isinstance(obs, zarr.Array):  # a structured array: AnnData before 0.7
-        return int(obs.shape[0])
-    index = obs.attrs.get("_index")
-    if not isinstance(index, str) or index not in obs or not isinstance(obs[index], zarr.Array):
-        return None
-    return int(obs[index].shape[0])
+    with _metadata_of("obs"):
+        if isinstance(obs, zarr.Array):  # a structured array: AnnData before 0.7
+            return int(obs.shape[0])
+        name = obs.attrs.get("_index")
+        if not isinstance(name, str):
+            return None
+        index = _member(obs, path, name)
+        return int(index.shape[0]) if isinstance(index, zarr.Array) else None
 
 
 def _check_arrays(
