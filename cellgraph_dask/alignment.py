@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .embeddings import Embedding, stored_embeddings
+from .files import is_readable
 
 Array = NDArray[Any]
 
@@ -72,7 +73,7 @@ def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embe
     for dim in (2, 3):
         for suffix in ("", ".gz"):
             path = out_dir / f"points_{dim}d.bin{suffix}"
-            if path.is_file():
+            if path.is_file() and is_readable(path, out_dir):
                 found.append(_points(path, dim, n_cells))
     return found + (stored_embeddings(store, n_cells) if store is not None else [])
 

@@ -100,6 +100,8 @@ class PlainEdges:
             if nearest + 1 < self._starts.size:
                 high = int(self._starts[nearest + 1])
             low = int(self._starts[nearest]) if nearest < self._starts.size else high
+            if (nearest << self._shift, 0) == (source, destination):
+                return low
         while low < high:
             middle = (low + high) // 2
             if self._cell(0, middle) < source or (
