@@ -36,6 +36,7 @@ from .edge_pairs import (
     viewer_bytes,
 )
 from .edge_reader import PlainEdges, open_plain, stream_bytes, unpack
+from .encoding import differing_files
 from .errors import CellgraphError, InvalidExportError, MemoryLimitError, NegativeWeightError
 from .execute import Threads
 from .files import make_folders, named_disk_errors
@@ -268,6 +269,12 @@ class _Check:
             proof, differences = self._prove(source, manifest, found, seeds)
             problems += differences
             report = replace(report, source=source.path, key=source.key, proof=proof)
+        for path, byte in differing_files(self.out_dir, manifest):
+            warnings.append(
+                f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
+                f"this version does at level {manifest.compression}: another version wrote it, or "
+                "it has been changed since."
+            )
         alignment = self._align(manifest, found, warnings)
         return replace(
             report,

@@ -22,7 +22,8 @@ ORDER = [
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
     "parts", "stages", "publish", "remote", "upload", "download", "exported",
     "verify_loops", "edge_reader", "census", "survey", "pair_file",
-    "proof", "signed_proof", "embeddings", "alignment", "verify", "inspection", "wording", "export",
+    "proof", "signed_proof", "embeddings", "alignment", "encoding", "verify", "inspection",
+    "wording", "export",
     "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
