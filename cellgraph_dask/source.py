@@ -1,38 +1,53 @@
-"""Where a matrix comes from: a sparse `obsp` entry of a zarr-backed AnnData.
+"""Where a matrix comes from, whatever it is: stores, files, and what is in memory already.
 
-The one module that knows zarr's and anndata's layout. It opens a store, checks what metadata can
-tell, and reads *blocks*: runs of stored entries, cut without regard to rows, so that a row of any
-length is nothing special. Every value that leaves it has been checked; the compiled loops rely on
-that.
+It opens a source, checks what metadata can tell, and reads *blocks*: runs of stored entries, cut
+without regard to rows, so that a row of any length is nothing special. Every value that leaves it
+has been checked; the compiled loops rely on that.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from . import kernels, workspace
-from .chunks import ChunkedArray
+from .arrays import MemoryArray, StoredArray
 from .errors import DamagedGraphError, SourceError
+from .convert import compress
+from .layout import (
+    Found,
+    Tree,
+    check_arrays,
+    check_shape,
+    check_weights,
+    find_matrix,
+    open_array,
+    sparse_layout,
+)
+from .lazy import LazyMatrix, of_dask, of_dense
+from .places import (
+    ARRAYS,
+    HDF5Place,
+    MemoryPlace,
+    Place,
+    ZarrPlace,
+    find_place,
+    place_of_group,
+)
 
 Array = NDArray[Any]
 
-_FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc"}
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
-# What zarr raises on metadata that are broken, or that it cannot follow.
-_METADATA_ERRORS = (OSError, ValueError, TypeError, AttributeError, zarr.errors.BaseZarrError)
 
 
 class Block(NamedTuple):
@@ -78,12 +93,12 @@ class BlockEntries(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A sparse cell × cell matrix in a zarr store; small, and picklable.
+    """A sparse cell × cell matrix; small, and picklable unless it is in memory.
 
     Attributes
     ----------
-    path : str
-        The store.
+    place : Place
+        Where its arrays are.
     key : str
         Where the matrix is inside it.
     layout : {"csr", "csc"}
@@ -92,21 +107,32 @@ class Source:
         Number of rows and of columns.
     n_entries : int
         Number of stored entries.
+    notes : tuple of str
+        What the user should know about it.
+    spool_bytes : int
+        Temporary bytes on disk that it takes up.
     """
 
-    path: str
+    place: Place
     key: str
     layout: str
     n_cells: int
     n_entries: int
+    notes: tuple[str, ...] = ()
+    spool_bytes: int = 0
+
+    @property
+    def path(self) -> str:
+        """Where it is, for people: a path, a URL, or what it is in memory."""
+        return self.place.path
+
+    def absolute(self) -> Source:
+        """Return the same matrix, for processes with another working directory."""
+        return replace(self, place=self.place.absolute())
 
     @cached_property
-    def _arrays(self) -> dict[str, ChunkedArray]:
-        group = zarr.open_group(self.path, mode="r")
-        return {
-            name: ChunkedArray(group[f"{self.key}/{name}"])
-            for name in ("indptr", "indices", "data")
-        }
+    def _arrays(self) -> dict[str, StoredArray]:
+        return self.place.arrays(self.key)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""
@@ -360,7 +386,7 @@ class Source:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
 
-    def _missing(self, array: ChunkedArray, at: int, loss: str) -> str:
+    def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
             f"chunk {array.key_of(at)} of {array.name} is missing from the store: {loss}. Copy the "
             "store again from where it came. If those values really are zeros, write it again "
@@ -379,149 +405,101 @@ def _comparable(stored: Array) -> Array:
     return stored.astype(np.float32) if stored.dtype == np.float16 else stored
 
 
-def open_source(path: str | Path, key: str = "connectivities") -> Source:
-    """Open the matrix `key` of a zarr AnnData store and check what its metadata tell.
+def open_source(
+    source: Any,
+    key: str = "connectivities",
+    *,
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source | LazyMatrix:
+    """Open a matrix, wherever it is, and check what its metadata tell.
 
     Parameters
     ----------
-    path
-        Folder of the store; zarr format 2 or 3.
+    source
+        A path or URL of a zarr store or an HDF5 file; a `zarr.Group`, or a store of zarr; an
+        AnnData in memory, backed or lazy; a matrix of scipy or PyData sparse, or anything that
+        numpy makes a two-dimensional array of; a Dask array.
     key
-        A key of `obsp`, or with slashes a path inside the store.
+        A key of `obsp`, or with slashes a path from the root.
+    neighbors_key
+        The name of one of scanpy's neighbour graphs, instead of `key`.
+    storage_options
+        What fsspec is to be told about a URL.
+
+    Returns
+    -------
+    Source or LazyMatrix
+        A `LazyMatrix` has no row pointers yet: it has to be computed or searched first.
 
     Raises
     ------
     SourceError
-        If there is no such store or key, or it is not a sparse matrix over the cells.
+        If there is no such store or key, or it is not a matrix over the cells.
     DamagedGraphError
         If its arrays do not fit together.
     """
-    path = str(path)
-    group = _open_group(path)
-    matrix, full_key = _find_matrix(group, path, key)
-    attributes = dict(matrix.attrs)
-    encoding = attributes.get("encoding-type")
-    if encoding not in _FORMATS:
-        raise SourceError(
-            f"{full_key} has encoding-type {encoding!r}; csr_matrix and csc_matrix can be exported."
-        )
-    indptr, indices, data = (
-        _open_array(matrix, full_key, name) for name in ("indptr", "indices", "data")
+    if neighbors_key is not None and key != "connectivities":
+        raise ValueError("give key or neighbors_key, not both")
+    if isinstance(source, str | os.PathLike):
+        place = find_place(source, storage_options)
+        return _open_place(place, key, neighbors_key)
+    if storage_options:
+        raise ValueError("storage options are for URLs")
+    if _is(source, "zarr", "Group"):
+        return _open_place(place_of_group(source), key, neighbors_key)
+    if _is(source, "zarr.abc.store", "Store"):
+        import zarr
+
+        return _open_place(place_of_group(zarr.open_group(source, mode="r")), key, neighbors_key)
+    if _is(source, "anndata", "AnnData") or (hasattr(source, "obsp") and hasattr(source, "uns")):
+        path = "AnnData in memory"
+        root = Tree({"obsp": source.obsp, "uns": source.uns, "obs": source.obs})
+        found = find_matrix(root, path, key, neighbors_key)
+        return _open_matrix(path, found)
+    if neighbors_key is not None or key != "connectivities":
+        raise ValueError("key and neighbors_key are for stores, files and AnnData, not for matrices")
+    return _open_matrix(
+        f"{type(source).__name__} in memory", Found("matrix", source, None, ())
     )
-    n_rows, n_columns = _shape(attributes, full_key)
-    n_cells = _count_cells(group)
-    if n_cells is not None and (n_rows, n_columns) != (n_cells, n_cells):
-        raise SourceError(
-            f"Connectivity matrix shape {(n_rows, n_columns)} does not match number of cells "
-            f"{n_cells}. {full_key} must have one row and one column for each cell of obs."
-        )
-    if n_rows != n_columns:
-        raise SourceError(
-            f"{full_key} is not square: {n_rows} by {n_columns}; a neighbour graph has one row and "
-            "one column for each cell."
-        )
-    _check_arrays(full_key, n_rows, indptr, indices, data)
-    return Source(path, full_key, _FORMATS[encoding], n_rows, int(indices.shape[0]))
 
 
-def _open_group(path: str) -> zarr.Group:
-    if not Path(path).exists():
-        raise SourceError(f"{path} does not exist; give the folder of a zarr AnnData store.")
-    try:
-        return zarr.open_group(path, mode="r")
-    except (KeyError, *_METADATA_ERRORS) as e:
-        raise SourceError(
-            f"{path} is not a zarr store that can be opened ({type(e).__name__}: {e}); give the "
-            "folder that AnnData.write_zarr made."
-        ) from e
+def _is(source: object, module: str, name: str) -> bool:
+    """Tell whether an object is of a class, without importing its library."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(source, kind)
 
 
-def _find_matrix(group: zarr.Group, path: str, key: str) -> tuple[zarr.Group, str]:
-    full_key = key.strip("/") if "/" in key else f"obsp/{key}"
-    try:
-        matrix = group[full_key]
-    except KeyError:
-        keys = sorted(group["obsp"].keys()) if "obsp" in group else []
-        near = difflib.get_close_matches(key, keys, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SourceError(
-            f"{path} has no {full_key}; obsp holds {', '.join(keys) or 'nothing'}.{hint} Name the "
-            "matrix with --key, or compute it with scanpy.pp.neighbors."
-        ) from None
-    if not isinstance(matrix, zarr.Group):
-        raise SourceError(
-            f"{full_key} is a dense array of shape {matrix.shape}; a sparse matrix (CSR or CSC) "
-            "can be exported. Write it as scipy.sparse.csr_matrix."
-        )
-    return matrix, full_key
+def _open_place(
+    place: ZarrPlace | HDF5Place, key: str, neighbors_key: str | None
+) -> Source | LazyMatrix:
+    with place.open() as root:
+        key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
+        if hasattr(node, "shape"):
+            return of_dense(place, key, node, n_cells, notes)
+        layout, n_rows, n_columns = sparse_layout(key, node)
+        indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
+        n_cells = check_shape(key, (n_rows, n_columns), n_cells)
+        check_arrays(key, n_cells, indptr, indices, data)
+        return Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
 
 
-def _open_array(matrix: zarr.Group, full_key: str, name: str) -> zarr.Array:
-    try:
-        array = matrix[name]
-    except KeyError:
-        raise SourceError(
-            f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "
-            "again, or write the matrix again."
-        ) from None
-    except _METADATA_ERRORS as error:
-        raise SourceError(
-            f"the metadata of {full_key}/{name} cannot be used ({type(error).__name__}: {error}). "
-            "Copy the store again, or write the matrix again."
-        ) from error
-    if not isinstance(array, zarr.Array) or array.ndim != 1:
-        raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
-    return array
-
-
-def _shape(attributes: dict[str, Any], full_key: str) -> tuple[int, int]:
-    shape = attributes.get("shape")
-    if (
-        not isinstance(shape, list | tuple)
-        or len(shape) != 2
-        or not all(isinstance(n, int) and n >= 0 for n in shape)
-    ):
-        raise SourceError(
-            f"{full_key} has the shape {json.dumps(shape)} in its attributes; two whole numbers "
-            "are needed."
-        )
-    return shape[0], shape[1]
-
-
-def _count_cells(group: zarr.Group) -> int | None:
-    """Return the number of cells in `obs`, or None if the store has no obs."""
-    if "obs" not in group:
-        return None
-    obs = group["obs"]
-    if isinstance(obs, zarr.Array):  # a structured array: AnnData before 0.7
-        return int(obs.shape[0])
-    index = obs.attrs.get("_index")
-    if not isinstance(index, str) or index not in obs or not isinstance(obs[index], zarr.Array):
-        return None
-    return int(obs[index].shape[0])
-
-
-def _check_arrays(
-    full_key: str, n_cells: int, indptr: zarr.Array, indices: zarr.Array, data: zarr.Array
-) -> None:
-    if indices.shape != data.shape:
-        raise DamagedGraphError(
-            f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
-            f"{data.shape[0]}. The matrix is damaged; write it again."
-        )
-    if indptr.shape[0] != n_cells + 1:
-        raise DamagedGraphError(
-            f"{full_key}/indptr has {indptr.shape[0]} values; a matrix of {n_cells} cells needs "
-            f"{n_cells + 1}. The matrix is damaged; write it again."
-        )
-    for name, array in (("indptr", indptr), ("indices", indices)):
-        if array.dtype.kind not in "iu":
-            raise DamagedGraphError(
-                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
-                "matrix again with integer indices."
-            )
-    if data.dtype.kind not in "biuf" or data.dtype.itemsize > 8:
-        raise DamagedGraphError(
-            f"{full_key}/data has dtype {data.dtype}; weights must be bool, integers, or floats of "
-            "up to 64 bits. Convert them, for example to float32."
-        )
+def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
+    """Open what is an object of Python."""
+    key, matrix, n_cells, notes = found
+    if _is(matrix, "dask.array", "Array"):
+        return of_dask(path, key, matrix, n_cells, notes)
+    group = getattr(matrix, "group", None)
+    if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
+        if _is(group, "zarr", "Group"):
+            place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
+            return _open_place(place, f"{group.path}", None)
+        return _open_place(HDF5Place(group.file.filename), group.name, None)
+    layout, *arrays = compress(matrix, key)
+    n_cells = check_shape(key, tuple(matrix.shape), n_cells)
+    check_weights(key, arrays[2].dtype)
+    content = {
+        name: MemoryArray(f"{key}/{name}", array)
+        for name, array in zip(ARRAYS, arrays, strict=True)
+    }
+    return Source(MemoryPlace(path, content), key, layout, n_cells, arrays[1].size, notes)

@@ -1,0 +1,324 @@
+"""Where the arrays of a matrix are: a zarr store of any kind, an HDF5 file, raw files, memory.
+
+A *place* is small and can be pickled, unless it is in memory; every process opens it for itself.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+from zarr.storage import LocalStore, MemoryStore, ZipStore
+
+from .arrays import RawArray, StoredArray
+from .chunks import ChunkedArray
+from .errors import SourceError
+from .layout import METADATA_ERRORS, Node
+from .objects import objects_of
+
+ARRAYS = ("indptr", "indices", "data")
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HDF5_STARTS = (0, 512, 1024, 2048)
+_ZIP = b"PK"
+
+
+class Place(Protocol):
+    """Where a matrix is.
+
+    Attributes
+    ----------
+    path : str
+        What errors and reports call it.
+    file : str or None
+        The file or folder that workers on other machines must see; None if there is none.
+    is_shared : bool
+        Whether other processes can open it.
+    """
+
+    @property
+    def path(self) -> str:
+        """See the class."""
+
+    @property
+    def file(self) -> str | None:
+        """See the class."""
+
+    @property
+    def is_shared(self) -> bool:
+        """See the class."""
+
+    def absolute(self) -> Self:
+        """Return the same place, for processes with another working directory."""
+
+    def arrays(self, key: str) -> dict[str, StoredArray]:
+        """Return `indptr`, `indices` and `data` of a sparse matrix."""
+
+
+@dataclass(frozen=True)
+class ZarrPlace:
+    """A zarr store: a folder, a zip archive, a URL, or a store object of zarr.
+
+    Attributes
+    ----------
+    path : str
+        Folder, archive or URL; of a store object its description.
+    options : dict or None
+        What fsspec is to be told about a URL.
+    store : zarr.abc.store.Store or None
+        The store object, if it is none of the others.
+    prefix : str
+        Path of the AnnData in the store.
+    """
+
+    path: str
+    options: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold passwords
+    store: Store | None = None
+    prefix: str = ""
+
+    @property
+    def file(self) -> str | None:
+        """Folder or archive."""
+        return None if self.store is not None or is_url(self.path) else self.path
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is not in this process's memory."""
+        return not isinstance(self.store, MemoryStore)
+
+    def absolute(self) -> ZarrPlace:
+        """Return the same place with an absolute path."""
+        return self if self.file is None else replace(self, path=str(Path(self.path).absolute()))
+
+    @contextmanager
+    def open(self) -> Iterator[Node]:
+        """Open the root group.
+
+        Raises
+        ------
+        SourceError
+            If it is not a zarr store.
+        """
+        try:
+            root = self._open()
+        except (KeyError, ImportError, zipfile.BadZipFile, *METADATA_ERRORS) as error:
+            raise SourceError(
+                f"{self.path} is not a zarr store that can be opened ({type(error).__name__}: "
+                f"{error}); give what AnnData.write_zarr made: a folder, a zip of it, or its URL."
+            ) from error
+        except Exception as error:
+            if self.file is not None:
+                raise
+            raise SourceError(
+                f"{self.path} cannot be reached ({type(error).__name__}: {error}). Look at the "
+                "address, the connection and the storage options."
+            ) from error
+        try:
+            yield root
+        finally:
+            if isinstance(root.store, ZipStore) and self.store is None:
+                root.store.close()
+
+    def _open(self) -> zarr.Group:
+        if self.store is not None:
+            return zarr.open_group(self.store, mode="r", path=self.prefix)
+        if is_url(self.path):
+            options = dict(self.options) if self.options else None
+            return zarr.open_group(self.path, mode="r", storage_options=options)
+        if Path(self.path).is_dir():
+            return zarr.open_group(self.path, mode="r", path=self.prefix)
+        store = ZipStore(self.path, mode="r", read_only=True)
+        try:
+            return zarr.open_group(store, mode="r", path=self.prefix)
+        except BaseException:
+            store.close()
+            raise
+
+    def arrays(self, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of a sparse matrix."""
+        with self.open() as root:
+            objects = objects_of(root.store)
+            return {name: ChunkedArray(root[f"{key}/{name}"], objects) for name in ARRAYS}
+
+
+@dataclass(frozen=True)
+class HDF5Place:
+    """An HDF5 file: `.h5ad`, `.h5mu`."""
+
+    path: str
+    is_shared = True
+
+    @property
+    def file(self) -> str:
+        """The file."""
+        return self.path
+
+    def absolute(self) -> HDF5Place:
+        """Return the same place with an absolute path."""
+        return HDF5Place(str(Path(self.path).absolute()))
+
+    @contextmanager
+    def open(self) -> Iterator[Node]:
+        """Open the file.
+
+        Raises
+        ------
+        SourceError
+            If it is not a whole HDF5 file.
+        """
+        import h5py
+
+        try:
+            file = h5py.File(self.path, "r")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                f"{self.path} is not an HDF5 file that can be opened ({error}). Copy it again from "
+                "where it came, or write it again."
+            ) from error
+        with file:
+            yield file
+
+    def arrays(self, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of a sparse matrix."""
+        from .hdf5 import open_dataset
+
+        with self.open() as root:
+            return {name: open_dataset(root[f"{key}/{name}"]) for name in ARRAYS}
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryPlace:
+    """The memory of this process."""
+
+    path: str
+    content: Mapping[str, StoredArray] = field(repr=False)
+    file = None
+    is_shared = False
+
+    def absolute(self) -> MemoryPlace:
+        """Return itself."""
+        return self
+
+    def arrays(self, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of the matrix."""
+        return dict(self.content)
+
+
+@dataclass(frozen=True)
+class RawPlace:
+    """A folder of raw files, `indptr` and parts of entries, and a table of the parts.
+
+    Attributes
+    ----------
+    path : str
+        What it was made from, for errors and reports.
+    folder : str
+        Where the files are.
+    """
+
+    path: str
+    folder: str
+    is_shared = True
+
+    @property
+    def file(self) -> str:
+        """The folder."""
+        return self.folder
+
+    def absolute(self) -> RawPlace:
+        """Return the same place with an absolute path."""
+        return replace(self, folder=str(Path(self.folder).absolute()))
+
+    def arrays(self, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of the matrix."""
+        folder = Path(self.folder)
+        with np.load(folder / "table.npz") as table:
+            starts, numbers = table["starts"], table["numbers"]
+            index, weight = np.dtype(str(table["index"])), np.dtype(str(table["weight"]))
+            n_rows = int(table["n_rows"])
+        paths = [folder / f"part-{number:06d}" for number in numbers]
+        after_indices = np.diff(starts) * index.itemsize
+        zeros = np.zeros(starts.size - 1, np.int64)
+        return {
+            "indptr": RawArray(
+                f"{key}/indptr", np.dtype(np.int64), np.array([0, n_rows + 1]),
+                np.zeros(1, np.int64), [folder / "indptr"],
+            ),
+            "indices": RawArray(f"{key}/indices", index, starts, zeros, paths),
+            "data": RawArray(f"{key}/data", weight, starts, after_indices, paths),
+        }  # fmt: skip
+
+
+def is_url(path: str) -> bool:
+    """Tell whether a source is an address for fsspec, and not a path."""
+    return "://" in path or "::" in path
+
+
+def find_place(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Any:
+    """Return the place that a path or URL names, by what is there and not by its ending.
+
+    Raises
+    ------
+    SourceError
+        If there is nothing, or something else.
+    """
+    path = os.fspath(source)
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if is_url(path):
+        if path.endswith((".h5ad", ".h5mu")):
+            raise SourceError(
+                f"{path} is an HDF5 file on another machine, which cannot be read in parts. Copy "
+                "it to this one, or write it as a zarr store."
+            )
+        return ZarrPlace(path, options)
+    if options:
+        raise ValueError("storage options are for URLs, not for paths")
+    if not Path(path).exists():
+        raise SourceError(
+            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
+            "or an .h5ad file."
+        )
+    if Path(path).is_dir():
+        return ZarrPlace(path)
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
+        return HDF5Place(path)
+    if head.startswith(_ZIP):
+        return ZarrPlace(path, prefix=_root_in_archive(path))
+    raise SourceError(
+        f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file such "
+        "as .h5ad; give one of these."
+    )
+
+
+def _root_in_archive(path: str) -> str:
+    """Return the folder in a zip archive that is a zarr store: the root, or one in it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise SourceError(
+            f"{path} is not a whole zip archive ({error}). Copy it again from where it came."
+        ) from error
+    roots = [n for n in names if n.rsplit("/", 1)[-1] in (".zgroup", "zarr.json")]
+    root = min(roots, key=lambda name: name.count("/"), default="")
+    return root.rpartition("/")[0]
+
+
+def place_of_group(group: zarr.Group) -> ZarrPlace:
+    """Return the place of an open group: its folder or archive, or the store object."""
+    store = group.store
+    if isinstance(store, LocalStore):
+        return ZarrPlace(str(Path(store.root)), prefix=group.path)
+    if isinstance(store, ZipStore):
+        return ZarrPlace(str(store.path), prefix=group.path)
+    return ZarrPlace(str(store), store=store, prefix=group.path)
