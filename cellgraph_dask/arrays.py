@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from . import workspace
 from .errors import DamagedGraphError
 from .files import read_at
 
@@ -109,8 +110,8 @@ class RawArray:
     ----------
     name
         As errors name it.
-    dtype
-        Of the values in the files.
+    dtypes
+        Of the values in each file.
     starts
         Where each piece starts in the array, and the array's size.
     offsets
@@ -121,12 +122,10 @@ class RawArray:
         Values in one of the chunks that the pieces were made of, to name them by.
     """
 
-    work_bytes = 0
-
     def __init__(
         self,
         name: str,
-        dtype: np.dtype[Any],
+        dtypes: Sequence[np.dtype[Any]],
         starts: Array,
         offsets: Array,
         paths: Sequence[Path],
@@ -134,9 +133,10 @@ class RawArray:
     ) -> None:
         self.name = name
         self.size = int(starts[-1])
-        self._stored_dtype = dtype
-        self.dtype = dtype.newbyteorder("=")
+        self._dtypes = dtypes
+        self.dtype = np.result_type(*{dtype.newbyteorder("=") for dtype in dtypes})
         self.chunk_size = _STEP
+        self.work_bytes = 0 if len(set(dtypes)) == 1 else 8 * _STEP
         self._key_size = chunk_size
         self._paths = paths
         self._starts, self._offsets = starts, offsets
@@ -145,7 +145,7 @@ class RawArray:
 
     def _join(self) -> None:
         """Make one piece of those that follow each other in the file."""
-        lengths = np.diff(self._starts) * self._stored_dtype.itemsize
+        lengths = np.diff(self._starts) * self.dtype.itemsize
         here, after = self._offsets[:-1], self._offsets[1:]
         absent = (here == -1) & (after == -1)
         goes_on = absent | ((here >= 0) & (after == here + lengths[:-1]))
@@ -170,19 +170,23 @@ class RawArray:
                     target[:] = 0
                     absent.append((start, end))
                 else:
-                    skip = (start - int(self._starts[piece])) * self._stored_dtype.itemsize
-                    self._read_piece(piece, offset + skip, start, target)
+                    self._read_piece(piece, start - int(self._starts[piece]), start, target)
                 out = out[end - start :]
             start = end
             piece += 1
         return absent
 
-    def _read_piece(self, piece: int, offset: int, at: int, target: Array) -> None:
-        path = self._paths[piece if len(self._paths) > 1 else 0]
+    def _read_piece(self, piece: int, skip: int, at: int, target: Array) -> None:
+        """Read values of one piece, after its first ones."""
+        one = piece if len(self._paths) > 1 else 0
+        path, dtype = self._paths[one], self._dtypes[one]
+        stored = target
+        if dtype.newbyteorder("=") != self.dtype:
+            stored = workspace.take("raw values", target.size, dtype)
         try:
             fd = os.open(path, os.O_RDONLY)
             try:
-                read_at(fd, target, offset)
+                read_at(fd, stored, int(self._offsets[piece]) + skip * dtype.itemsize)
             finally:
                 os.close(fd)
         except (OSError, EOFError) as error:
@@ -190,7 +194,9 @@ class RawArray:
                 f"chunk {self.key_of(at)} of {self.name} cannot be read from {path}: {error}. Copy "
                 "the file again from where it came, or write it again."
             ) from error
-        if not self._stored_dtype.isnative:
+        if stored is not target:
+            target[:] = stored
+        elif not dtype.isnative:
             target.byteswap(inplace=True)
 
     def key_of(self, at: int) -> str:

@@ -43,7 +43,7 @@ def open_dataset(dataset: h5py.Dataset) -> StoredArray:
     if dataset.chunks is None:
         offset = dataset.id.get_offset()  # None if nothing was ever written
         starts, offsets = np.array([0, size]), np.array([-1 if offset is None else offset])
-        return RawArray(name, dtype, starts, offsets, [path], max(size, 1))
+        return RawArray(name, [dtype], starts, offsets, [path], max(size, 1))
     (chunk,) = dataset.chunks
     decoders = _decoders(dataset, dtype.itemsize)
     if decoders is None or -(-size // chunk) > _MOST_CHUNKS:
@@ -52,7 +52,7 @@ def open_dataset(dataset: h5py.Dataset) -> StoredArray:
     if decoders or masks.any():
         return FilteredDataset(path, name, dtype, size, chunk, (offsets, lengths, masks), decoders)
     starts = np.append(np.arange(offsets.size, dtype=np.int64) * chunk, size)
-    return RawArray(name, dtype, starts, offsets, [path], chunk)
+    return RawArray(name, [dtype], starts, offsets, [path], chunk)
 
 
 def _lies_open(dataset: h5py.Dataset) -> bool:

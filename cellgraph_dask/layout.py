@@ -204,6 +204,10 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
     if inside and not full_key.startswith("mod/"):
         elsewhere += f" In its modalities: {', '.join(inside)}."
     hint = _suggestion(name, names) or _suggestion(full_key, [*old, *inside])
+    if not hint:  # the same name, or nearly, somewhere else
+        near = difflib.get_close_matches(name, [k.rpartition("/")[2] for k in [*old, *inside]], n=1)
+        hint = "".join(f" Did you mean {k!r}?" for k in [*old, *inside] if k.endswith(f"/{near[0]}")
+                       ) if near else ""  # fmt: skip
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
         f"{hint} Name the matrix with --key, or compute it with scanpy.pp.neighbors."

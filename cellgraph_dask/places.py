@@ -240,20 +240,21 @@ class RawPlace:
         """Return the arrays of the matrix."""
         folder = Path(self.folder)
         with np.load(folder / "table.npz") as table:
-            starts, numbers = table["starts"], table["numbers"]
-            index, weight = np.dtype(str(table["index"])), np.dtype(str(table["weight"]))
+            starts, index = table["starts"], np.dtype(str(table["index"]))
+            weights = [np.dtype(str(dtype)) for dtype in table["weights"]]
             n_rows = int(table["n_rows"])
-        paths = [folder / f"part-{number:06d}" for number in numbers]
-        after_indices = np.diff(starts) * index.itemsize
-        zeros = np.zeros(starts.size - 1, np.int64)
+        paths = [folder / f"part-{k:06d}" for k in range(len(weights))]
+        begins = np.zeros(len(weights), np.int64)
+        rows, everywhere = np.array([0, n_rows + 1]), np.zeros(1, np.int64)
         return {
             "indptr": RawArray(
-                f"{key}/indptr", np.dtype(np.int64), np.array([0, n_rows + 1]),
-                np.zeros(1, np.int64), [folder / "indptr"],
+                f"{key}/indptr", [np.dtype(np.int64)], rows, everywhere, [folder / "indptr"]
             ),
-            "indices": RawArray(f"{key}/indices", index, starts, zeros, paths),
-            "data": RawArray(f"{key}/data", weight, starts, after_indices, paths),
-        }  # fmt: skip
+            "indices": RawArray(f"{key}/indices", [index] * len(paths), starts, begins, paths),
+            "data": RawArray(
+                f"{key}/data", weights, starts, np.diff(starts) * index.itemsize, paths
+            ),
+        }
 
 
 def is_url(path: str) -> bool:
@@ -261,7 +262,7 @@ def is_url(path: str) -> bool:
     return "://" in path or "::" in path
 
 
-def find_place(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Any:
+def locate(source: str | os.PathLike[str], options: Mapping[str, Any] | None) -> Any:
     """Return the place that a path or URL names, by what is there and not by its ending.
 
     Raises

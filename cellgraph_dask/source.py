@@ -38,7 +38,7 @@ from .places import (
     MemoryPlace,
     Place,
     ZarrPlace,
-    find_place,
+    locate,
     place_of_group,
 )
 
@@ -442,7 +442,7 @@ def open_source(
     if neighbors_key is not None and key != "connectivities":
         raise ValueError("give key or neighbors_key, not both")
     if isinstance(source, str | os.PathLike):
-        place = find_place(source, storage_options)
+        place = locate(source, storage_options)
         return _open_place(place, key, neighbors_key)
     if storage_options:
         raise ValueError("storage options are for URLs")
