@@ -7,20 +7,19 @@ makes an AnnData in memory look the same.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import DamagedGraphError, SourceError
+from .errors import CellgraphError, DamagedGraphError, SourceError
 
 Node = Any  # a group, or an array: something with a shape
 
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
 _OLD = "uns/neighbors"
-# What zarr and h5py raise on metadata that are broken, or that they cannot follow.
-METADATA_ERRORS = (OSError, ValueError, TypeError, AttributeError, RuntimeError)
+_MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon beyond int64
 
 
 class Found(NamedTuple):
@@ -106,7 +105,7 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
     notes: tuple[str, ...] = ()
     if node is None and "/" not in key and neighbors_key is None:
         node = _get(root, f"{_OLD}/{key}")
-        if node is not None and (_is_array(node) or is_sparse(node)):
+        if node is not None and (_is_array(node) or _format(node)[0]):
             full_key = f"{_OLD}/{key}"
         else:
             node = None
@@ -120,38 +119,63 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
     return Found(full_key, node, _count_cells(root, full_key), notes)
 
 
-def _get(group: Node, path: str) -> Node | None:
+@contextmanager
+def metadata_of(what: str) -> Iterator[None]:
+    """Name whatever is raised while metadata are read: of strange ones, libraries raise anything.
+
+    Raises
+    ------
+    SourceError
+        With what they describe.
+    """
     try:
-        return group[path]
-    except KeyError:
-        return None
-    except METADATA_ERRORS as error:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
         raise SourceError(
-            f"the metadata of {path} cannot be used ({type(error).__name__}: {error}). Copy the "
-            "store again, or write the matrix again."
+            f"the metadata of {what} cannot be used ({told(error)}). Copy the store again, or "
+            "write the matrix again."
         ) from error
+
+
+def told(error: Exception) -> str:
+    """Return what an error says, on one line and not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _get(group: Node, path: str) -> Node | None:
+    """Return what is at a path of a group, or None."""
+    with metadata_of(path):
+        try:
+            return group[path]
+        except KeyError:
+            return None
 
 
 def _is_array(node: Node) -> bool:
     return hasattr(node, "shape")
 
 
-def is_sparse(node: Node) -> bool:
-    """Tell whether a group says that it is a sparse matrix."""
-    return _encoding(node) in _FORMATS
-
-
-def _encoding(node: Node) -> Any:
+def _format(node: Node) -> tuple[str | None, Any]:
+    """Return the format of a sparse group, or None, and what it says itself."""
     attributes = node.attrs
     encoding = attributes.get("encoding-type", attributes.get("h5sparse_format"))
-    return encoding.decode() if isinstance(encoding, bytes) else encoding
+    encoding = encoding.decode(errors="replace") if isinstance(encoding, bytes) else encoding
+    return _FORMATS.get(encoding) if isinstance(encoding, str) else None, encoding
 
 
 def _children(root: Node, path: str) -> list[str]:
     """Return the names in a group; none if it is not there or cannot list them."""
     try:
         return sorted(str(name) for name in root[path].keys())  # noqa: SIM118 (not a dict)
-    except (KeyError, NotImplementedError, *METADATA_ERRORS):
+    except Exception:  # it is only for a message
         return []
 
 
@@ -224,12 +248,13 @@ def _count_cells(root: Node, full_key: str) -> int | None:
         obs = _get(root, above)
         if obs is None:
             continue
-        if _is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
-            return int(obs.shape[0])
-        index = obs.attrs.get("_index")
-        index = index.decode() if isinstance(index, bytes) else index
-        values = _get(obs, index) if isinstance(index, str) else None
-        return int(values.shape[0]) if values is not None and _is_array(values) else None
+        with metadata_of(above):
+            if _is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
+                return int(obs.shape[0])
+            index = obs.attrs.get("_index")
+            index = index.decode() if isinstance(index, bytes) else index
+            values = _get(obs, index) if isinstance(index, str) else None
+            return int(values.shape[0]) if values is not None and _is_array(values) else None
     return None
 
 
@@ -241,24 +266,25 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
     SourceError
         If it does not say that it is one.
     """
-    encoding = _encoding(node)
-    if encoding not in _FORMATS:
+    with metadata_of(full_key):
+        layout, encoding = _format(node)
+        shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+        shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
+    if layout is None:
         raise SourceError(
-            f"{full_key} has encoding-type {encoding!r}; csr_matrix and csc_matrix can be exported."
+            f"{full_key} has encoding-type {_short(encoding)}; csr_matrix and csc_matrix can be "
+            "exported."
         )
-    shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-    if isinstance(shape, np.ndarray):
-        shape = shape.tolist()
     if (
         not isinstance(shape, list | tuple)
         or len(shape) != 2
-        or not all(isinstance(n, int) and n >= 0 for n in shape)
+        or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
     ):
         raise SourceError(
-            f"{full_key} has the shape {json.dumps(shape)} in its attributes; two whole numbers "
-            "are needed."
+            f"{full_key} has the shape {_short(shape)} in its attributes; two whole numbers are "
+            "needed."
         )
-    return _FORMATS[encoding], shape[0], shape[1]
+    return layout, shape[0], shape[1]
 
 
 def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> int:
@@ -290,20 +316,19 @@ def open_array(node: Node, full_key: str, name: str) -> Any:
     SourceError
         If it is missing or of another kind.
     """
-    try:
-        array = node[name]
-    except KeyError:
+    array = _get(node, name)
+    if array is None:
         raise SourceError(
             f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "
             "again, or write the matrix again."
-        ) from None
-    except METADATA_ERRORS as error:
-        raise SourceError(
-            f"the metadata of {full_key}/{name} cannot be used ({type(error).__name__}: {error}). "
-            "Copy the store again, or write the matrix again."
-        ) from error
-    if len(getattr(array, "shape", None) or ()) != 1:
+        )
+    with metadata_of(f"{full_key}/{name}"):
+        shape, chunks = getattr(array, "shape", None) or (), getattr(array, "chunks", None)
+    if len(shape) != 1:
         raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
+    for what, n in (("values", shape[0]), ("values in a chunk", chunks[0] if chunks else 1)):
+        if not 0 <= int(n) <= _MOST_VALUES:
+            raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
     return array
 
 

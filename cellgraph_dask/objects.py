@@ -8,6 +8,7 @@ one request that is tried again when it fails.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import time
 import zipfile
@@ -24,6 +25,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, ZipStore
 
 from . import workspace
+from .chunk_codecs import ChunkError
 from .errors import SourceError
 
 Bytes = NDArray[np.uint8]
@@ -31,10 +33,6 @@ Bytes = NDArray[np.uint8]
 _MOST_AT_ONCE = 2**30
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")  # of a member of a zip archive
 _WAITS = (0.1, 0.5, 2.0)  # seconds before a request is tried again
-
-
-class ChunkError(ValueError):
-    """A chunk's bytes are not what its codec writes."""
 
 
 class StoredObject(Protocol):
@@ -155,11 +153,15 @@ class Folder:
 
     def open(self, key: str) -> Extent | None:
         """Open the file of an object."""
-        try:
-            fd = os.open(os.path.join(self._root, key), os.O_RDONLY)  # noqa: PTH118 (faster)
+        try:  # a pipe would wait for ever
+            fd = os.open(f"{self._root}/{key}", os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
-        return Extent(fd, 0, os.fstat(fd).st_size)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise ChunkError("it is not a file")
+        return Extent(fd, 0, status.st_size)
 
 
 class _Member(NamedTuple):

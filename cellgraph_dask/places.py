@@ -6,6 +6,7 @@ A *place* is small and can be pickled, unless it is in memory; every process ope
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +21,17 @@ from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from .arrays import RawArray, StoredArray
 from .chunks import ChunkedArray
-from .errors import SourceError
-from .layout import METADATA_ERRORS, Node
+from .errors import CellgraphError, SourceError
+from .layout import Node, metadata_of, told
 from .objects import objects_of
 
 ARRAYS = ("indptr", "indices", "data")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HDF5_STARTS = (0, 512, 1024, 2048)
 _ZIP = b"PK"
+# Metadata are read whole, and take ten times their size as Python's objects.
+_MOST_METADATA_BYTES = 2**24
+_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 
 class Place(Protocol):
@@ -60,6 +64,62 @@ class Place(Protocol):
 
     def arrays(self, key: str) -> dict[str, StoredArray]:
         """Return `indptr`, `indices` and `data` of a sparse matrix."""
+
+
+class ZarrGroup:
+    """A zarr group whose members are looked at before zarr reads their metadata.
+
+    Parameters
+    ----------
+    group
+        The group.
+    folder
+        The store's, if it is one.
+    """
+
+    def __init__(self, group: zarr.Group, folder: Path | None) -> None:
+        self._group = group
+        self._folder = folder
+        self.store = group.store
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Its attributes."""
+        with metadata_of(self._group.path or "the store"):
+            return dict(self._group.attrs)
+
+    def __getitem__(self, path: str) -> Node:
+        """Return what is at a path.
+
+        Raises
+        ------
+        KeyError
+            If nothing is.
+        SourceError
+            If its metadata are broken.
+        """
+        full = f"{self._group.path}/{path}".strip("/")
+        with metadata_of(full):
+            if self._folder is not None:
+                above = self._folder
+                for part in full.split("/"):
+                    above /= part
+                    check_files(above)
+            try:
+                node = self._group[path]
+            except KeyError as error:
+                # A field that is missing in the metadata is a KeyError too.
+                consolidated = self._group.metadata.consolidated_metadata is not None
+                if not consolidated and not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                node = None
+        if node is None:
+            raise KeyError(path)
+        return ZarrGroup(node, self._folder) if isinstance(node, zarr.Group) else node
+
+    def keys(self) -> list[str]:
+        """Return the names in it."""
+        return list(self._group.keys())
 
 
 @dataclass(frozen=True)
@@ -108,20 +168,18 @@ class ZarrPlace:
         """
         try:
             root = self._open()
-        except (KeyError, ImportError, zipfile.BadZipFile, *METADATA_ERRORS) as error:
+        except CellgraphError:
+            raise
+        except Exception as error:  # of strange metadata, zarr raises anything
+            hint = "" if self.file is not None else (
+                " Look at the address, the connection and the storage options, too."
+            )  # fmt: skip
             raise SourceError(
-                f"{self.path} is not a zarr store that can be opened ({type(error).__name__}: "
-                f"{error}); give what AnnData.write_zarr made: a folder, a zip of it, or its URL."
-            ) from error
-        except Exception as error:
-            if self.file is not None:
-                raise
-            raise SourceError(
-                f"{self.path} cannot be reached ({type(error).__name__}: {error}). Look at the "
-                "address, the connection and the storage options."
+                f"{self.path} is not a zarr store that can be opened ({told(error)}); give what "
+                f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
             ) from error
         try:
-            yield root
+            yield ZarrGroup(root, None if self.file is None else Path(self.file))
         finally:
             if isinstance(root.store, ZipStore) and self.store is None:
                 root.store.close()
@@ -133,6 +191,7 @@ class ZarrPlace:
             options = dict(self.options) if self.options else None
             return zarr.open_group(self.path, mode="r", storage_options=options)
         if Path(self.path).is_dir():
+            check_files(Path(self.path, self.prefix))
             return zarr.open_group(self.path, mode="r", path=self.prefix)
         store = ZipStore(self.path, mode="r", read_only=True)
         try:
@@ -144,8 +203,16 @@ class ZarrPlace:
     def arrays(self, key: str) -> dict[str, StoredArray]:
         """Return the arrays of a sparse matrix."""
         with self.open() as root:
-            objects = objects_of(root.store)
-            return {name: ChunkedArray(root[f"{key}/{name}"], objects) for name in ARRAYS}
+            return self.arrays_in(root, key)
+
+    def arrays_in(self, root: Node, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of a sparse matrix in the root group, while it is open."""
+        objects = objects_of(root.store)
+        arrays: dict[str, StoredArray] = {}
+        for name in ARRAYS:
+            with metadata_of(f"{key}/{name}"):
+                arrays[name] = ChunkedArray(root[f"{key}/{name}"], objects)
+        return arrays
 
 
 @dataclass(frozen=True)
@@ -187,10 +254,18 @@ class HDF5Place:
 
     def arrays(self, key: str) -> dict[str, StoredArray]:
         """Return the arrays of a sparse matrix."""
+        with self.open() as root:
+            return self.arrays_in(root, key)
+
+    def arrays_in(self, root: Node, key: str) -> dict[str, StoredArray]:
+        """Return the arrays of a sparse matrix in the file, while it is open."""
         from .hdf5 import open_dataset
 
-        with self.open() as root:
-            return {name: open_dataset(root[f"{key}/{name}"]) for name in ARRAYS}
+        arrays: dict[str, StoredArray] = {}
+        for name in ARRAYS:
+            with metadata_of(f"{key}/{name}"):
+                arrays[name] = open_dataset(root[f"{key}/{name}"])
+        return arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +330,31 @@ class RawPlace:
                 f"{key}/data", weights, starts, np.diff(starts) * index.itemsize, paths
             ),
         }
+
+
+def check_files(folder: Path) -> None:
+    """Refuse metadata that are too large to be read whole, or no files but pipes or devices.
+
+    Raises
+    ------
+    SourceError
+        With the file.
+    """
+    for name in _METADATA_FILES:
+        file = folder / name
+        try:
+            status = file.stat()
+        except OSError:
+            continue  # zarr finds out what it means
+        if stat.S_ISDIR(status.st_mode):
+            continue
+        if not stat.S_ISREG(status.st_mode):
+            raise SourceError(f"{file} is not a file; write the store again.")
+        if status.st_size > _MOST_METADATA_BYTES:
+            raise SourceError(
+                f"{file} has {status.st_size:,} bytes; metadata of up to {_MOST_METADATA_BYTES:,} "
+                "are read. Write the store again without such large attributes."
+            )
 
 
 def is_url(path: str) -> bool:

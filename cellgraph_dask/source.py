@@ -48,6 +48,8 @@ _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
+# No graph has more cells without neighbours before its first one: it is indptr that was lost.
+_MOST_ABSENT_ROWS = 2**28
 
 
 class Block(NamedTuple):
@@ -170,6 +172,13 @@ class Source:
         """Whether the dtype of the weights has negative values at all."""
         return self.stored_weight_dtype.kind in "if"
 
+    @property
+    def probe_bytes(self) -> int:
+        """Most bytes that `entry` and `has_entry` need."""
+        work = max(array.work_bytes for array in self._arrays.values())
+        rows = min(self._arrays["indptr"].chunk_size, self.n_cells) + 1
+        return int(work + 16 * rows + 8 * _INDPTR_SLICE)
+
     def warm_up(self, way: str) -> None:
         """Load the compiled loops for this matrix; see `kernels.warm_up`."""
         kernels.warm_up(
@@ -220,6 +229,8 @@ class Source:
                 if a > absent_until:
                     raise DamagedGraphError(self._missing(indptr, a, "rows would lose entries"))
                 absent_until = b
+            if absent_until > _MOST_ABSENT_ROWS:
+                raise DamagedGraphError(self._missing(indptr, 0, "entries lose their rows"))
             if absent_until and absent_until - first < values.size:
                 self._check_absent_rows(first, values, absent_until)
                 absent_until = 0
@@ -481,7 +492,10 @@ def _open_place(
         indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
         n_cells = check_shape(key, (n_rows, n_columns), n_cells)
         check_arrays(key, n_cells, indptr, indices, data)
-        return Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
+        source = Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
+        # They are open already; and those that cannot be read are refused here.
+        source.__dict__["_arrays"] = place.arrays_in(root, key)
+        return source
 
 
 def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:

@@ -22,6 +22,7 @@ from .merge import EdgeSink
 from .source import Block, Source
 
 _N_PROBES = 10
+_MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is planned yet
 _MASK = 2**64 - 1
 
 
@@ -124,7 +125,7 @@ def looks_symmetric(source: Source) -> bool:
 
     It only decides which way is tried first, so that directed graphs seldom pay for two passes.
     """
-    if source.n_cells > 2**32 or source.n_entries == 0:
+    if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
         return False
     for k in range(_N_PROBES):
         entry = (2 * k + 1) * source.n_entries // (2 * _N_PROBES)

@@ -23,6 +23,8 @@ _CODECS: dict[tuple[int, str], Any] = {
     (2, "gzip"): numcodecs.GZip(level=1),
     (2, "zlib"): numcodecs.Zlib(level=1),
     (2, "lzma"): numcodecs.LZMA(),
+    (2, "bz2"): numcodecs.BZ2(level=1),
+    (2, "lz4"): numcodecs.LZ4(),
     (2, "none"): None,
     (3, "blosc"): BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=4),
     (3, "zstd"): ZstdCodec(level=1),

@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
         [],
         r"shape \[40, 40, 1\].*two whole numbers",
     ),
-    "no shape": (damaged(set_attribute("shape", None), consolidated=False), [], r"shape null"),
+    "no shape": (damaged(set_attribute("shape", None), consolidated=False), [], r"shape None"),
     "broken metadata": (
         damaged(
             lambda store: (store / OBSP / "indices/.zarray").write_text('{"chunks"'),

@@ -17,16 +17,16 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
-    "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "chunks",
-    "source", "scratch", "job", "split", "merge", "degrees", "deflate", "edge_files", "stream",
-    "plan",
+    "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs",
+    "chunk_codecs", "chunks", "source", "scratch", "job", "split", "merge", "degrees", "deflate",
+    "edge_files", "stream", "plan",
     "progress", "execute", "cluster", "parts", "stages", "publish", "verify", "export", "demo",
     "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"chunks", "source", "demo"},
-    "numcodecs": {"chunks"},
+    "zarr": {"chunk_codecs", "chunks", "source", "demo"},
+    "numcodecs": {"chunk_codecs"},
     "anndata": {"demo"},
     "scipy": {"demo"},
     "pandas": {"demo"},
