@@ -231,4 +231,3 @@ class EvenIndptr:
     def key_of(self, at: int) -> str:
         """Return the row."""
         return str(at)
-

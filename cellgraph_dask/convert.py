@@ -76,9 +76,7 @@ def _of_scipy(matrix: Any) -> Compressed:
     if getattr(matrix, "format", None) not in ("csr", "csc"):
         matrix = matrix.tocsr()  # no other format can repeat an entry
     stored = int(matrix.indptr[-1])  # scipy allows more room than is used
-    return Compressed(
-        matrix.format, matrix.indptr, matrix.indices[:stored], matrix.data[:stored]
-    )
+    return Compressed(matrix.format, matrix.indptr, matrix.indices[:stored], matrix.data[:stored])
 
 
 def _of_pydata(matrix: Any, name: str) -> Compressed:

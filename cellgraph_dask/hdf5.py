@@ -1,25 +1,24 @@
 """One-dimensional HDF5 datasets, read and decoded outside of HDF5.
 
 The HDF5 library lets one thread in at a time. But a dataset says where in the file its chunks are
-and which filters they went through. Where these are known (none, gzip, lzf, shuffle; Blosc and Zstd
-of the registered plugins), HDF5 is asked for the places once, and chunks are read and decoded on
+and which filters they went through. Where these are known (none, gzip, lzf, shuffle, checksums;
+Blosc and Zstd of the registered plugins), HDF5 is asked for the places once, and chunks are read and decoded on
 the calling thread without it. Anything else is sliced by h5py, one thread at a time.
 """
 
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
 from . import kernels, workspace
 from .arrays import RawArray, Span, StoredArray, cut_spans
+from .chunk_codecs import DECODE_ERRORS, ChunkCodecs, ChunkError
 from .errors import DamagedGraphError
 from .files import read_at
 
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
     import h5py
 
 Array = NDArray[Any]
-Decoder = Callable[[Any, int], Any]  # bytes, and how many should come out
+Filter = tuple[str, dict[str, Any]]  # name of a codec, and its settings
 
-_DEFLATE, _SHUFFLE, _LZF, _BLOSC, _ZSTD = 1, 2, 32000, 32001, 32015
+_SHUFFLE = 2
+_FILTERS = {1: "zlib", 3: "fletcher32", 32000: "lzf", 32001: "blosc", 32015: "zstd"}
 _MOST_CHUNKS = 1 << 22  # whose places are kept; beyond that h5py looks them up each time
-_ERRORS = (OSError, EOFError, ValueError, RuntimeError, MemoryError, zlib.error, isal_zlib.error)
 
 
 def open_dataset(dataset: h5py.Dataset) -> StoredArray:
@@ -45,12 +44,12 @@ def open_dataset(dataset: h5py.Dataset) -> StoredArray:
         starts, offsets = np.array([0, size]), np.array([-1 if offset is None else offset])
         return RawArray(name, [dtype], starts, offsets, [path], max(size, 1))
     (chunk,) = dataset.chunks
-    decoders = _decoders(dataset, dtype.itemsize)
-    if decoders is None or -(-size // chunk) > _MOST_CHUNKS:
+    filters = _filters(dataset, dtype.itemsize)
+    if filters is None or -(-size // chunk) > _MOST_CHUNKS:
         return SlicedDataset(path, name, dataset)
     offsets, lengths, masks = _places(dataset, -(-size // chunk), chunk)
-    if decoders or masks.any():
-        return FilteredDataset(path, name, dtype, size, chunk, (offsets, lengths, masks), decoders)
+    if filters:
+        return FilteredDataset(path, name, dtype, size, chunk, (offsets, lengths, masks), filters)
     starts = np.append(np.arange(offsets.size, dtype=np.int64) * chunk, size)
     return RawArray(name, [dtype], starts, offsets, [path], chunk)
 
@@ -71,25 +70,21 @@ def _lies_open(dataset: h5py.Dataset) -> bool:
     )
 
 
-def _decoders(dataset: h5py.Dataset, item: int) -> list[Decoder] | None:
-    """Return what undoes each filter of a dataset, in the order of writing; None if unknown."""
+def _filters(dataset: h5py.Dataset, item: int) -> list[Filter] | None:
+    """Return name and codec of each filter of a dataset, in the order of writing."""
     properties = dataset.id.get_create_plist()
-    decoders: list[Decoder] = []
+    filters: list[Filter] = []
     for k in range(properties.get_nfilters()):
         code, _, values, _ = properties.get_filter(k)
-        if code == _DEFLATE:
-            decoders.append(_inflate)
-        elif code == _SHUFFLE and (values[0] if values else item) == item:
-            decoders.append(_Unshuffle(item))
-        elif code == _LZF:
-            decoders.append(_decode_lzf)
-        elif code == _BLOSC:
-            decoders.append(_decode_blosc)
-        elif code == _ZSTD:
-            decoders.append(_decode_zstd)
+        if code == _SHUFFLE:
+            filters.append(("shuffle", {"elementsize": int(values[0]) if values else item}))
+        elif code in _FILTERS:
+            filters.append((_FILTERS[code], {}))
         else:
             return None
-    return decoders
+    # LZF is decoded here, and before anything that was applied before it.
+    names = [name for name, _ in filters]
+    return filters if "lzf" not in names or names[-1] == "lzf" else None
 
 
 def _places(dataset: h5py.Dataset, n_chunks: int, chunk: int) -> tuple[Array, Array, Array]:
@@ -122,8 +117,8 @@ class FilteredDataset:
         Of the dataset.
     places
         Offset, length and skipped filters of each chunk.
-    decoders
-        What undoes each filter, in the order of writing.
+    filters
+        Names and settings of the filters, in the order of writing.
     """
 
     def __init__(
@@ -134,7 +129,7 @@ class FilteredDataset:
         size: int,
         chunk_size: int,
         places: tuple[Array, Array, Array],
-        decoders: list[Decoder],
+        filters: list[Filter],
     ) -> None:
         self.name = name
         self.size = size
@@ -143,12 +138,14 @@ class FilteredDataset:
         self.chunk_size = chunk_size
         self._path = path
         self._offsets, self._lengths, self._masks = places
-        self._decoders = decoders
+        self._filters = filters
+        self._chains: dict[int, ChunkCodecs] = {}
+        self._chain(0)
 
     @property
     def work_bytes(self) -> int:
         """Most bytes one thread needs besides what it reads into: encoded, between, decoded."""
-        return int(self._lengths.max(initial=0)) + 2 * self.chunk_size * self.dtype.itemsize
+        return int(self._lengths.max(initial=0)) + 3 * self.chunk_size * self.dtype.itemsize
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """Cut ``[start, stop)`` at chunk borders."""
@@ -168,7 +165,7 @@ class FilteredDataset:
                     if not self._read_chunk(fd, a, b, target):
                         target[:] = 0
                         absent.append((a, b))
-                except _ERRORS as error:
+                except DECODE_ERRORS as error:
                     raise _damaged(self, a, error) from error
         finally:
             os.close(fd)
@@ -178,21 +175,42 @@ class FilteredDataset:
         """Return the number of the chunk that value `at` is in."""
         return str(at // self.chunk_size)
 
+    def _chain(self, mask: int) -> ChunkCodecs:
+        """Return the codecs of chunks that some filters have skipped."""
+        if mask not in self._chains:
+            import numcodecs
+
+            applied = [f for k, f in enumerate(self._filters) if not mask >> k & 1]
+            codecs = [
+                (name, numcodecs.get_codec({"id": name, **settings}))
+                for name, settings in applied
+                if name != "lzf"
+            ]
+            n_bytes = self.chunk_size * self.dtype.itemsize
+            self._chains[mask] = ChunkCodecs(codecs, self._stored_dtype, n_bytes, self.name)
+        return self._chains[mask]
+
     def _read_chunk(self, fd: int, a: int, b: int, target: Array) -> bool:
         k = a // self.chunk_size
         if self._offsets[k] < 0:
             return False
-        n_bytes = self.chunk_size * self.dtype.itemsize
-        data: Any = workspace.take("encoded chunk", int(self._lengths[k]), np.uint8)
-        read_at(fd, data, int(self._offsets[k]))
-        for number in reversed(range(len(self._decoders))):
-            if not int(self._masks[k]) >> number & 1:
-                data = self._decoders[number](data, n_bytes)
-        decoded = np.frombuffer(data, np.uint8)
-        if decoded.size != n_bytes:
-            raise ValueError(f"it holds {decoded.size} bytes, not {n_bytes}")
+        mask = int(self._masks[k])
+        chain = self._chain(mask)
+        if self._lengths[k] > chain.most_encoded_bytes:
+            raise ChunkError(f"it has {self._lengths[k]} bytes for {chain.n_bytes} of values")
+        encoded: Array = workspace.take("encoded chunk", int(self._lengths[k]), np.uint8)
+        read_at(fd, encoded, int(self._offsets[k]))
+        if self._filters[-1][0] == "lzf" and not mask >> len(self._filters) - 1 & 1:
+            between = workspace.take("lzf chunk", chain.n_bytes, np.uint8)
+            if kernels.decode_lzf(encoded, between) != chain.n_bytes:
+                raise ChunkError(f"it does not hold {chain.n_bytes} bytes of LZF")
+            encoded = between
         first = a - k * self.chunk_size
-        target[:] = decoded.view(self._stored_dtype)[first : first + b - a]
+        whole = b - a == self.chunk_size and self._stored_dtype.isnative
+        decoded = workspace.take("decoded chunk", self.chunk_size, self._stored_dtype)
+        chain.decode(encoded, (target if whole else decoded).view(np.uint8))
+        if not whole:
+            target[:] = decoded[first : first + b - a]
         return True
 
 
@@ -222,7 +240,7 @@ class SlicedDataset:
         try:
             with h5py.File(self._path, "r") as file:
                 out[:] = file[self.name][start:stop]
-        except (KeyError, *_ERRORS) as error:
+        except (KeyError, *DECODE_ERRORS) as error:
             raise _damaged(self, start, error) from error
         return []
 
@@ -236,48 +254,3 @@ def _damaged(array: StoredArray, at: int, error: BaseException) -> DamagedGraphE
         f"chunk {array.key_of(at)} of {array.name} does not decode: {error}. The file is damaged "
         "there; copy it again from where it came, or write it again."
     )
-
-
-def _inflate(data: Any, n_bytes: int) -> bytes:
-    decoder = isal_zlib.decompressobj()
-    decoded: bytes = decoder.decompress(data, n_bytes + 1)  # no more, whatever the file says
-    if not decoder.eof:
-        raise ValueError(f"its gzip stream does not end after {n_bytes} bytes")
-    return decoded
-
-
-class _Unshuffle:
-    """Puts the bytes of each value together again."""
-
-    def __init__(self, item: int) -> None:
-        self._item = item
-
-    def __call__(self, data: Any, n_bytes: int) -> Array:
-        raw = np.frombuffer(data, np.uint8)
-        if raw.size != n_bytes:
-            raise ValueError(f"it holds {raw.size} bytes, not {n_bytes}")
-        out = workspace.take("unshuffled chunk", n_bytes, np.uint8)
-        columns = out.reshape(-1, self._item)
-        for k, row in enumerate(raw.reshape(self._item, -1)):
-            columns[:, k] = row
-        return out
-
-
-def _decode_lzf(data: Any, n_bytes: int) -> Array:
-    out = workspace.take("decoded chunk", n_bytes, np.uint8)
-    n = kernels.decode_lzf(np.frombuffer(data, np.uint8), out)
-    if n < 0:
-        raise ValueError("it is not sound LZF")
-    return out[:n]
-
-
-def _decode_blosc(data: Any, _: int) -> Any:
-    from numcodecs import Blosc
-
-    return Blosc().decode(data)
-
-
-def _decode_zstd(data: Any, _: int) -> Any:
-    from numcodecs import Zstd
-
-    return Zstd().decode(data)

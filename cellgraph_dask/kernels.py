@@ -614,7 +614,7 @@ def decode_lzf(encoded: Array, out: Array) -> int:
             for k in range(length):
                 out[n + k] = out[n + k - back]
         n += length
-    return n
+    return int(n)
 
 
 def warm_up(

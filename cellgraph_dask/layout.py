@@ -113,8 +113,8 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
         raise _not_found(root, path, full_key)
     if full_key.startswith("uns/"):
         notes = (
-            f"{path} has no obsp/{full_key.rsplit('/', 1)[1]}; {full_key} is exported, where AnnData "
-            "kept it before version 0.7.",
+            f"{path} has no obsp/{full_key.rsplit('/', 1)[1]}; {full_key} is exported, where "
+            "AnnData kept it before version 0.7.",
         )
     return Found(full_key, node, _count_cells(root, full_key), notes)
 
@@ -302,8 +302,8 @@ def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> i
         )
     if shape[0] != shape[1]:
         raise SourceError(
-            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row and "
-            "one column for each cell."
+            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row "
+            "and one column for each cell."
         )
     return shape[0]
 
@@ -323,7 +323,8 @@ def open_array(node: Node, full_key: str, name: str) -> Any:
             "again, or write the matrix again."
         )
     with metadata_of(f"{full_key}/{name}"):
-        shape, chunks = getattr(array, "shape", None) or (), getattr(array, "chunks", None)
+        shape: Any = getattr(array, "shape", None) or ()
+        chunks = getattr(array, "chunks", None)
     if len(shape) != 1:
         raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
     for what, n in (("values", shape[0]), ("values in a chunk", chunks[0] if chunks else 1)):

@@ -53,7 +53,9 @@ class LazyMatrix:
         return replace(self, array=array, place=place)
 
 
-def of_dask(path: str, key: str, array: Any, n_cells: int | None, notes: tuple[str, ...]) -> Any:
+def of_dask(
+    path: str, key: str, array: Any, n_cells: int | None, notes: tuple[str, ...]
+) -> LazyMatrix:
     """Return a Dask array as a `LazyMatrix`.
 
     Raises
@@ -65,8 +67,8 @@ def of_dask(path: str, key: str, array: Any, n_cells: int | None, notes: tuple[s
         raise SourceError(f"{key} is a Dask array of {array.ndim} dimensions; a matrix has two.")
     if any(np.isnan(size) for sizes in array.chunks for size in sizes):
         raise SourceError(
-            f"{key} is a Dask array whose chunks have unknown sizes. Call its compute_chunk_sizes() "
-            "first."
+            f"{key} is a Dask array whose chunks have unknown sizes. Call its "
+            "compute_chunk_sizes() first."
         )
     check_shape(key, array.shape, n_cells)
     if array.dtype is not None and array.dtype.kind != "O":
@@ -85,7 +87,7 @@ def of_dense(
         If it is not a matrix over the cells.
     """
     if len(node.shape) != 2:
-        raise SourceError(f"{key} is a dense array of shape {node.shape}; a matrix has two numbers.")
+        raise SourceError(f"{key} is a dense array of shape {node.shape}; a matrix has two.")
     check_shape(key, (int(node.shape[0]), int(node.shape[1])), n_cells)
     check_weights(key, node.dtype)
     n_rows, n_columns = (max(1, int(n)) for n in node.shape)

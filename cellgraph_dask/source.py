@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from . import kernels, workspace
 from .arrays import MemoryArray, StoredArray
-from .errors import DamagedGraphError, SourceError
 from .convert import compress
+from .errors import DamagedGraphError
 from .layout import (
     Found,
     Tree,
@@ -469,10 +469,8 @@ def open_source(
         found = find_matrix(root, path, key, neighbors_key)
         return _open_matrix(path, found)
     if neighbors_key is not None or key != "connectivities":
-        raise ValueError("key and neighbors_key are for stores, files and AnnData, not for matrices")
-    return _open_matrix(
-        f"{type(source).__name__} in memory", Found("matrix", source, None, ())
-    )
+        raise ValueError("key and neighbors_key are for stores, files and AnnData")
+    return _open_matrix(f"{type(source).__name__} in memory", Found("matrix", source, None, ()))
 
 
 def _is(source: object, module: str, name: str) -> bool:

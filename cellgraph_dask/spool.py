@@ -22,7 +22,7 @@ import dask
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import EvenIndptr, MemoryArray
+from .arrays import EvenIndptr, MemoryArray, StoredArray
 from .convert import Compressed, compress
 from .errors import MemoryLimitError, SourceError
 from .files import read_at, write_at
@@ -59,9 +59,7 @@ class Part(NamedTuple):
     weight_dtype: str
 
 
-def spool(
-    matrix: LazyMatrix, folder: Path, compute: Compute, progress: Progress
-) -> Source:
+def spool(matrix: LazyMatrix, folder: Path, compute: Compute, progress: Progress) -> Source:
     """Compute a matrix, each chunk once, and return it as a source of raw files.
 
     Parameters
@@ -89,7 +87,7 @@ def spool(
     if by_columns:
         grid = grid.T
     starts = [np.concatenate(([0], np.cumsum(sizes))) for sizes in array.chunks]
-    tasks = []
+    tasks: list[Any] = []
     group: list[Any] = []
     n_grouped = 0
     for band, row in enumerate(grid):
@@ -182,7 +180,7 @@ def estimate(matrix: LazyMatrix, compute: Compute) -> Source:
     n_rows = matrix.n_cells
     index = _index_dtype(n_rows)
     weights = matrix.array.dtype if matrix.array.dtype.kind in "biuf" else np.dtype(np.float64)
-    content = {
+    content: dict[str, StoredArray] = {
         "indptr": EvenIndptr(n_rows, n_entries),
         "indices": MemoryArray("indices", np.empty(0, index)),
         "data": MemoryArray("data", np.empty(0, weights)),
@@ -195,9 +193,7 @@ def estimate(matrix: LazyMatrix, compute: Compute) -> Source:
     if n_column_chunks > 1 and n_row_chunks > 1:
         n_bytes += n_bytes // n_row_chunks
     place = MemoryPlace(matrix.path, content)
-    return Source(
-        place, matrix.key, "csr", n_rows, n_entries, (*matrix.notes, note), n_bytes
-    )
+    return Source(place, matrix.key, "csr", n_rows, n_entries, (*matrix.notes, note), n_bytes)
 
 
 def check_first_part(peak: int, limit: int) -> None:
@@ -376,4 +372,3 @@ def _finish(parts: Sequence[Part], folder: Path, index: np.dtype[Any]) -> int:
         n_rows=np.array(sum(part.n_rows for part in parts)),
     )
     return n_bytes + offset
-
