@@ -11,14 +11,18 @@ if TYPE_CHECKING:
     from .export import export_connectivities as export_connectivities
     from .export import plan_export as plan_export
     from .export import verify_export as verify_export
+    from .exported import ExportedGraph as ExportedGraph
+    from .exported import open_export as open_export
     from .plan import ExportPlan as ExportPlan
     from .verify import VerifyReport as VerifyReport
 
 _HOME = {
     "ExportPlan": "plan",
     "ExportReport": "export",
+    "ExportedGraph": "exported",
     "VerifyReport": "verify",
     "export_connectivities": "export",
+    "open_export": "exported",
     "plan_export": "export",
     "verify_export": "export",
 }

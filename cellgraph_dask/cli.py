@@ -35,6 +35,21 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class _Json(click.ParamType):  # type: ignore[type-arg]
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail('not a JSON object, such as {"anon": true}', param, ctx)
+        return found
+
+
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def add(command: Any) -> Any:
         for option in reversed(options):
@@ -59,6 +74,10 @@ _verbose_option = click.option(
 _run_options = _options(
     click.option("--key", default="connectivities", show_default=True,
                  help="Matrix in obsp; with slashes, a path inside the store."),
+    click.option("--neighbors-key", metavar="NAME",
+                 help="Instead of --key: one of scanpy's neighbour graphs, by its name in uns."),
+    click.option("--storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and the like."),
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
@@ -76,6 +95,10 @@ _cluster_options = _options(
     click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
                  help="The same, by the file that the scheduler wrote."),
 )  # fmt: skip
+_output_options = _options(
+    click.option("--output-storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and the like."),
+)  # fmt: skip
 _json_option = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
 )
@@ -89,6 +112,11 @@ _progress_option = click.option(
 @_verbose_option
 def cli() -> None:
     """Export the neighbour graph of a zarr-backed AnnData for the Cellucid viewer, out of core."""
+
+
+def _check_keys(options: dict[str, Any]) -> None:
+    if options["neighbors_key"] is not None and options["key"] != "connectivities":
+        raise click.UsageError("give --key or --neighbors-key, not both")
 
 
 @contextmanager
@@ -131,6 +159,7 @@ def _errors(context: click.Context) -> Iterator[None]:
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
+@_output_options
 @_cluster_options
 @_json_option
 @click.pass_context
@@ -145,6 +174,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what exporting SOURCE would do and need; write nothing."""
+    _check_keys(options)
     with _errors(context):
         with _imports():
             from .export import plan_export
@@ -160,6 +190,7 @@ def plan(
 @_run_options
 @click.option("--keep-scratch", is_flag=True, help="Leave temporary files in --scratch-dir.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
+@_output_options
 @_cluster_options
 @_json_option
 @_progress_option
@@ -174,7 +205,11 @@ def export(
     scheduler_file: str | None,
     **options: Any,
 ) -> None:
-    """Export the graph of SOURCE, a zarr AnnData store, to the folder OUT_DIR."""
+    """Export the graph of SOURCE, a zarr AnnData store or .h5ad file, to OUT_DIR.
+
+    SOURCE may be a folder, a .zarr.zip, an .h5ad, or a URL; OUT_DIR a folder or a URL.
+    """
+    _check_keys(options)
     with _errors(context):
         with _imports():
             from .export import export_connectivities
@@ -192,16 +227,26 @@ def export(
 
 @cli.command()
 @click.argument("out_dir")
+@_output_options
 @_json_option
 @_progress_option
 @click.pass_context
-def verify(context: click.Context, /, out_dir: str, as_json: bool, progress: bool | None) -> None:
+def verify(
+    context: click.Context,
+    /,
+    out_dir: str,
+    as_json: bool,
+    progress: bool | None,
+    output_storage_options: dict[str, Any] | None,
+) -> None:
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
     with _errors(context):
         with _imports():
             from .export import verify_export
 
-        report = verify_export(out_dir, progress=progress)
+        report = verify_export(
+            out_dir, progress=progress, output_storage_options=output_storage_options
+        )
         if as_json:
             click.echo(report.to_json())
         elif report.ok:

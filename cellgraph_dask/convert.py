@@ -27,12 +27,15 @@ class Compressed(NamedTuple):
         Which of them.
     indptr, indices, data : ndarray
         Its arrays.
+    shape : tuple of int
+        Rows and columns.
     """
 
     layout: str
     indptr: Array
     indices: Array
     data: Array
+    shape: tuple[int, int]
 
 
 def compress(matrix: Any, name: str) -> Compressed:
@@ -50,11 +53,10 @@ def compress(matrix: Any, name: str) -> Compressed:
     SourceError
         If it is none of these, or most of it is not zero.
     """
-    library = type(matrix).__module__.partition(".")[0]
-    if library == "scipy" or hasattr(matrix, "tocsr"):
-        return _of_scipy(matrix)
-    if hasattr(matrix, "fill_value") and hasattr(matrix, "to_scipy_sparse"):
+    if hasattr(matrix, "fill_value") and hasattr(matrix, "todense") and matrix.ndim == 2:
         return _of_pydata(matrix, name)
+    if hasattr(matrix, "tocsr"):
+        return _of_scipy(matrix)
     try:
         dense = np.asarray(matrix)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -72,11 +74,13 @@ def compress(matrix: Any, name: str) -> Compressed:
 
 def _of_scipy(matrix: Any) -> Compressed:
     if getattr(matrix, "format", None) == "coo":
-        return _of_coordinates(matrix.row, matrix.col, matrix.data, matrix.shape[0])
+        return _of_coordinates(matrix.row, matrix.col, matrix.data, matrix.shape)
     if getattr(matrix, "format", None) not in ("csr", "csc"):
         matrix = matrix.tocsr()  # no other format can repeat an entry
     stored = int(matrix.indptr[-1])  # scipy allows more room than is used
-    return Compressed(matrix.format, matrix.indptr, matrix.indices[:stored], matrix.data[:stored])
+    return Compressed(
+        matrix.format, matrix.indptr, matrix.indices[:stored], matrix.data[:stored], matrix.shape
+    )
 
 
 def _of_pydata(matrix: Any, name: str) -> Compressed:
@@ -85,21 +89,22 @@ def _of_pydata(matrix: Any, name: str) -> Compressed:
             f"{name} has the fill value {matrix.fill_value}: nearly all cells would be neighbours. "
             "Make it a matrix whose fill value is 0."
         )
-    if hasattr(matrix, "compressed_axes") and matrix.ndim == 2:
+    if hasattr(matrix, "compressed_axes"):
         layout = "csr" if tuple(matrix.compressed_axes) == (0,) else "csc"
-        return Compressed(layout, matrix.indptr, matrix.indices, matrix.data)
+        return Compressed(layout, matrix.indptr, matrix.indices, matrix.data, matrix.shape)
     if not hasattr(matrix, "coords"):  # a DOK
         matrix = matrix.to_coo()
-    return _of_coordinates(matrix.coords[0], matrix.coords[1], matrix.data, matrix.shape[0])
+    return _of_coordinates(matrix.coords[0], matrix.coords[1], matrix.data, matrix.shape)
 
 
-def _of_coordinates(rows: Array, columns: Array, data: Array, n_rows: int) -> Compressed:
+def _of_coordinates(rows: Array, columns: Array, data: Array, shape: tuple[int, int]) -> Compressed:
+    n_rows = shape[0]
     indptr = np.zeros(n_rows + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=n_rows), out=indptr[1:])
     if rows.size and (rows[1:] < rows[:-1]).any():
         order = np.argsort(rows, kind="stable")
         columns, data = columns[order], data[order]
-    return Compressed("csr", indptr, columns, data)
+    return Compressed("csr", indptr, columns, data, shape)
 
 
 def _of_dense(matrix: Array) -> Compressed:
@@ -116,4 +121,4 @@ def _of_dense(matrix: Array) -> Compressed:
         columns.append(column.astype(index))
         data.append(part[row, column])
     indptr = np.concatenate(([0], np.cumsum(counts)))
-    return Compressed("csr", indptr, np.concatenate(columns), np.concatenate(data))
+    return Compressed("csr", indptr, np.concatenate(columns), np.concatenate(data), matrix.shape)

@@ -11,8 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -28,6 +27,19 @@ _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
 # The viewer of cellucid 0.9.1 to 0.9.4 refuses graphs that need more than this while it loads them.
 VIEWER_LIMIT = 512 * 2**20
+
+
+class Place(Protocol):
+    """A file or folder: a `pathlib.Path`, or one in remote storage."""
+
+    def __truediv__(self, name: str, /) -> Place:
+        """Return a place below this one."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return the text of a file."""
+
+    def open(self, mode: str) -> IO[Any]:
+        """Open a file."""
 
 
 def index_dtype(n_cells: int) -> np.dtype[Any]:
@@ -95,7 +107,7 @@ class Manifest:
         )
 
 
-def read_manifest(out_dir: Path) -> Manifest:
+def read_manifest(out_dir: Place) -> Manifest:
     """Read and check the manifest of an export.
 
     Raises
@@ -136,7 +148,7 @@ def read_manifest(out_dir: Path) -> Manifest:
     return manifest
 
 
-def read_edges(path: Path, compression: int | None, n_bytes: int) -> Iterator[bytes]:
+def read_edges(path: Place, compression: int | None, n_bytes: int) -> Iterator[bytes]:
     """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
 
     Parameters
@@ -168,7 +180,7 @@ def read_edges(path: Path, compression: int | None, n_bytes: int) -> Iterator[by
         raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
 
 
-def _parts(file: Any, path: Path) -> Iterator[bytes]:
+def _parts(file: Any, path: Place) -> Iterator[bytes]:
     from zlib_ng import zlib_ng
 
     inflate = zlib_ng.decompressobj(wbits=31)
@@ -188,7 +200,7 @@ def _parts(file: Any, path: Path) -> Iterator[bytes]:
         )
 
 
-def iter_edges(out_dir: Path, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
+def iter_edges(out_dir: Place, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
     """Yield the edges of an export as pairs of equally long arrays, in order.
 
     Raises

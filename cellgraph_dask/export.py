@@ -7,9 +7,10 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +19,17 @@ from .cluster import (
     Workers,
     active_client,
     check_folders,
+    compute_on_workers,
     inspect_workers,
     worker_peak_bytes,
 )
 from .edge_files import EdgeFiles
 from .edge_pairs import Manifest, index_dtype
 from .errors import DiskSpaceError, NegativeWeightError, OtherWayError
-from .execute import Executor, Threads, default_threads
+from .execute import Executor, Threads, compute_on_threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
 from .job import Job, Way
+from .lazy import LazyMatrix
 from .memory import (
     default_limit,
     format_bytes,
@@ -48,10 +51,13 @@ from .plan import (
 )
 from .progress import Progress, progress_bars
 from .publish import Output, read_identity
+from .remote import find_place
 from .scratch import Scratch
 from .source import Block, Source, open_source
+from .spool import Compute, estimate, sketch, spool, spool_memory
 from .stages import run_stages
 from .stream import looks_symmetric
+from .upload import RemoteOutput, open_output
 from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -122,26 +128,36 @@ class _Prepared:
 
 
 def plan_export(
-    source: str | Path,
+    source: Any,
     out_dir: str | Path | None = None,
     *,
     key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportPlan:
     """Return what an export would do and need. Nothing is written.
 
     Parameters
     ----------
     source
-        Folder of a zarr-backed AnnData.
+        The graph, or where it is: a path or URL of a zarr AnnData store (a folder, or a zip archive
+        of one), an ``.h5ad`` or ``.h5mu`` file, a `zarr.Group` or store, an `anndata.AnnData` in
+        memory, backed or lazy, a matrix of scipy or PyData sparse, anything that numpy makes a
+        two-dimensional array of, or a Dask array of any of these.
     out_dir
         Where the export would go; the working directory's disk is looked at if not given.
     key
         Key of `obsp`, or with slashes a path inside the store.
+    neighbors_key
+        Name of one of scanpy's neighbour graphs (``uns[neighbors_key]``), instead of `key`.
+    storage_options
+        For fsspec, if `source` is a URL: endpoint, credentials and the like.
     compression
         Level of gzip, 1 to 9; None for plain files.
     memory_limit
@@ -154,6 +170,8 @@ def plan_export(
     client
         A `distributed.Client`: its workers do the work, and the memory limit is that of each
         worker. By default the one that is active, if any; else threads of this process.
+    output_storage_options
+        For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
     Returns
     -------
@@ -166,23 +184,41 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     """
+    client = client if client is not None else active_client()
+    output = open_output(
+        out_dir if out_dir is not None else Path.cwd(),
+        force=True,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
+    )
+    way: Way | None = None
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if isinstance(opened, LazyMatrix):
+        opened, way = estimate(opened, _computing(client, memory_limit, 1)), "general"
+    elif client is not None and not opened.place.is_shared:
+        opened, way = sketch(opened), "general"
     prepared = _prepare(
-        open_source(source, key),
-        Path(out_dir) if out_dir is not None else Path.cwd(),
+        opened,
+        output.disk,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client if client is not None else active_client(),
+        client=client,
+        way=way,
+        upload_bytes=output.upload_bytes,
     )
     return prepared.plan
 
 
 def export_connectivities(
-    source: str | Path,
+    source: Any,
     out_dir: str | Path,
     *,
     key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
@@ -191,6 +227,7 @@ def export_connectivities(
     force: bool = False,
     progress: bool | None = False,
     client: Client | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
     """Export a neighbour graph as the edge files of the Cellucid viewer.
 
@@ -199,17 +236,18 @@ def export_connectivities(
 
     Parameters
     ----------
-    source, key, compression, memory_limit, threads, scratch_dir
+    source, key, neighbors_key, storage_options, compression, memory_limit, threads, scratch_dir
         As for `plan_export`.
     out_dir
-        Folder of the export. The edge files go to ``connectivity/`` in it.
+        Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
+        ``connectivity/`` in it.
     keep_scratch
         Whether to leave the temporary files of a `scratch_dir` where they are.
     force
         Whether to replace an export that is there.
     progress
         Whether to show progress bars on standard error; None for "if it is a terminal".
-    client
+    client, output_storage_options
         As for `plan_export`.
 
     Returns
@@ -235,8 +273,8 @@ def export_connectivities(
     86012345
     """
     return run_export(
-        open_source(source, key),
-        Path(out_dir),
+        open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options),
+        out_dir,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -245,17 +283,19 @@ def export_connectivities(
         force=force,
         progress=progress,
         client=client if client is not None else active_client(),
+        output_storage_options=output_storage_options,
     )
 
 
 def run_export(
-    source: Source,
-    out_dir: Path,
+    source: Source | LazyMatrix,
+    out_dir: str | Path,
     *,
     keep_scratch: bool = False,
     force: bool = False,
     progress: bool | None = False,
     scratch_dir: str | Path | None = None,
+    output_storage_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> ExportReport:
     """Do `export_connectivities` for an open source; tests also give `tuning` and `way`."""
@@ -263,31 +303,46 @@ def run_export(
     reset_peak()
     client: Client | None = settings.get("client")
     if client is not None:  # workers may have another working directory
-        source = replace(source, path=str(Path(source.path).absolute()))
-        out_dir = out_dir.absolute()
+        source = source.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
-    read_identity(out_dir, source.n_cells)
-    output = Output(out_dir, force=force)
-    settings["scratch_dir"] = scratch_dir
-    prepared = _prepare(source, out_dir, **settings)
-    _check_disk(prepared.plan)
-    with output, progress_bars(progress) as bars:
+    output = open_output(
+        out_dir,
+        force=force,
+        scratch_dir=scratch_dir,
+        storage_options=output_storage_options,
+        on_cluster=client is not None,
+    )
+    read_identity(output.out_dir, source.n_cells)
+    settings |= {"scratch_dir": scratch_dir, "upload_bytes": output.upload_bytes}
+    prepared: _Prepared | None = None
+    if isinstance(source, Source) and (client is None or source.place.is_shared):
+        prepared = _prepare(source, output.disk, **settings)
+        _check_disk(prepared.plan)
+    with (
+        output,
+        progress_bars(progress) as bars,
+        _scratch(output, scratch_dir, keep_scratch, needed=prepared is None) as folder,
+    ):
+        if prepared is None:
+            counted = _spooled(source, Path(folder.folder), bars, settings)
+            prepared = _prepare(counted, output.disk, **settings)
+            _check_disk(prepared.plan)
         while True:
             try:
                 with _scratch(output, scratch_dir, keep_scratch) as scratch:
                     manifest, n_scratch, n_output = _run(prepared, output, scratch, bars, client)
-                    output.publish(manifest)
+                    output.publish(manifest, bars)
                 break
             except OtherWayError as reason:
                 # Seen only on the way: some weights are negative, or an entry has no mirror image.
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
                 settings["way"] = way
-                prepared = _prepare(source, out_dir, **settings)
+                prepared = _prepare(prepared.job.source, output.disk, **settings)
                 _check_disk(prepared.plan)
     plan = prepared.plan
     return ExportReport(
-        out_dir=str(out_dir),
+        out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
         n_edges=manifest.n_edges,
         max_neighbors=manifest.max_neighbors,
@@ -298,20 +353,25 @@ def run_export(
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
-        scratch_bytes=n_scratch,
+        scratch_bytes=n_scratch + prepared.job.source.spool_bytes,
         output_bytes=n_output,
         symmetric=plan.way == "symmetric",
     )
 
 
-def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> VerifyReport:
-    """Check an export on disk: manifest, sizes, order, largest degree, gzip.
+def verify_export(
+    out_dir: str | Path,
+    *,
+    progress: bool | None = False,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> VerifyReport:
+    """Check an export: manifest, sizes, order, largest degree, gzip.
 
     Parameters
     ----------
     out_dir
-        Folder of the export.
-    progress
+        Folder of the export, or its URL.
+    progress, output_storage_options
         As for `export_connectivities`.
 
     Returns
@@ -320,7 +380,30 @@ def verify_export(out_dir: str | Path, *, progress: bool | None = False) -> Veri
         `ok` is False if anything is wrong; `problems` says what.
     """
     with progress_bars(progress) as bars:
-        return verify(Path(out_dir), bars)
+        return verify(find_place(out_dir, output_storage_options), bars)
+
+
+def _computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
+    """Return what computes a Dask array: the cluster, or threads within the limit."""
+    if client is not None:
+        return partial(compute_on_workers, client)
+    limit = default_limit() if memory_limit is None else parse_bytes(memory_limit)
+    return partial(compute_on_threads, n_threads=threads, limit=limit)
+
+
+def _spooled(
+    source: Source | LazyMatrix, folder: Path, bars: Progress, settings: Mapping[str, Any]
+) -> Source:
+    """Return a source that is counted and that all see, in files of ours."""
+    client: Client | None = settings.get("client")
+    with named_disk_errors(folder.parent):
+        if client is not None:
+            check_folders(client, None, [folder])
+        if isinstance(source, Source):
+            return spool_memory(source, folder)
+        threads = settings.get("threads") or default_threads()
+        compute = _computing(client, settings.get("memory_limit"), threads)
+        return spool(source, folder, compute, bars)
 
 
 def _prepare(
@@ -334,6 +417,7 @@ def _prepare(
     client: Client | None = None,
     way: Way | None = None,
     tuning: Tuning | None = None,
+    upload_bytes: int = 0,
 ) -> _Prepared:
     if compression is not None and not 1 <= compression <= 9:
         raise ValueError(f"compression must be None or 1 to 9, not {compression}")
@@ -348,7 +432,7 @@ def _prepare(
         threads = threads or default_threads()
         with no_collection():
             source.warm_up(way)
-        reserved = round_reserved(resident_bytes())
+        reserved = round_reserved(resident_bytes() + upload_bytes)
     else:
         workers = inspect_workers(client, source, way, allowed)
         limit, threads = workers.memory_limit, workers.threads_per_worker
@@ -373,7 +457,7 @@ def _prepare(
         compression=compression,
         limit=limit,
         reserved=reserved,
-        scratch_free=free_bytes(scratch_folder),
+        scratch_free=free_bytes(scratch_folder) + source.spooled_bytes,
         output_free=free_bytes(out_dir),
         same_disk=_device(scratch_folder) == _device(out_dir),
         n_workers=workers.n_workers if workers is not None else 0,
@@ -410,8 +494,13 @@ def _check_disk(plan: ExportPlan) -> None:
 
 
 @contextmanager
-def _scratch(output: Output, scratch_dir: str | Path | None, keep: bool) -> Iterator[Scratch]:
+def _scratch(
+    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, needed: bool = True
+) -> Iterator[Scratch]:
     """Give a private folder for temporary files, and remove it afterwards."""
+    if not needed:
+        yield Scratch("")
+        return
     parent = Path(scratch_dir) if scratch_dir is not None else output.work
     made: list[Path] = []
     try:
@@ -431,7 +520,7 @@ def _scratch(output: Output, scratch_dir: str | Path | None, keep: bool) -> Iter
 
 def _run(
     prepared: _Prepared,
-    output: Output,
+    output: Output | RemoteOutput,
     scratch: Scratch,
     progress: Progress,
     client: Client | None,
@@ -444,7 +533,7 @@ def _run(
     delivery: EdgeFiles | PartDelivery
     with named_disk_errors(Path(scratch.folder).parent):
         if client is not None and prepared.workers is not None:
-            check_folders(client, job.source, [Path(scratch.folder), output.work])
+            check_folders(client, job.source.place.file, [Path(scratch.folder), output.work])
             executor = Cluster(client, prepared.workers.n_threads, progress)
             delivery = PartDelivery(
                 output.work, scratch, dtype, job.cell_dtype, plan.compression, executor

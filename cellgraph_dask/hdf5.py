@@ -2,8 +2,8 @@
 
 The HDF5 library lets one thread in at a time. But a dataset says where in the file its chunks are
 and which filters they went through. Where these are known (none, gzip, lzf, shuffle, checksums;
-Blosc and Zstd of the registered plugins), HDF5 is asked for the places once, and chunks are read and decoded on
-the calling thread without it. Anything else is sliced by h5py, one thread at a time.
+Blosc and Zstd of the registered plugins), HDF5 is asked for the places once, and chunks are read
+and decoded on the calling thread without it. Anything else is sliced by h5py, one thread at a time.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class SlicedDataset:
     @property
     def work_bytes(self) -> int:
         """Most bytes one thread needs besides what it reads into: encoded and decoded chunks."""
-        return 4 * self.chunk_size * self.dtype.itemsize + 2**20
+        return int(4 * self.chunk_size * self.dtype.itemsize) + 2**20
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """Cut ``[start, stop)`` at chunk borders."""
@@ -240,7 +240,7 @@ class SlicedDataset:
         try:
             with h5py.File(self._path, "r") as file:
                 out[:] = file[self.name][start:stop]
-        except (KeyError, *DECODE_ERRORS) as error:
+        except Exception as error:
             raise _damaged(self, start, error) from error
         return []
 

@@ -451,6 +451,15 @@ def count_in_range(values: Array, first: int, counts: Array) -> None:
 
 
 @compiled()
+def place_neighbors(of: Array, neighbors: Array, next_slot: Array, out: Array) -> None:
+    """Write each cell's neighbor to its next slot in `out`, and move that slot on."""
+    for k in range(of.size):
+        at = next_slot[of[k]]
+        out[at] = neighbors[k]
+        next_slot[of[k]] = at + 1
+
+
+@compiled()
 def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
     """Write each destination's place inside its partition (uint16), ordered by partition."""
     mask = (1 << shift) - 1

@@ -307,11 +307,12 @@ def make_plan(
     if job.way == "symmetric":
         output //= 2
         scratch = 0
+    scratch += source.spool_bytes
     if n_workers:  # parts before they become edge files
         scratch += 2 * n_entries * job.cell_dtype.itemsize
     if compression is not None:
         scratch += output  # the spool of compressed parts
-    warnings = []
+    warnings = [*source.notes]
     if viewer_bytes(source.n_cells, n_entries // 2) > VIEWER_LIMIT:
         warnings.append(
             f"With about {n_entries // 2:,} edges or more this graph needs over 512 MiB in the "

@@ -24,14 +24,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .edge_pairs import FOLDER, IDENTITY, MANIFEST, SIDES, Manifest, file_name, read_manifest
+from .edge_pairs import (
+    FOLDER,
+    IDENTITY,
+    MANIFEST,
+    SIDES,
+    Manifest,
+    Place,
+    file_name,
+    read_manifest,
+)
 from .errors import InvalidExportError, OutputError
 from .files import fsync_folder, make_folders, named_disk_errors, replace_text, write_aside
+from .progress import Progress
 
 WORK_FOLDER = ".cellgraph-dask"
 _LOCK_ATTEMPTS = 100
-_NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
-_TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
+NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
+TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
 
 
 class Output:
@@ -52,8 +62,10 @@ class Output:
         If the folder cannot be written, holds an export already, or another run holds it.
     """
 
+    upload_bytes = 0  # memory that uploading takes; see `RemoteOutput`
+
     def __init__(self, out_dir: Path, *, force: bool) -> None:
-        self.out_dir = out_dir
+        self.out_dir = self.disk = out_dir
         self.work = out_dir / WORK_FOLDER
         self._lock = -1
         self._created: list[Path] = []
@@ -139,7 +151,7 @@ class Output:
         for path in self.work.glob("edges.*"):
             path.unlink()
 
-    def publish(self, manifest: Manifest) -> None:
+    def publish(self, manifest: Manifest, _progress: Progress | None = None) -> None:
         """Show the edge files in the work folder to readers, as `manifest` describes them.
 
         Raises
@@ -185,7 +197,7 @@ class Output:
         texts = {MANIFEST: manifest.to_json()}
         identity = read_identity(self.out_dir, manifest.n_cells)
         if identity is not None:
-            texts = {IDENTITY: _identity_text(identity, manifest.n_edges), **texts}
+            texts = {IDENTITY: identity_text(identity, manifest.n_edges), **texts}
         for name, text in texts.items():
             write_aside(self.out_dir / name, text, aside=self.work / name)
         for name in texts:
@@ -199,9 +211,9 @@ class Output:
             named = {Path(shown.path(side)).name for side in SIDES}
         except InvalidExportError:
             # Without a manifest nothing is named. One that is not ours may name what it likes.
-            named = set(_NAMES) if (self.out_dir / MANIFEST).exists() else set()
+            named = set(NAMES) if (self.out_dir / MANIFEST).exists() else set()
         for path in folder.iterdir():
-            if path.name not in named and (path.name in _NAMES or _TAGGED.fullmatch(path.name)):
+            if path.name not in named and (path.name in NAMES or TAGGED.fullmatch(path.name)):
                 path.unlink()
 
 
@@ -213,7 +225,7 @@ def _is_same(fd: int, path: Path) -> bool:
         return False
 
 
-def read_identity(out_dir: Path, n_cells: int) -> dict[str, Any] | None:
+def read_identity(out_dir: Place, n_cells: int) -> dict[str, Any] | None:
     """Return the content of ``dataset_identity.json``, or None if there is none.
 
     Raises
@@ -241,7 +253,7 @@ def read_identity(out_dir: Path, n_cells: int) -> dict[str, Any] | None:
     return identity
 
 
-def _identity_text(identity: dict[str, Any], n_edges: int) -> str:
+def identity_text(identity: dict[str, Any], n_edges: int) -> str:
     """Return the identity with the graph's figures; all else stays, in its order."""
     stats = identity["stats"] | {"has_connectivity": True, "n_edges": n_edges}
     return json.dumps(identity | {"stats": stats}, indent=2)

@@ -37,6 +37,7 @@ from .places import (
     HDF5Place,
     MemoryPlace,
     Place,
+    RawPlace,
     ZarrPlace,
     locate,
     place_of_group,
@@ -127,6 +128,11 @@ class Source:
     def path(self) -> str:
         """Where it is, for people: a path, a URL, or what it is in memory."""
         return self.place.path
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Of `spool_bytes`, those that are on disk already."""
+        return self.spool_bytes if isinstance(self.place, RawPlace) else 0
 
     def absolute(self) -> Source:
         """Return the same matrix, for processes with another working directory."""
@@ -507,8 +513,8 @@ def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
             place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
             return _open_place(place, f"{group.path}", None)
         return _open_place(HDF5Place(group.file.filename), group.name, None)
-    layout, *arrays = compress(matrix, key)
-    n_cells = check_shape(key, tuple(matrix.shape), n_cells)
+    layout, *arrays, shape = compress(matrix, key)
+    n_cells = check_shape(key, tuple(shape), n_cells)
     check_weights(key, arrays[2].dtype)
     content = {
         name: MemoryArray(f"{key}/{name}", array)

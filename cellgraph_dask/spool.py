@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,9 @@ from numpy.typing import NDArray
 
 from .arrays import EvenIndptr, MemoryArray, StoredArray
 from .convert import Compressed, compress
-from .errors import MemoryLimitError, SourceError
+from .errors import SourceError
 from .files import read_at, write_at
 from .lazy import LazyMatrix
-from .memory import format_bytes
 from .places import MemoryPlace, RawPlace
 from .progress import Progress
 from .source import Source
@@ -176,40 +176,36 @@ def estimate(matrix: LazyMatrix, compute: Compute) -> Source:
     sampled = compute(tasks, lambda _: None)
     cells = sum(size for _, size in sampled)
     per_cell = sum(n for n, _ in sampled) / max(cells, 1)
-    n_entries = int(per_cell * matrix.n_cells**2)
-    n_rows = matrix.n_cells
-    index = _index_dtype(n_rows)
-    weights = matrix.array.dtype if matrix.array.dtype.kind in "biuf" else np.dtype(np.float64)
-    content: dict[str, StoredArray] = {
-        "indptr": EvenIndptr(n_rows, n_entries),
-        "indices": MemoryArray("indices", np.empty(0, index)),
-        "data": MemoryArray("data", np.empty(0, weights)),
-    }
     note = (
         f"The number of stored entries is an estimate, from {len(sampled)} of the {n_chunks:,} "
         "chunks of the array."
     )
-    n_bytes = n_entries * (index.itemsize + weights.itemsize) + 8 * (n_rows + 1)
-    if n_column_chunks > 1 and n_row_chunks > 1:
-        n_bytes += n_bytes // n_row_chunks
-    place = MemoryPlace(matrix.path, content)
-    return Source(place, matrix.key, "csr", n_rows, n_entries, (*matrix.notes, note), n_bytes)
+    weights = matrix.array.dtype if matrix.array.dtype.kind in "biuf" else np.dtype(np.float64)
+    source = _sketch(matrix.path, matrix.key, matrix.n_cells, int(per_cell * matrix.n_cells**2),
+                     weights, (*matrix.notes, note))  # fmt: skip
+    if n_column_chunks > 1 and n_row_chunks > 1:  # a band is there twice while it is merged
+        return replace(source, spool_bytes=source.spool_bytes * (n_row_chunks + 1) // n_row_chunks)
+    return source
 
 
-def check_first_part(peak: int, limit: int) -> None:
-    """Refuse to go on where one chunk has already taken more than the limit.
+def sketch(source: Source) -> Source:
+    """Return a source of the size of one in memory, for plans of work elsewhere."""
+    return _sketch(source.path, source.key, source.n_cells, source.n_entries,
+                   source.stored_weight_dtype, source.notes)  # fmt: skip
 
-    Raises
-    ------
-    MemoryLimitError
-        With a limit that will do.
-    """
-    if peak > limit:
-        raise MemoryLimitError(
-            f"the memory limit of {format_bytes(limit)} is too small: computing one chunk of the "
-            f"array took this process to {format_bytes(peak)}. Make its chunks smaller, or allow "
-            f"{-(-peak * 5 // 4 // 10**6)}MB (--memory-limit)."
-        )
+
+def _sketch(
+    path: str, key: str, n_cells: int, n_entries: int, weights: np.dtype[Any],
+    notes: tuple[str, ...],
+) -> Source:  # fmt: skip
+    index = _index_dtype(n_cells)
+    content: dict[str, StoredArray] = {
+        "indptr": EvenIndptr(n_cells, n_entries),
+        "indices": MemoryArray("indices", np.empty(0, index)),
+        "data": MemoryArray("data", np.empty(0, weights)),
+    }
+    n_bytes = n_entries * (index.itemsize + weights.itemsize) + 8 * (n_cells + 1)
+    return Source(MemoryPlace(path, content), key, "csr", n_cells, n_entries, notes, n_bytes)
 
 
 def _index_dtype(n_cells: int) -> np.dtype[Any]:
@@ -240,7 +236,7 @@ def _convert(
         data = compressed.data
         places = np.arange(data.size)  # of any dtype, and kept apart where entries repeat
         turned = kind((places, compressed.indices, compressed.indptr), shape=found).asformat(layout)
-        compressed = Compressed(layout, turned.indptr, turned.indices, data[turned.data])
+        compressed = Compressed(layout, turned.indptr, turned.indices, data[turned.data], found)
     if compressed.data.dtype.kind not in "biuf" or compressed.data.dtype.itemsize > 8:
         raise SourceError(
             f"a chunk of {name} has dtype {compressed.data.dtype}; weights must be bool, integers, "

@@ -8,10 +8,26 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import S3, Proxy, start_s3
+
 
 @pytest.fixture
 def leaves_scratch() -> None:
     """Mark a test that leaves temporary files on purpose, such as by killing an export."""
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    """Give a running S3."""
+    with start_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(s3: S3) -> Iterator[Proxy]:
+    """Give a proxy before it, whose faults the test chooses."""
+    with Proxy(s3.port) as before:
+        yield before
 
 
 @pytest.fixture(autouse=True)

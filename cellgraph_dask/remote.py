@@ -1,0 +1,173 @@
+"""Places in remote storage, as far as exports need them; the one module that knows fsspec.
+
+A URL such as ``s3://bucket/exports/atlas`` becomes a `RemotePlace`, which is read like a
+`pathlib.Path`. Whatever the libraries of the storage raise while it is read becomes an `OSError`
+that says what happened, so that readers need not know where an export is.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
+
+from .errors import OutputError
+
+_READ_BYTES = 1 << 22  # what a request for a part of a file asks for
+_LOCAL = ("file", "local")
+
+
+@dataclass(frozen=True)
+class RemotePlace:
+    """A file or folder in remote storage.
+
+    Attributes
+    ----------
+    files : fsspec.AbstractFileSystem
+        The storage.
+    path : str
+        Path in it.
+    url : str
+        What the user calls it.
+    """
+
+    files: Any
+    path: str
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> RemotePlace:
+        """Return a place below this one."""
+        return RemotePlace(self.files, f"{self.path}/{name}", f"{self.url}/{name}")
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the text of a file."""
+        with _as_os_errors(self.url):
+            return str(self.files.cat_file(self.path), encoding)
+
+    def open(self, mode: str = "rb") -> IO[Any]:
+        """Open a file for reading from start to end."""
+        assert mode == "rb"
+        return cast("IO[Any]", _Reader(self))
+
+    def size(self) -> int | None:
+        """Return the bytes of a file, or None if there is no such file."""
+        try:
+            found = self.files.info(self.path)
+        except FileNotFoundError:
+            return None
+        return int(found["size"] or 0) if found["type"] == "file" else None
+
+    def exists(self) -> bool:
+        """Tell whether there is such a file."""
+        return self.size() is not None
+
+
+class _Reader:
+    """A file that is read from start to end."""
+
+    def __init__(self, place: RemotePlace) -> None:
+        self._url = place.url
+        with _as_os_errors(place.url):
+            self._file = place.files.open(
+                place.path, "rb", block_size=_READ_BYTES, cache_type="readahead"
+            )
+
+    def read(self, n: int) -> bytes:
+        with _as_os_errors(self._url):
+            return cast("bytes", self._file.read(n))
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def is_url(place: str | Path) -> bool:
+    """Tell whether text is the URL of a place in remote storage, and not a path of this machine."""
+    return isinstance(place, str) and "://" in place and urlsplit(place).scheme not in _LOCAL
+
+
+def local_path(place: str | Path) -> Path:
+    """Return the path of a folder, of which a ``file://`` URL is one."""
+    if isinstance(place, str) and "://" in place:
+        return Path(unquote(urlsplit(place).path))
+    return Path(place)
+
+
+def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> Path | RemotePlace:
+    """Return the place of a path or a URL.
+
+    Parameters
+    ----------
+    place
+        Path of this machine, or URL.
+    options
+        For fsspec's file system, if it is a URL: endpoint, credentials and the like.
+
+    Raises
+    ------
+    OutputError
+        If nothing here knows such URLs, or the options are not its.
+    """
+    if not is_url(place):
+        return local_path(place)
+    url = str(place).rstrip("/")
+    from fsspec.core import url_to_fs
+
+    protocol = urlsplit(url).scheme
+    try:
+        # Listings that are kept would hide what others write.
+        files, path = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+    except ImportError as error:
+        what = "pip install 'cellgraph-dask[remote]'" if protocol in ("s3", "s3a") else str(error)
+        raise OutputError(
+            f"{url} cannot be used: the package for {protocol}:// is not installed ({what})."
+        ) from error
+    except Exception as error:
+        raise OutputError(
+            f"{url} cannot be used: {describe(error)}. Check the address and the storage options."
+        ) from error
+    if not files._strip_protocol(path).strip("/"):
+        raise OutputError(f"{url} is not a folder; name one, such as {protocol}://bucket/export.")
+    return RemotePlace(files, path.rstrip("/"), url)
+
+
+def default_options(
+    url: str | Path, options: Mapping[str, Any] | None, other: str | Path, of_other: Any
+) -> Mapping[str, Any] | None:
+    """Return the options for a URL; if it has none, those of another URL of the same protocol."""
+    if options is not None or not (is_url(url) and is_url(other)):
+        return options
+    same = urlsplit(str(url)).scheme == urlsplit(str(other)).scheme
+    return cast("Mapping[str, Any] | None", of_other) if same else None
+
+
+def describe(error: BaseException) -> str:
+    """Return what an error of a storage library is about, without its final stop."""
+    text = (str(error) or type(error).__name__).rstrip(".")
+    if isinstance(error, FileNotFoundError):
+        return f"it is not there, or the bucket is not ({text})"
+    if isinstance(error, PermissionError):
+        return f"access was denied ({text})"
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _as_os_errors(url: str) -> Iterator[None]:
+    """Raise whatever goes wrong as an `OSError` with its number, text and place."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, describe(error), url) from error
+    except UnicodeError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, describe(error), url) from error

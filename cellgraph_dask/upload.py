@@ -1,0 +1,333 @@
+"""Publishing an export to remote storage, all or nothing.
+
+The edge files are made in a folder on this machine and uploaded when they are whole. An object is
+visible when its upload is completed and never before, and as on disk one small file, the manifest,
+turns the old export into the new one::
+
+    first export     upload both ─► complete both ─► manifest
+    another one      upload both under tagged names ─► complete both ─► manifest names them
+                     ─► copied to the usual names, by the storage itself ─► manifest names those
+                     ─► the tagged names go
+
+There is no lock as there is on disk: two exports to one URL at once must be kept apart by the user.
+What is there at the end is read again, so that most such accidents are told of.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .edge_pairs import FOLDER, IDENTITY, MANIFEST, SIDES, Manifest, file_name, read_manifest
+from .errors import CellgraphError, InvalidExportError, OutputError
+from .files import make_folders, named_disk_errors
+from .progress import Progress, Quiet
+from .publish import NAMES, TAGGED, Output, identity_text, read_identity
+from .remote import RemotePlace, describe, find_place
+
+_PART_BYTES = 8 * 2**20
+_MOST_PARTS = 9_000  # S3 allows 10,000
+# Of each file that is uploaded: a part as it is read, in the file's buffer, cut from it for the
+# request, and what of it the connection has not sent yet.
+_COPIES = 4
+
+
+def open_output(
+    out_dir: str | Path,
+    *,
+    force: bool,
+    scratch_dir: str | Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    on_cluster: bool = False,
+) -> Output | RemoteOutput:
+    """Return the place of an export, to be held for writing.
+
+    Parameters
+    ----------
+    out_dir
+        Folder or URL.
+    force
+        Whether an export that is there may be replaced.
+    scratch_dir
+        Where the files of a remote export are made.
+    storage_options
+        For the storage of a URL.
+    on_cluster
+        Whether workers of a cluster make the files.
+
+    Raises
+    ------
+    OutputError
+        If there is an export already, or the place cannot be used.
+    """
+    place = find_place(out_dir, storage_options)
+    if isinstance(place, Path):
+        return Output(place.absolute() if on_cluster else place, force=force)
+    if on_cluster and scratch_dir is None:
+        raise OutputError(
+            f"the files of {place} are made in a folder before they are uploaded, and on a cluster "
+            "all workers must see it: name one on storage that they share with --scratch-dir."
+        )
+    return RemoteOutput(place, force=force, scratch_dir=scratch_dir)
+
+
+class RemoteOutput:
+    """A place in remote storage, held for writing; the counterpart of `Output`.
+
+    Use it as a context manager; it leaves nothing behind but a published export.
+
+    Parameters
+    ----------
+    place
+        Where the export goes.
+    force
+        Whether an export that is there may be replaced.
+    scratch_dir
+        Where its files are made; by default the system's folder for temporary files.
+
+    Raises
+    ------
+    OutputError
+        If there is an export already, or the storage cannot be reached.
+    """
+
+    upload_bytes = len(SIDES) * _COPIES * _PART_BYTES  # most memory that uploading takes
+
+    def __init__(self, place: RemotePlace, *, force: bool, scratch_dir: str | Path | None) -> None:
+        self.out_dir = place
+        self.disk = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+        self.work = self.disk  # until it is entered
+        self._created: list[Path] = []
+        with named_storage_errors(place):
+            taken = (place / MANIFEST).exists()
+        if taken and not force:
+            raise OutputError(
+                f"{place} already holds an export. Choose another folder, or replace it with "
+                "--force; the old export stays whole until the new one is complete."
+            )
+
+    def __enter__(self) -> RemoteOutput:
+        self._try_to_write()
+        with named_disk_errors(self.disk):
+            self._created = make_folders(self.disk)
+            self.work = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=self.disk))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        for folder in self._created:
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+
+    def _try_to_write(self) -> None:
+        """Find out before the work whether the storage will take the export."""
+        trial = self.out_dir / f".cellgraph-dask-{os.urandom(4).hex()}"
+        with named_storage_errors(self.out_dir):
+            trial.files.pipe_file(trial.path, b"trial")
+            trial.files.rm_file(trial.path)
+
+    def clear_edge_files(self) -> None:
+        """Remove edge files that an attempt at another way has left in the work folder."""
+        for path in self.work.glob("edges.*"):
+            path.unlink()
+
+    def publish(self, manifest: Manifest, progress: Progress | None = None) -> None:
+        """Upload the edge files in the work folder, and show them as `manifest` describes them.
+
+        Raises
+        ------
+        OutputError
+            If that failed; the old export is then whole, or the new one is.
+        """
+        with named_storage_errors(self.out_dir):
+            try:
+                self._bring_in(manifest, progress or Quiet())
+            finally:
+                with suppress(Exception):  # of a broken connection, say; the next export does it
+                    self._remove_unnamed()
+            self._check(manifest)
+
+    def _bring_in(self, manifest: Manifest, progress: Progress) -> None:
+        """Upload the new files and show them; under tagged names first if theirs are taken."""
+        hop = (self.out_dir / MANIFEST).exists() and any(
+            (self.out_dir / manifest.path(side)).exists() for side in SIDES
+        )
+        if not hop:
+            self._remove_unnamed()  # of an export that was killed
+        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+        self._upload(shown, progress)
+        self._show(shown)
+        if hop:
+            for side in SIDES:
+                source, target = (self.out_dir / m.path(side) for m in (shown, manifest))
+                source.files.cp_file(source.path, target.path)
+            self._put(MANIFEST, manifest.to_json())
+
+    def _upload(self, manifest: Manifest, progress: Progress) -> None:
+        """Upload both files at once, then complete both.
+
+        The threads look whether another one has failed, or the user has had enough, at each part.
+        """
+        uploads = [
+            _Upload(self.work / file_name(side, manifest.compression), self.out_dir / path)
+            for side, path in ((side, manifest.path(side)) for side in SIDES)
+        ]
+        progress.start("upload", sum(upload.n_bytes for upload in uploads), "bytes")
+        stop = threading.Event()
+        try:
+            with ThreadPoolExecutor(len(uploads), thread_name_prefix="cellgraph-upload") as pool:
+                try:
+                    for done in [pool.submit(u.send, progress, stop) for u in uploads]:
+                        done.result()
+                except BaseException:
+                    stop.set()
+                    raise
+            for upload in uploads:
+                upload.complete()
+        except BaseException:
+            for upload in uploads:
+                with suppress(Exception):
+                    upload.discard()
+            raise
+
+    def _show(self, manifest: Manifest) -> None:
+        """Replace the dataset's identity and the manifest."""
+        identity = read_identity(self.out_dir, manifest.n_cells)
+        if identity is not None:
+            self._put(IDENTITY, identity_text(identity, manifest.n_edges))
+        try:
+            self._put(MANIFEST, manifest.to_json())
+        except BaseException:
+            if identity is not None and not self._shows(manifest):
+                with suppress(Exception):
+                    self._put(IDENTITY, json.dumps(identity, indent=2))
+            raise
+
+    def _put(self, name: str, text: str) -> None:
+        place = self.out_dir / name
+        place.files.pipe_file(place.path, text.encode())
+
+    def _shows(self, manifest: Manifest) -> bool:
+        try:
+            return (self.out_dir / MANIFEST).read_text() == manifest.to_json()
+        except (OSError, ValueError):
+            return False
+
+    def _remove_unnamed(self) -> None:
+        """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
+        if (self.out_dir / MANIFEST).exists():
+            try:
+                shown = read_manifest(self.out_dir)
+                named = {Path(shown.path(side)).name for side in SIDES}
+            except InvalidExportError:  # one that is not ours may name what it likes
+                named = set(NAMES)
+        else:
+            named = set()
+        folder = self.out_dir / FOLDER
+        with suppress(FileNotFoundError):
+            for path in folder.files.ls(folder.path, detail=False):
+                name = path.rstrip("/").rpartition("/")[2]
+                if name not in named and (name in NAMES or TAGGED.fullmatch(name)):
+                    folder.files.rm_file(path)
+
+    def _check(self, manifest: Manifest) -> None:
+        """Read back what readers see now.
+
+        Raises
+        ------
+        OutputError
+            If that is not the export that has been published.
+        """
+        sizes = [(self.out_dir / manifest.path(side)).size() for side in SIDES]
+        made = [
+            (self.work / file_name(side, manifest.compression)).stat().st_size for side in SIDES
+        ]
+        if sizes != made or not self._shows(manifest):
+            raise OutputError(
+                f"{self.out_dir} does not hold what was written to it: another export into it may "
+                "have run at the same time. Export again."
+            )
+
+
+class _Upload:
+    """One file on its way."""
+
+    def __init__(self, source: Path, target: RemotePlace) -> None:
+        self.n_bytes = source.stat().st_size
+        self._source = source
+        self._target = target
+        self._block = max(_PART_BYTES, -(-self.n_bytes // _MOST_PARTS))
+        self._file = target.files.open(target.path, "wb", block_size=self._block, autocommit=False)
+
+    def send(self, progress: Progress, stop: threading.Event) -> None:
+        """Send all parts; another failure, or an order to stop, ends it."""
+        try:
+            with self._source.open("rb") as file:
+                while part := file.read(self._block):
+                    if stop.is_set():
+                        return
+                    self._file.write(part)
+                    progress.advance(len(part))
+            self._file.close()
+        except BaseException:
+            stop.set()
+            raise
+
+    def complete(self) -> None:
+        """Let the object appear.
+
+        Raises
+        ------
+        OutputError
+            If what appears is not what was sent.
+        """
+        try:
+            self._file.commit()
+        except Exception:
+            # It may have been done, and only the answer lost: the name was free before.
+            if self._target.size() != self.n_bytes:
+                raise
+        found = self._target.size()
+        if found != self.n_bytes:
+            raise OutputError(
+                f"{self._target} has {found} bytes after the upload instead of {self.n_bytes}. "
+                "Export again; if it happens again, look at the storage."
+            )
+
+    def discard(self) -> None:
+        """Give the upload up; nothing of it appears."""
+        try:
+            self._file.discard()
+        finally:
+            with suppress(AttributeError):
+                self._file.closed = True  # or else it is flushed when it is collected
+
+
+@contextmanager
+def named_storage_errors(place: RemotePlace) -> Iterator[None]:
+    """Turn what the storage refuses into our own error.
+
+    Raises
+    ------
+    OutputError
+        With the reason that the storage gives.
+    """
+    try:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
+        raise OutputError(
+            f"cannot write to {place}: {describe(error)}. Check the address, and that "
+            "--output-storage-options (or the environment) give the credentials to read, write and "
+            "delete there."
+        ) from error
