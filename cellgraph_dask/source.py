@@ -322,6 +322,13 @@ class Source:
             If an index is outside the matrix, a weight is NaN or infinite, or a chunk is missing
             or broken. Without `signed`, negative weights are reported, not refused.
         """
+        indptr = self._indptr_of(block)
+        indices = self._read_indices(block, indptr)
+        weights, has_negative = self._read_weights(block, indptr, indices, signed)
+        return BlockEntries(indices, indptr, weights, has_negative)
+
+    def _indptr_of(self, block: Block) -> Array:
+        """Return where each row of a block starts in it; this thread's."""
         indptr, _ = self._read_indptr(block.first_row, block.last_row)
         if (
             kernels.first_decrease(indptr) >= 0
@@ -334,9 +341,25 @@ class Source:
             )
         np.clip(indptr, block.start, block.stop, out=indptr)
         indptr -= block.start
-        indices = self._read_indices(block, indptr)
-        weights, has_negative = self._read_weights(block, indptr, indices, signed)
-        return BlockEntries(indices, indptr, weights, has_negative)
+        return indptr
+
+    def read_rows(self, block: Block) -> tuple[Array, Array, Array]:
+        """Read whole rows as they are stored: new `indptr` (int64), `indices` and `data`.
+
+        Weights are not looked at, so that users can mend those that are not finite.
+
+        Raises
+        ------
+        DamagedGraphError
+            If an index is outside the matrix, or a chunk is missing or broken.
+        """
+        indptr = self._indptr_of(block).copy()
+        indices = self._read_indices(block, indptr).copy()
+        array = self._arrays["data"]
+        data = np.empty(block.stop - block.start, array.dtype)
+        for a, b in array.spans(block.start, block.stop):
+            self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
+        return indptr, indices, data
 
     def _read_indices(self, block: Block, indptr: Array) -> Array:
         array = self._arrays["indices"]
@@ -380,10 +403,7 @@ class Source:
         has_negative = False
         for a, b in array.spans(block.start, block.stop):
             stored = workspace.take("stored weights", b - a, array.dtype)
-            if array.read(a, b, stored) and array.chunk_size > _TINY_CHUNK:
-                raise DamagedGraphError(
-                    self._missing(array, a, f"the edges of its {b - a} entries would be lost")
-                )
+            self._read_weights_of_span(array, a, b, stored)
             weights = _comparable(stored)
             not_finite, n_zeros, n_negative = kernels.scan_weights(weights)
             if not_finite >= 0:
@@ -402,6 +422,12 @@ class Source:
             if kept is not None:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
+
+    def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
+        if array.read(a, b, out) and array.chunk_size > _TINY_CHUNK:
+            raise DamagedGraphError(
+                self._missing(array, a, f"the edges of its {b - a} entries would be lost")
+            )
 
     def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
