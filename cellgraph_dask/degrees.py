@@ -1,23 +1,80 @@
-"""Third stage: the largest degree, from the degree runs that the merge left.
+"""The largest degree of a cell, which the manifest tells.
 
 A cell's degree is the number of edges it is the source of plus the number it is the destination of.
-The second kind lies scattered over all pieces, so it takes a pass of its own, a range of cells at a
-time; the counters of all cells at once would be 8 bytes a cell.
+The second kind lies scattered over all pieces. Where the memory limit leaves room, threads share
+one counter a cell. Where it does not, or on a cluster, each piece leaves a run of what has to be
+counted, ordered by partition, and a stage of its own counts a range of cells at a time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import kernels, workspace
 from .job import Job
-from .merge import degree_layout
-from .scratch import RunReader
+from .merge import Piece
+from .scratch import RunReader, write_run
+
+Array = NDArray[Any]
 
 _SLAB = 1 << 18  # destinations looked at in one go
 _RANGE_CELLS = 1 << 22  # most cells counted by one task: 32 MB
+COUNTER_BYTES = 4  # of one cell in `DegreeCounters`
+
+
+class DegreeCounters:
+    """Counters of all cells in memory, shared by threads.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells, less than 2³².
+    """
+
+    def __init__(self, n_cells: int) -> None:
+        self._counts = np.zeros(n_cells, np.uint32)
+        self._lock = threading.Lock()
+
+    def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> int:
+        """Count the edges of a piece; no temporary file is made."""
+        with self._lock:
+            kernels.count_degrees(src, dst, self._counts)
+        return 0
+
+    def largest(self) -> int:
+        """Return the largest degree."""
+        return int(self._counts.max(initial=0))
+
+
+class DegreeRuns:
+    """Leaves a run for each piece; picklable."""
+
+    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> int:
+        """Write the destinations of a piece by partition, and its edges for each source."""
+        counts = np.zeros(job.n_partitions, np.int64)
+        kernels.count_values(dst, job.shift, counts)
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        local = workspace.take("grouped", dst.size, np.uint16)  # the grouped entries are done with
+        kernels.bucket_destinations(dst, job.shift, starts[:-1].copy(), local)
+        width = 1 << job.shift
+        n_sources = width * (piece.last - piece.first)
+        per_source = workspace.take("edges per source", n_sources, np.uint32)
+        per_source[:] = 0
+        kernels.count_edges_per_source(src, piece.first << job.shift, per_source)
+        source_starts = np.clip(
+            np.arange(job.n_partitions + 1) - piece.first, 0, piece.last - piece.first
+        )
+        return write_run(
+            job.scratch.run("degrees", piece.number),
+            [({"dst": local}, starts), ({"n": per_source}, source_starts * width)],
+        )
+
+
+_LAYOUT: list[dict[str, np.dtype[Any]]] = [{"dst": np.dtype(np.uint16)}, {"n": np.dtype(np.uint32)}]
 
 
 class CellRange(NamedTuple):
@@ -53,9 +110,9 @@ def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
     width = 1 << job.shift
     degrees = workspace.take("degrees", width * (cells.last - cells.first), np.int64)
     degrees[:] = 0
-    layout = degree_layout()
+    layout = [(columns, job.n_partitions + 1) for columns in _LAYOUT]
     for piece in range(n_pieces):
-        with RunReader(job.scratch.run("merge", piece), layout, job.n_partitions) as run:
+        with RunReader(job.scratch.run("degrees", piece), layout) as run:
             starts = run.starts(0, cells.first, cells.last)
             for f in range(cells.last - cells.first):
                 of_partition = degrees[f * width : (f + 1) * width]

@@ -23,9 +23,10 @@ from .cluster import (
     inspect_workers,
     worker_peak_bytes,
 )
+from .download import downloaded
 from .edge_files import EdgeFiles
 from .edge_pairs import Manifest, index_dtype
-from .errors import DiskSpaceError, NegativeWeightError, OtherWayError
+from .errors import DiskSpaceError, InvalidExportError, NegativeWeightError, OtherWayError
 from .execute import Executor, Threads, compute_on_threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
 from .job import Job, Way
@@ -379,8 +380,17 @@ def verify_export(
     VerifyReport
         `ok` is False if anything is wrong; `problems` says what.
     """
+    place = find_place(out_dir, output_storage_options)
     with progress_bars(progress) as bars:
-        return verify(find_place(out_dir, output_storage_options), bars)
+        if isinstance(place, Path):
+            return verify(place, bars)
+        try:
+            with downloaded(place) as folder:
+                report = verify(folder, bars)
+        except InvalidExportError as error:
+            return VerifyReport(False, (str(error),))
+    problems = tuple(text.replace(str(folder), str(place)) for text in report.problems)
+    return replace(report, problems=problems)
 
 
 def _computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:

@@ -57,14 +57,7 @@ class Job:
         return np.dtype(np.float64 if self.source.stored_weight_dtype.kind == "f" else np.int64)
 
     @property
-    def section_layout(self) -> dict[str, np.dtype[Any]]:
-        """Columns of the upper and of the lower section of a run."""
-        layout = {"src": np.dtype(np.uint16), "dst": self.cell_dtype}
-        if self.signed:
-            layout["weight"] = self.weight_dtype
-        return layout
-
-    @property
     def entry_bytes(self) -> int:
-        """Bytes of one entry in a run."""
-        return sum(dtype.itemsize for dtype in self.section_layout.values())
+        """Bytes of one entry in memory: its source in the partition, destination and weight."""
+        weight = self.weight_dtype.itemsize if self.signed else 0
+        return 2 + self.cell_dtype.itemsize + weight

@@ -5,7 +5,7 @@ A stored entry ``C[i, j]`` with ``i < j`` is an *upper* entry, the edge ``(i, j)
 *partitions* of ``2**shift`` cells, so the partition of a source is ``source >> shift`` and its
 place inside it fits 16 bits::
 
-    block of rows --split-->  upper (src, dst) by partition, in row order
+    block of rows --split-->  upper dst in row order, and how many are in each row
                               lower (src, dst) by partition, dst rising
     partition     --merge-->  group both by source, merge two rising lists, drop repeats
 
@@ -101,18 +101,38 @@ def drop_stored_zeros(
 
 @compiled()
 def count_contributions(
-    indices: Array, indptr: Array, first_row: int, shift: int, upper: Array, lower: Array
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    band: int,
+    in_row: Array,
+    upper: Array,
+    lower: Array,
 ) -> None:
-    """Add a block's upper and lower entries to their counts by partition (int64, in place)."""
+    """Count a block's upper entries by row and by partition, its lower ones by partition and band.
+
+    Parameters
+    ----------
+    indices, indptr, first_row
+        The block, as in `drop_stored_zeros`.
+    shift, band
+        Binary logarithms of the cells in a partition and of the rows in a band.
+    in_row
+        Set to the upper entries of each row; uint32.
+    upper, lower
+        Added to; int64, by partition, and by partition and band.
+    """
     for r in range(indptr.size - 1):
         i = first_row + r
         n_upper = 0
         for e in range(indptr[r], indptr[r + 1]):
             j = indices[e]
             if j < i:
-                lower[j >> shift] += 1
+                lower[j >> shift, r >> band] += 1
             elif j > i:
                 n_upper += 1
+        in_row[r] = n_upper
         upper[i >> shift] += n_upper
 
 
@@ -122,39 +142,42 @@ def split_block(
     indptr: Array,
     first_row: int,
     shift: int,
+    band: int,
     lower_next: Array,
-    upper_src: Array,
     upper_dst: Array,
     lower_src: Array,
-    lower_dst: Array,
+    lower_row: Array,
 ) -> None:
-    """Write a block's entries as edges, ordered by partition.
+    """Write a block's entries as edges: upper ones in row order, lower ones by partition and band.
 
     Parameters
     ----------
-    indices, indptr, first_row
-        The block, as in `drop_stored_zeros`.
+    indices, indptr, first_row, shift, band
+        As in `count_contributions`.
     lower_next
-        Where each partition's next lower entry goes; int64, changed in place.
-    upper_src, lower_src
-        Sources inside their partition; uint16.
-    upper_dst, lower_dst
+        Where the next lower entry of each partition and band goes; int64, changed in place.
+    upper_dst
         Destinations; uint32 (uint64 above 2³² cells).
+    lower_src
+        Sources inside their partition; uint16.
+    lower_row
+        Destinations, which are rows, inside their band; uint16.
     """
     mask = (1 << shift) - 1
+    in_band = (1 << band) - 1
     q = 0
     for r in range(indptr.size - 1):
         i = first_row + r
-        local = i & mask
+        row = r & in_band
+        g = r >> band
         for e in range(indptr[r], indptr[r + 1]):
             j = indices[e]
             if j < i:
-                p = lower_next[j >> shift]
-                lower_next[j >> shift] = p + 1
+                p = lower_next[j >> shift, g]
+                lower_next[j >> shift, g] = p + 1
                 lower_src[p] = j & mask
-                lower_dst[p] = i
+                lower_row[p] = row
             elif j > i:
-                upper_src[q] = local
                 upper_dst[q] = j
                 q += 1
 
@@ -166,29 +189,29 @@ def split_signed_block(
     indptr: Array,
     first_row: int,
     shift: int,
+    band: int,
     lower_next: Array,
-    upper_src: Array,
     upper_dst: Array,
     upper_weight: Array,
     lower_src: Array,
-    lower_dst: Array,
+    lower_row: Array,
     lower_weight: Array,
 ) -> None:
     """Do `split_block` with the weights (float64 or int64) carried along."""
     mask = (1 << shift) - 1
+    in_band = (1 << band) - 1
     q = 0
     for r in range(indptr.size - 1):
         i = first_row + r
         for e in range(indptr[r], indptr[r + 1]):
             j = indices[e]
             if j < i:
-                p = lower_next[j >> shift]
-                lower_next[j >> shift] = p + 1
+                p = lower_next[j >> shift, r >> band]
+                lower_next[j >> shift, r >> band] = p + 1
                 lower_src[p] = j & mask
-                lower_dst[p] = i
+                lower_row[p] = r & in_band
                 lower_weight[p] = weights[e]
             elif j > i:
-                upper_src[q] = i & mask
                 upper_dst[q] = j
                 upper_weight[q] = weights[e]
                 q += 1
@@ -230,38 +253,80 @@ def _sort(values: Array, start: int, stop: int) -> None:
 
 
 @compiled()
-def _group_by_source(
-    src: Array, dst: Array, slices: Array, f: int, ends: Array, grouped: Array
+def _group_upper(
+    first_rows: Array,
+    in_row: Array,
+    row_starts: Array,
+    dst: Array,
+    starts: Array,
+    f: int,
+    base: int,
+    ends: Array,
+    grouped: Array,
 ) -> None:
-    """Sort one partition's destinations by source: a counting sort, stable over the runs.
+    """Sort one partition's upper entries by source, stable over the runs.
 
-    `slices` holds, run by run, where each partition starts in `src` and `dst`. Afterwards
-    ``grouped[ends[s - 1]:ends[s]]`` are the destinations of source ``s`` (``ends[-1]`` being 0).
+    Afterwards ``grouped[ends[s - 1]:ends[s]]`` are the destinations of source ``base + s``
+    (``ends[-1]`` being 0). Parameters are those of `merge_partitions`; the entries of a row are in
+    one run, or in a few that follow one another.
     """
     ends[:] = 0
     width = ends.size - 1
-    for b in range(slices.shape[0]):
-        for p in range(slices[b, f], slices[b, f + 1]):
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            ends[s + 1] += in_row[p]
+            s += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        q = starts[b, f]
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            at = ends[s]
+            n = np.int64(in_row[p])
+            for k in range(n):
+                grouped[at + k] = dst[q + k]
+            ends[s] = at + n
+            q += n
+            s += 1
+
+
+@compiled()
+def _group_lower(
+    src: Array, row: Array, starts: Array, bases: Array, f: int, ends: Array, grouped: Array
+) -> None:
+    """Sort one partition's lower entries by source: a counting sort, stable over the runs."""
+    ends[:] = 0
+    width = ends.size - 1
+    n_bands = bases.shape[1]
+    for b in range(starts.shape[0]):
+        for p in range(starts[b, f * n_bands], starts[b, (f + 1) * n_bands]):
             ends[src[p] + np.int64(1)] += 1
     for s in range(width):
         ends[s + 1] += ends[s]
-    for b in range(slices.shape[0]):
-        for p in range(slices[b, f], slices[b, f + 1]):
-            s = src[p]
-            grouped[ends[s]] = dst[p]
-            ends[s] += 1
+    for b in range(starts.shape[0]):
+        for g in range(n_bands):
+            base = bases[b, g]
+            for p in range(starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]):
+                s = src[p]
+                grouped[ends[s]] = base + np.int64(row[p])
+                ends[s] += 1
 
 
 @compiled(int)
 def merge_partitions(
     first_partition: int,
     shift: int,
-    upper_src: Array,
+    first_rows: Array,
+    in_row: Array,
+    row_starts: Array,
     upper_dst: Array,
-    upper_slices: Array,
+    upper_starts: Array,
     lower_src: Array,
-    lower_dst: Array,
-    lower_slices: Array,
+    lower_row: Array,
+    lower_starts: Array,
+    bases: Array,
     upper_ends: Array,
     lower_ends: Array,
     upper_grouped: Array,
@@ -274,11 +339,11 @@ def merge_partitions(
     Parameters
     ----------
     first_partition
-        The partition of ``slices[:, 0]``.
-    upper_src, upper_dst, lower_src, lower_dst
-        What the runs hold of these partitions, run after run.
-    upper_slices, lower_slices
-        ``(n_runs, n_partitions + 1)`` int64: where each partition starts in those arrays.
+        The first partition.
+    first_rows, in_row, row_starts, upper_dst, upper_starts
+        The upper entries; see `split_runs.Packed`.
+    lower_src, lower_row, lower_starts, bases
+        The lower entries.
     upper_ends, lower_ends
         Work space, ``2**shift + 1`` int64.
     upper_grouped, lower_grouped
@@ -292,10 +357,13 @@ def merge_partitions(
         Number of edges written.
     """
     n: Any = 0
-    for f in range(upper_slices.shape[1] - 1):
-        _group_by_source(upper_src, upper_dst, upper_slices, f, upper_ends, upper_grouped)
-        _group_by_source(lower_src, lower_dst, lower_slices, f, lower_ends, lower_grouped)
+    for f in range(upper_starts.shape[1] - 1):
         base = np.int64(first_partition + f) << shift
+        _group_upper(
+            first_rows, in_row, row_starts, upper_dst, upper_starts, f, base,
+            upper_ends, upper_grouped,
+        )  # fmt: skip
+        _group_lower(lower_src, lower_row, lower_starts, bases, f, lower_ends, lower_grouped)
         a: Any = 0
         b: Any = 0
         for s in range(upper_ends.size - 1):
@@ -439,6 +507,15 @@ def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None
     """Add one to ``counts[source - first_source]`` for each edge (uint32, in place)."""
     for k in range(src.size):
         counts[np.int64(src[k]) - first_source] += 1
+
+
+@compiled()
+def count_degrees(src: Array, dst: Array, degrees: Array) -> None:
+    """Add one to the degrees of both cells of each edge (uint32, in place)."""
+    for k in range(src.size):  # one after the other: together they take half as long again
+        degrees[np.int64(src[k])] += 1
+    for k in range(dst.size):
+        degrees[np.int64(dst[k])] += 1
 
 
 @compiled()
@@ -657,19 +734,26 @@ def warm_up(
         stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
         return
     src = np.zeros(2, np.uint16)
-    count_contributions(indices, indptr, 0, 8, counts, counts)
+    table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
+    count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
     if way == "signed":
         kept = np.zeros(2, np.float64 if weight_dtype.kind == "f" else np.int64)
-        split_signed_block(
-            indices, kept, indptr, 0, 8, counts, src, dst, kept, src, dst, kept.copy()
-        )
+        split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
         none, parts = counts[:0], np.zeros(0)
         merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
     else:
-        split_block(indices, indptr, 0, 8, counts, src, dst, src, dst)
-        slices, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
-        merge_partitions(0, 8, src, dst, slices, src, dst, slices, ends, ends, dst, dst, out, dst)
+        split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
+        starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
+        merge_partitions(
+            0, 8, counts[:1], rows, starts, dst, starts, src, src, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
+        merge_partitions(  # a part of a partition comes unpacked
+            0, 8, counts[:1], rows, starts, dst, starts, src, dst, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
     count_values(dst, 8, counts)
     count_values(src, 0, counts)
     count_edges_per_source(dst, 0, np.zeros(1, np.uint32))
     bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    count_degrees(dst, dst, np.zeros(1, np.uint32))

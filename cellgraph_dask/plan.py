@@ -11,6 +11,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .degrees import COUNTER_BYTES
 from .edge_files import writer_bytes
 from .edge_pairs import VIEWER_LIMIT, index_dtype, viewer_bytes
 from .errors import MemoryLimitError
@@ -19,6 +20,7 @@ from .memory import format_bytes
 from .merge import merge_bytes
 from .source import Block, Source
 from .split import split_bytes
+from .split_runs import count_bands
 from .stream import stream_bytes
 
 # For what no formula counts: thread stacks, the interpreter's own growth, the allocator's slack.
@@ -34,6 +36,7 @@ _PARTITIONS = 1024  # about as many partitions as there should be, and
 _MOST_SHIFT = 16  # … the most sources in one, so that a source fits 16 bits
 _LEAST_SHIFT = 8
 _MOST_PIECE_SOURCES = 1 << 20
+_COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Tuning:
         A partition is ``2**shift`` sources.
     threads : int
         Threads that work at once.
+    count_degrees : bool
+        Whether they share a counter for each cell in memory.
     """
 
     block_entries: int
@@ -118,6 +123,7 @@ class Tuning:
     piece_entries: int
     shift: int
     threads: int
+    count_degrees: bool = False
 
     @property
     def piece_partitions(self) -> int:
@@ -156,8 +162,10 @@ def tune(
         If not even one thread can work; the message names the smallest limit that would do.
     """
     fewest = 1 if fewer else threads
+    # Counters in memory are for threads, which share it.
+    in_memory = fewer and COUNTER_BYTES * job.source.n_cells <= limit * _COUNTERS_SHARE
     for n_threads in range(threads, fewest - 1, -1):
-        tuning = _tune(job, limit, reserved, n_threads, compression)
+        tuning = _tune(job, limit, reserved, n_threads, compression, in_memory)
         if tuning is not None:
             return tuning
     least = smallest_limit(job, reserved, compression, fewest)
@@ -173,7 +181,10 @@ def tune(
 def projected_bytes(job: Job, tuning: Tuning, reserved: int, compression: int | None) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
     block = _block_bytes(job, tuning.block_entries, tuning.block_rows)
-    piece = merge_bytes(job, tuning.piece_entries) if job.way != "symmetric" else 0
+    piece = 0
+    if job.way != "symmetric":
+        n_partitions = min(tuning.piece_partitions, job.n_partitions)
+        piece = merge_bytes(job, tuning.piece_entries, n_partitions << job.shift)
     return reserved + _fixed_bytes(job, tuning, compression) + tuning.threads * max(block, piece)
 
 
@@ -194,24 +205,28 @@ def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
     n_blocks = job.source.n_entries // tuning.block_entries + job.source.n_cells // max(
         1, tuning.block_rows
     )
-    # What the tasks of the split return, and the table of a piece's slices, twice while sorted.
-    tables = 8 * job.n_partitions * (n_blocks + 1)
-    slices = 2 * 2 * 8 * n_blocks * (tuning.piece_partitions + 1) * tuning.threads
     if job.way == "symmetric":
-        tables = slices = 1000 * n_blocks
+        tables = 1000 * n_blocks
+    else:
+        # What the tasks of the split return; of a piece the starts in all runs, twice at times.
+        n_partitions = min(tuning.piece_partitions, job.n_partitions)
+        starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
+        tables = 8 * job.n_partitions * (n_blocks + 1) + 2 * 8 * n_blocks * starts * tuning.threads
+        if tuning.count_degrees:
+            tables += COUNTER_BYTES * job.source.n_cells
     dtype = index_dtype(job.source.n_cells)
     most = max(tuning.piece_entries, tuning.block_entries)
     writer = writer_bytes(dtype, compression, tuning.threads, most)
-    return SLACK_BYTES + tables + min(slices, tables * 8) + writer
+    return SLACK_BYTES + tables + writer
 
 
 def _tune(
-    job: Job, limit: int, reserved: int, threads: int, compression: int | None
+    job: Job, limit: int, reserved: int, threads: int, compression: int | None, count_degrees: bool
 ) -> Tuning | None:
     """Return the largest sizes that fit, or None."""
 
     def fits(block: int, piece: int) -> Tuning | None:
-        tuning = Tuning(block, _rows(block), piece, job.shift, threads)
+        tuning = Tuning(block, _rows(block), piece, job.shift, threads, count_degrees)
         return tuning if projected_bytes(job, tuning, reserved, compression) <= limit else None
 
     # Small graphs are cut into enough blocks and pieces for all threads.
@@ -302,8 +317,17 @@ def make_plan(
     dtype = index_dtype(source.n_cells)
     n_entries = source.n_entries
     output = 2 * n_entries * dtype.itemsize
-    scratch = n_entries * (job.entry_bytes + 2) + 8 * source.n_cells
-    scratch += 16 * n_blocks * job.n_partitions
+    weights = job.weight_dtype.itemsize if job.signed else 0
+    scratch = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
+    scratch += 4 * (source.n_cells + n_blocks)  # upper entries of each row
+    bands = count_bands(tuning.block_rows)
+    scratch += 8 * n_blocks * (job.n_partitions * (2 + bands) + 3)
+    if not tuning.count_degrees:
+        scratch += (
+            2 * n_entries
+            + 4 * source.n_cells
+            + 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
+        )
     if job.way == "symmetric":
         output //= 2
         scratch = 0

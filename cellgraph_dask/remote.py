@@ -119,17 +119,17 @@ def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> P
     """
     if not is_url(place):
         return local_path(place)
-    url = str(place).rstrip("/")
     from fsspec.core import url_to_fs
 
+    url = str(place)
     protocol = urlsplit(url).scheme
     try:
         # Listings that are kept would hide what others write.
         files, path = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
     except ImportError as error:
-        what = "pip install 'cellgraph-dask[remote]'" if protocol in ("s3", "s3a") else str(error)
         raise OutputError(
-            f"{url} cannot be used: the package for {protocol}:// is not installed ({what})."
+            f"{url} cannot be used: the package for {protocol}:// is not installed ({error}). For "
+            "s3:// it comes with this package's extra `remote`."
         ) from error
     except Exception as error:
         raise OutputError(
@@ -137,7 +137,7 @@ def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> P
         ) from error
     if not files._strip_protocol(path).strip("/"):
         raise OutputError(f"{url} is not a folder; name one, such as {protocol}://bucket/export.")
-    return RemotePlace(files, path.rstrip("/"), url)
+    return RemotePlace(files, path.rstrip("/"), url.rstrip("/"))
 
 
 def default_options(
@@ -152,7 +152,8 @@ def default_options(
 
 def describe(error: BaseException) -> str:
     """Return what an error of a storage library is about, without its final stop."""
-    text = (str(error) or type(error).__name__).rstrip(".")
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = text.rstrip(".")
     if isinstance(error, FileNotFoundError):
         return f"it is not there, or the bucket is not ({text})"
     if isinstance(error, PermissionError):

@@ -4,7 +4,7 @@ One file a task, not one a task and partition, because shared file systems suffe
 files. A *run* holds sections of equally long columns, ordered by partition, and at its end a table
 of where each partition starts::
 
-    upper src (uint16) | upper dst (uint32) | [weight] | lower src | lower dst | [weight] | table
+    columns of section 0 | columns of section 1 | ... | table 0 | table 1 | ...
 
 A run appears under its name by rename, so one that is there is whole.
 """
@@ -51,8 +51,8 @@ def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> int:
     path
         Its name.
     sections
-        For each section its columns, equally long, and where each partition starts in them:
-        ``n_partitions + 1`` int64.
+        For each section its columns, equally long, and a table of where each partition starts in
+        them; int64, the last one being their length.
     """
     # Two attempts at one task may run at once: each writes a file of its own.
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
@@ -81,24 +81,22 @@ class RunReader:
     path
         The run.
     layout
-        For each section the dtypes of its columns, as they were written.
-    n_partitions
-        Number of partitions.
+        For each section the dtypes of its columns, as they were written, and the length of its
+        table of starts.
     """
 
-    def __init__(
-        self, path: Path, layout: list[dict[str, np.dtype[Any]]], n_partitions: int
-    ) -> None:
-        self._layout = layout
+    def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
+        self._layout = [columns for columns, _ in layout]
         self._fd = os.open(path, os.O_RDONLY)
-        table_bytes = 8 * (n_partitions + 1)
-        size = os.fstat(self._fd).st_size
-        self._tables = [size - table_bytes * (len(layout) - k) for k in range(len(layout))]
+        self._tables: list[int] = []
+        table = os.fstat(self._fd).st_size - 8 * sum(length for _, length in layout)
         self._columns: list[dict[str, int]] = []
         offset = 0
-        for columns, table in zip(layout, self._tables, strict=True):
+        for columns, table_length in layout:
+            self._tables.append(table)
+            table += 8 * table_length
             length = np.empty(1, np.int64)
-            read_at(self._fd, length, table + table_bytes - 8)
+            read_at(self._fd, length, table - 8)
             places = {}
             for name, dtype in columns.items():
                 places[name] = offset
@@ -117,7 +115,7 @@ class RunReader:
         return reader
 
     def starts(self, section: int, first: int, last: int) -> Array:
-        """Return where the partitions ``first … last`` (inclusive) start in a section."""
+        """Return the entries ``first … last`` (inclusive) of a section's table of starts."""
         out = np.empty(last - first + 1, np.int64)
         read_at(self._fd, out, self._tables[section] + 8 * first)
         return out

@@ -9,8 +9,8 @@ import numpy as np
 from . import kernels, workspace
 from .errors import NegativeWeightError
 from .job import Job
-from .scratch import write_run
 from .source import Block
+from .split_runs import BAND_BITS, SplitRuns, count_bands
 
 
 class SplitSummary(NamedTuple):
@@ -31,10 +31,11 @@ class SplitSummary(NamedTuple):
 def split_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `split` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.signed)
-    return read + n_entries * job.entry_bytes + 6 * 8 * (job.n_partitions + 1)
+    tables = 8 * 4 * (job.n_partitions + 1) * (count_bands(n_rows) + 1)
+    return read + n_entries * job.entry_bytes + 4 * n_rows + tables
 
 
-def split(job: Job, block: Block) -> SplitSummary:
+def split(runs: SplitRuns, block: Block) -> SplitSummary:
     """Read a block, check it, and write its edges and transpose contributions as a run.
 
     Raises
@@ -44,37 +45,37 @@ def split(job: Job, block: Block) -> SplitSummary:
     DamagedGraphError
         If the block breaks a rule.
     """
+    job = runs.job
     entries = job.source.read_block(block, signed=job.signed)
     if entries.has_negative and not job.signed:
         raise NegativeWeightError
-    first_row, shift = block.first_row, job.shift
+    n_rows = block.last_row - block.first_row
+    in_row = workspace.take("split rows", n_rows, np.uint32)
     upper_counts = np.zeros(job.n_partitions, np.int64)
-    lower_counts = np.zeros(job.n_partitions, np.int64)
+    lower_counts = np.zeros((job.n_partitions, runs.n_bands), np.int64)
+    place = (block.first_row, job.shift, BAND_BITS)
     kernels.count_contributions(
-        entries.indices, entries.indptr, first_row, shift, upper_counts, lower_counts
+        entries.indices, entries.indptr, *place, in_row, upper_counts, lower_counts
     )
     upper_starts = np.concatenate(([0], np.cumsum(upper_counts)))
     lower_starts = np.concatenate(([0], np.cumsum(lower_counts)))
     n_upper, n_lower = int(upper_starts[-1]), int(lower_starts[-1])
-    # One buffer for both: how many entries are upper changes from block to block, their sum not.
-    both = {
-        name: workspace.take(f"split {name}", n_upper + n_lower, dtype)
-        for name, dtype in job.section_layout.items()
+    next_lower = lower_starts[:-1].reshape(lower_counts.shape).copy()
+    upper = {"dst": workspace.take("split upper dst", n_upper, job.cell_dtype)}
+    lower = {
+        name: workspace.take(f"split lower {name}", n_lower, np.uint16) for name in ("src", "row")
     }
-    upper = {name: column[:n_upper] for name, column in both.items()}
-    lower = {name: column[n_upper:] for name, column in both.items()}
     if entries.weights is None:
         kernels.split_block(
-            entries.indices, entries.indptr, first_row, shift, lower_starts[:-1].copy(),
-            upper["src"], upper["dst"], lower["src"], lower["dst"],
+            entries.indices, entries.indptr, *place, next_lower,
+            upper["dst"], lower["src"], lower["row"],
         )  # fmt: skip
     else:
+        weights = workspace.take("split weights", n_upper + n_lower, job.weight_dtype)
+        upper["weight"], lower["weight"] = np.split(weights, [n_upper])
         kernels.split_signed_block(
-            entries.indices, entries.weights, entries.indptr, first_row, shift,
-            lower_starts[:-1].copy(), upper["src"], upper["dst"], upper["weight"],
-            lower["src"], lower["dst"], lower["weight"],
+            entries.indices, entries.weights, entries.indptr, *place, next_lower,
+            upper["dst"], upper["weight"], lower["src"], lower["row"], lower["weight"],
         )  # fmt: skip
-    n_bytes = write_run(
-        job.scratch.run("split", block.number), [(upper, upper_starts), (lower, lower_starts)]
-    )
-    return SplitSummary(upper_counts + lower_counts, n_bytes)
+    n_bytes = runs.write(block, [upper, lower, {"n": in_row}], upper_starts, lower_starts)
+    return SplitSummary(upper_counts + lower_counts.sum(axis=1), n_bytes)

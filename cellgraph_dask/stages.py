@@ -4,7 +4,7 @@
 
     symmetric   stream ─────────────────────────► edge files
     general     split ──► merge ─┬──────────────► edge files
-                                 └─► degrees
+                                 └─► degrees, if they are not counted in memory
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from .degrees import cut_cells, largest_degree
+from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
 from .errors import NotSymmetricError
 from .execute import Executor
 from .job import Job
@@ -24,6 +24,7 @@ from .merge import EdgeSink, cut_pieces, merge
 from .plan import Tuning
 from .source import Block
 from .split import split
+from .split_runs import SplitRuns
 from .stream import prove_symmetry, stream
 
 
@@ -98,36 +99,43 @@ def _run_symmetric(
 def _run_general(
     job: Job, blocks: list[Block], tuning: Tuning, executor: Executor, delivery: Delivery
 ) -> Outcome:
-    runs = executor.run(
+    runs = SplitRuns.of(job, blocks)
+    left = executor.run(
         "split",
-        partial(split, job),
+        partial(split, runs),
         blocks,
         sizes=[block.stop - block.start for block in blocks],
         unit="entries",
     )
     contributions = np.zeros(job.n_partitions, np.int64)
-    for split_run in runs:
-        contributions += split_run.contributions
-    pieces = cut_pieces(
-        job, len(blocks), contributions, tuning.piece_entries, tuning.piece_partitions
-    )
+    for run in left:
+        contributions += run.contributions
+    pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
+    degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
     merged = executor.run(
         "merge",
-        partial(merge, job, len(blocks), delivery.sink),
+        partial(merge, runs, delivery.sink, degrees),
         pieces,
         sizes=[piece.n_contributions for piece in pieces],
         unit="entries",
         stop=delivery.stop,
     )
-    counts = [piece.n_edges for piece in merged]
-    output_bytes = delivery.finish(counts)
+    output_bytes = delivery.finish([piece.n_edges for piece in merged])
+    if isinstance(degrees, DegreeCounters):
+        largest = degrees.largest()
+    else:
+        largest = _count_degrees(job, len(pieces), tuning, executor)
+    scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
+    return Outcome(sum(piece.n_edges for piece in merged), largest, scratch_bytes, output_bytes)
+
+
+def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) -> int:
     ranges = cut_cells(job, tuning.piece_entries)
     degrees = executor.run(
         "degrees",
-        partial(largest_degree, job, len(pieces)),
+        partial(largest_degree, job, n_pieces),
         ranges,
         sizes=[(cells.last - cells.first) << job.shift for cells in ranges],
         unit="cells",
     )
-    scratch_bytes = sum(r.n_bytes for r in runs) + sum(r.n_bytes for r in merged)
-    return Outcome(sum(counts), max(degrees, default=0), scratch_bytes, output_bytes)
+    return max(degrees, default=0)

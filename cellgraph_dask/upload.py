@@ -15,7 +15,6 @@ What is there at the end is read again, so that most such accidents are told of.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -177,13 +176,13 @@ class RemoteOutput:
 
         The threads look whether another one has failed, or the user has had enough, at each part.
         """
-        uploads = [
-            _Upload(self.work / file_name(side, manifest.compression), self.out_dir / path)
-            for side, path in ((side, manifest.path(side)) for side in SIDES)
-        ]
-        progress.start("upload", sum(upload.n_bytes for upload in uploads), "bytes")
+        uploads: list[_Upload] = []
         stop = threading.Event()
         try:
+            for side in SIDES:
+                made = self.work / file_name(side, manifest.compression)
+                uploads.append(_Upload(made, self.out_dir / manifest.path(side)))
+            progress.start("upload", sum(upload.n_bytes for upload in uploads), "bytes")
             with ThreadPoolExecutor(len(uploads), thread_name_prefix="cellgraph-upload") as pool:
                 try:
                     for done in [pool.submit(u.send, progress, stop) for u in uploads]:
@@ -203,13 +202,14 @@ class RemoteOutput:
         """Replace the dataset's identity and the manifest."""
         identity = read_identity(self.out_dir, manifest.n_cells)
         if identity is not None:
+            before = (self.out_dir / IDENTITY).read_text()
             self._put(IDENTITY, identity_text(identity, manifest.n_edges))
         try:
             self._put(MANIFEST, manifest.to_json())
         except BaseException:
             if identity is not None and not self._shows(manifest):
                 with suppress(Exception):
-                    self._put(IDENTITY, json.dumps(identity, indent=2))
+                    self._put(IDENTITY, before)
             raise
 
     def _put(self, name: str, text: str) -> None:
@@ -251,7 +251,7 @@ class RemoteOutput:
         made = [
             (self.work / file_name(side, manifest.compression)).stat().st_size for side in SIDES
         ]
-        if sizes != made or not self._shows(manifest):
+        if sizes != made or (self.out_dir / MANIFEST).read_text() != manifest.to_json():
             raise OutputError(
                 f"{self.out_dir} does not hold what was written to it: another export into it may "
                 "have run at the same time. Export again."

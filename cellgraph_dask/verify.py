@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import kernels
-from .edge_pairs import Place, index_dtype, iter_edges, read_manifest
+from .edge_pairs import index_dtype, iter_edges, read_manifest
 from .errors import CellgraphError, InvalidExportError
 from .progress import Progress
 from .publish import read_identity
@@ -46,7 +47,7 @@ class VerifyReport:
         return json.dumps(self.to_dict())
 
 
-def verify(out_dir: Place, progress: Progress) -> VerifyReport:
+def verify(out_dir: Path, progress: Progress) -> VerifyReport:
     """Check manifest, file sizes, dtype, order, largest degree, gzip, and the dataset's identity.
 
     Parameters
@@ -86,7 +87,7 @@ def verify(out_dir: Place, progress: Progress) -> VerifyReport:
     )
 
 
-def _check_edges(out_dir: Place, progress: Progress) -> list[str]:
+def _check_edges(out_dir: Path, progress: Progress) -> list[str]:
     """Stream the edges; return what is wrong with them."""
     manifest = read_manifest(out_dir)
     item = index_dtype(manifest.n_cells).itemsize

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,8 @@ server.stop()
 _ERROR = '<?xml version="1.0"?><Error><Code>{}</Code><Message>injected</Message></Error>'
 _CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 SLOW_SECONDS = 0.3
+
+Action = int | str | Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -93,17 +95,18 @@ class Fault:
 
     Attributes
     ----------
-    action : int or str
+    action : int or str or callable
         A status to answer with (500, 503, 403); "slow": the answer comes late; "drop": the
         connection ends in the middle of the body, the request's or else the answer's; "lost": the
-        request is carried out, but the connection ends before the answer.
+        request is carried out, but the connection ends before the answer. A function is called, and
+        then the connection ends.
     method, text : str
         Of the requests it is for; `text` is part of path and query.
     skip, times : int
         So many of them pass first, and so many are hit.
     """
 
-    action: int | str
+    action: Action
     method: str
     text: str = ""
     skip: int = 0
@@ -117,8 +120,10 @@ class Fault:
         if self.skip:
             self.skip -= 1
             return False
+        if self.hits == self.times:
+            return False
         self.hits += 1
-        return self.hits <= self.times
+        return True
 
 
 class Proxy:
@@ -144,12 +149,12 @@ class Proxy:
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
 
-    def inject(self, action: int | str, method: str, text: str = "", **more: int) -> Fault:
+    def inject(self, action: Action, method: str, text: str = "", **more: int) -> Fault:
         """Add a fault."""
         self.faults.append(Fault(action, method, text, **more))
         return self.faults[-1]
 
-    def meet(self, method: str, path: str) -> int | str | None:
+    def meet(self, method: str, path: str) -> Action | None:
         """Return what happens to a request, if anything does."""
         with self._lock:
             self.requests.append(f"{method} {path}")
@@ -185,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             return self._hang_up()
         body = self.rfile.read(length)
+        if callable(action):
+            action()
+            return self._hang_up()
         if action == "slow":
             time.sleep(SLOW_SECONDS)
         if isinstance(action, int):

@@ -17,22 +17,26 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 
 # Each module may import those before it.
 ORDER = [
-    "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs",
-    "chunk_codecs", "chunks", "source", "scratch", "job", "split", "merge", "degrees", "deflate",
+    "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "arrays",
+    "chunk_codecs", "objects", "chunks", "hdf5", "layout", "places", "convert", "lazy",
+    "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan",
-    "progress", "execute", "cluster", "parts", "stages", "publish", "verify", "export", "demo",
+    "progress", "execute", "cluster", "parts", "stages", "publish", "remote", "upload", "download",
+    "exported", "verify", "spool", "export", "blocks", "demo",
     "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"chunk_codecs", "chunks", "source", "demo"},
-    "numcodecs": {"chunk_codecs"},
+    "zarr": {"chunk_codecs", "chunks", "objects", "places", "source", "lazy", "demo"},
+    "numcodecs": {"chunk_codecs", "hdf5"},
+    "h5py": {"hdf5", "places"},
     "anndata": {"demo"},
-    "scipy": {"demo"},
+    "fsspec": {"remote"},
+    "scipy": {"demo", "exported"},
     "pandas": {"demo"},
     "numba": {"compiled"},
     "llvmlite": {"compiled"},
-    "dask": {"execute"},
+    "dask": {"execute", "exported"},
     "distributed": {"cluster", "export"},
     "click": {"cli"},
     "rich": {"progress"},
@@ -42,7 +46,7 @@ ROOMS = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec")  # fmt: skip
 
 
 def imports(module: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ from cellgraph_dask.plan import Tuning, cut_blocks
 from cellgraph_dask.scratch import Scratch
 from cellgraph_dask.source import open_source
 from cellgraph_dask.split import split
+from cellgraph_dask.split_runs import SplitRuns
 from tests.oracle import assert_exported
 from tests.stores import stored, write_store
 
@@ -51,10 +52,11 @@ def test_pieces_hold_every_contribution_once_and_no_more_than_fit(tmp_path):
     folder.mkdir()
     job = Job(source, Scratch(str(folder)), 8, "general")
     blocks = cut_blocks(source, 1000, 1000)
-    contributions = sum(split(job, block).contributions for block in blocks)
+    runs = SplitRuns.of(job, blocks)
+    contributions = sum(split(runs, block).contributions for block in blocks)
     off_diagonal = int((matrix.nonzero()[0] != matrix.nonzero()[1]).sum())
     assert contributions.sum() == off_diagonal
-    pieces = cut_pieces(job, len(blocks), contributions, capacity, 4)
+    pieces = cut_pieces(runs, contributions, capacity, 4)
     assert sum(piece.n_contributions for piece in pieces) == off_diagonal
     assert max(piece.n_contributions for piece in pieces) <= capacity
     assert all(piece.last - piece.first <= 4 for piece in pieces)
@@ -74,3 +76,17 @@ def test_an_unsorted_hub_row_in_many_blocks(tmp_path):
         tuning = Tuning(100, 1000, capacity, 8, threads=2)
         run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, force=True)
         assert_exported(tmp_path / "out", stored(matrix))
+
+
+@pytest.mark.parametrize("way", ["general", "signed"])
+@pytest.mark.parametrize("count_degrees", [True, False])
+def test_blocks_of_more_rows_than_a_band_has(tmp_path, way, count_degrees):
+    n = 150_000
+    rng = np.random.default_rng(2)
+    pairs = rng.integers(0, n, (2, 40_000))
+    pairs[:, :20_000] = rng.integers(0, 3000, (2, 20_000))  # some of them in both directions
+    matrix = sp.coo_matrix((np.ones(40_000), pairs), (n, n)).tocsr()
+    write_store(tmp_path / "s.zarr", stored(matrix), chunk=7_000)
+    tuning = Tuning(14_000, n, 9_000, 14, threads=2, count_degrees=count_degrees)
+    run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, way=way)
+    assert_exported(tmp_path / "out", stored(matrix))
