@@ -170,11 +170,13 @@ def tune(
             return tuning
     least = smallest_limit(job, reserved, compression, fewest)
     who = "one thread needs" if fewest == 1 else f"{fewest} threads need"
+    large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
+    smaller = " Or write the matrix again with smaller chunks." if large else ""
     raise MemoryLimitError(
         f"the memory limit of {format_bytes(limit)} is too small: {format_bytes(reserved)} are "
         f"taken by Python and its libraries, and {who} "
         f"{format_bytes(least - reserved)} for chunks of {job.source.chunk_size:,} entries. The "
-        f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit)."
+        f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
     )
 
 
