@@ -11,20 +11,20 @@ from pathlib import Path
 from .edge_pairs import IDENTITY, MANIFEST, SIDES, index_dtype, read_manifest
 from .errors import InvalidExportError
 from .files import named_disk_errors
-from .remote import RemotePlace
+from .remote import RemotePath
 
 _SPARE_BYTES = 1 << 20
 
 
 @contextmanager
-def downloaded(place: RemotePlace, scratch_dir: str | Path | None = None) -> Iterator[Path]:
+def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Iterator[Path]:
     """Give a folder with the files of a remote export as they are, and remove it afterwards.
 
     Files that are not there are left out, and ones that are much longer than their export is cut.
 
     Parameters
     ----------
-    place
+    origin
         The export.
     scratch_dir
         Where to make the folder; by default the system's folder for temporary files.
@@ -41,18 +41,18 @@ def downloaded(place: RemotePlace, scratch_dir: str | Path | None = None) -> Ite
         folder = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent))
     try:
         with named_disk_errors(parent):
-            for name, most in _files(place):
-                _copy(place / name, folder / name, most)
+            for name, most in _files(origin):
+                _copy(origin / name, folder / name, most)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _files(place: RemotePlace) -> list[tuple[str, int]]:
+def _files(origin: RemotePath) -> list[tuple[str, int]]:
     """Return the files of an export, and the most bytes of each that are worth a look."""
     texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
     try:
-        manifest = read_manifest(place)
+        manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
         return texts
     n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
@@ -61,7 +61,7 @@ def _files(place: RemotePlace) -> list[tuple[str, int]]:
     return [*texts, *((manifest.path(side), most) for side in SIDES)]
 
 
-def _copy(source: RemotePlace, target: Path, most: int) -> None:
+def _copy(source: RemotePath, target: Path, most: int) -> None:
     """Copy a file, if it is there."""
     target.parent.mkdir(exist_ok=True)
     with target.open("wb") as copy:

@@ -29,11 +29,11 @@ _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 VIEWER_LIMIT = 512 * 2**20
 
 
-class Place(Protocol):
+class AnyPath(Protocol):
     """A file or folder: a `pathlib.Path`, or one in remote storage."""
 
-    def __truediv__(self, name: str, /) -> Place:
-        """Return a place below this one."""
+    def __truediv__(self, name: str, /) -> AnyPath:
+        """Return a path below this one."""
 
     def read_text(self, encoding: str) -> str:
         """Return the text of a file."""
@@ -107,7 +107,7 @@ class Manifest:
         )
 
 
-def read_manifest(out_dir: Place) -> Manifest:
+def read_manifest(out_dir: AnyPath) -> Manifest:
     """Read and check the manifest of an export.
 
     Raises
@@ -148,7 +148,7 @@ def read_manifest(out_dir: Place) -> Manifest:
     return manifest
 
 
-def read_edges(path: Place, compression: int | None, n_bytes: int) -> Iterator[bytes]:
+def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Iterator[bytes]:
     """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
 
     Parameters
@@ -180,7 +180,7 @@ def read_edges(path: Place, compression: int | None, n_bytes: int) -> Iterator[b
         raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
 
 
-def _parts(file: Any, path: Place) -> Iterator[bytes]:
+def _parts(file: Any, path: AnyPath) -> Iterator[bytes]:
     from zlib_ng import zlib_ng
 
     inflate = zlib_ng.decompressobj(wbits=31)
@@ -200,7 +200,7 @@ def _parts(file: Any, path: Place) -> Iterator[bytes]:
         )
 
 
-def iter_edges(out_dir: Place, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
+def iter_edges(out_dir: AnyPath, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
     """Yield the edges of an export as pairs of equally long arrays, in order.
 
     Raises

@@ -52,7 +52,7 @@ from .plan import (
 )
 from .progress import Progress, progress_bars
 from .publish import Output, read_identity
-from .remote import find_place
+from .remote import find_path
 from .scratch import Scratch
 from .source import Block, Source, open_source
 from .spool import Compute, estimate, sketch, spool, spool_memory
@@ -380,16 +380,16 @@ def verify_export(
     VerifyReport
         `ok` is False if anything is wrong; `problems` says what.
     """
-    place = find_place(out_dir, output_storage_options)
+    path = find_path(out_dir, output_storage_options)
     with progress_bars(progress) as bars:
-        if isinstance(place, Path):
-            return verify(place, bars)
+        if isinstance(path, Path):
+            return verify(path, bars)
         try:
-            with downloaded(place) as folder:
+            with downloaded(path) as folder:
                 report = verify(folder, bars)
         except InvalidExportError as error:
             return VerifyReport(False, (str(error),))
-    problems = tuple(text.replace(str(folder), str(place)) for text in report.problems)
+    problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
 
 

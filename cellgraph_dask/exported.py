@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernels
-from .edge_pairs import SIDES, Manifest, Place, index_dtype, read_edges, read_manifest
+from .edge_pairs import SIDES, AnyPath, Manifest, index_dtype, read_edges, read_manifest
 from .errors import DiskSpaceError, InvalidExportError
 from .files import free_bytes, named_disk_errors
 from .memory import format_bytes
-from .remote import find_place
+from .remote import find_path
 
 if TYPE_CHECKING:
     import dask.array
@@ -254,34 +254,34 @@ def open_export(
     >>> with open_export("export") as graph:  # doctest: +SKIP
     ...     print(graph.n_edges, graph.neighbors(0))
     """
-    place = find_place(out_dir, storage_options)
+    origin = find_path(out_dir, storage_options)
     folder = Path(scratch_dir) if scratch_dir is not None else Path(tempfile.gettempdir())
     for _ in range(_ATTEMPTS):
-        manifest = read_manifest(place)
+        manifest = read_manifest(origin)
         try:
-            columns = _open_columns(place, manifest, folder)
+            columns = _open_columns(origin, manifest, folder)
         except InvalidExportError:
-            if read_manifest(place) == manifest:
+            if read_manifest(origin) == manifest:
                 raise
             continue
         # A manifest that still names these files has named them all the time.
-        if read_manifest(place) == manifest:
-            return ExportedGraph(str(place), manifest, columns)
+        if read_manifest(origin) == manifest:
+            return ExportedGraph(str(origin), manifest, columns)
     raise InvalidExportError(
-        f"{place} is being replaced again and again; open it when the exports into it are done."
+        f"{origin} is being replaced again and again; open it when the exports into it are done."
     )
 
 
-def _open_columns(place: Place, manifest: Manifest, folder: Path) -> list[_Column]:
+def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:
     """Map the edge files, or copies of them."""
     dtype = index_dtype(manifest.n_cells)
-    if isinstance(place, Path) and manifest.compression is None:
-        return [_FileColumn.of(place / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
+    if isinstance(origin, Path) and manifest.compression is None:
+        return [_FileColumn.of(origin / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
     n_bytes = manifest.n_edges * dtype.itemsize
 
     def copy(side: str) -> _Column:
         with tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder) as file:
-            for part in read_edges(place / manifest.path(side), manifest.compression, n_bytes):
+            for part in read_edges(origin / manifest.path(side), manifest.compression, n_bytes):
                 file.write(part)
             file.flush()
             return _CopiedColumn(_map(file, dtype, manifest.n_edges), os.urandom(16).hex())
@@ -290,7 +290,7 @@ def _open_columns(place: Place, manifest: Manifest, folder: Path) -> list[_Colum
         free = free_bytes(folder)
         if free < len(SIDES) * n_bytes:
             raise DiskSpaceError(
-                f"the copy of {place} takes {format_bytes(len(SIDES) * n_bytes)}, but "
+                f"the copy of {origin} takes {format_bytes(len(SIDES) * n_bytes)}, but "
                 f"{format_bytes(free)} are free in {folder}. Name another folder with scratch_dir."
             )
         with ThreadPoolExecutor(len(SIDES)) as pool:

@@ -29,8 +29,8 @@ from .edge_pairs import (
     IDENTITY,
     MANIFEST,
     SIDES,
+    AnyPath,
     Manifest,
-    Place,
     file_name,
     read_manifest,
 )
@@ -225,7 +225,7 @@ def _is_same(fd: int, path: Path) -> bool:
         return False
 
 
-def read_identity(out_dir: Place, n_cells: int) -> dict[str, Any] | None:
+def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
     """Return the content of ``dataset_identity.json``, or None if there is none.
 
     Raises

@@ -1,6 +1,6 @@
-"""Places in remote storage, as far as exports need them; the one module that knows fsspec.
+"""Paths in remote storage, as far as exports need them; the one module that knows fsspec.
 
-A URL such as ``s3://bucket/exports/atlas`` becomes a `RemotePlace`, which is read like a
+A URL such as ``s3://bucket/exports/atlas`` becomes a `RemotePath`, which is read like a
 `pathlib.Path`. Whatever the libraries of the storage raise while it is read becomes an `OSError`
 that says what happened, so that readers need not know where an export is.
 """
@@ -22,7 +22,7 @@ _LOCAL = ("file", "local")
 
 
 @dataclass(frozen=True)
-class RemotePlace:
+class RemotePath:
     """A file or folder in remote storage.
 
     Attributes
@@ -42,9 +42,9 @@ class RemotePlace:
     def __str__(self) -> str:
         return self.url
 
-    def __truediv__(self, name: str) -> RemotePlace:
-        """Return a place below this one."""
-        return RemotePlace(self.files, f"{self.path}/{name}", f"{self.url}/{name}")
+    def __truediv__(self, name: str) -> RemotePath:
+        """Return a path below this one."""
+        return RemotePath(self.files, f"{self.path}/{name}", f"{self.url}/{name}")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Return the text of a file."""
@@ -72,11 +72,11 @@ class RemotePlace:
 class _Reader:
     """A file that is read from start to end."""
 
-    def __init__(self, place: RemotePlace) -> None:
-        self._url = place.url
-        with _as_os_errors(place.url):
-            self._file = place.files.open(
-                place.path, "rb", block_size=_READ_BYTES, cache_type="readahead"
+    def __init__(self, path: RemotePath) -> None:
+        self._url = path.url
+        with _as_os_errors(path.url):
+            self._file = path.files.open(
+                path.path, "rb", block_size=_READ_BYTES, cache_type="readahead"
             )
 
     def read(self, n: int) -> bytes:
@@ -90,25 +90,25 @@ class _Reader:
         self._file.close()
 
 
-def is_url(place: str | Path) -> bool:
-    """Tell whether text is the URL of a place in remote storage, and not a path of this machine."""
-    return isinstance(place, str) and "://" in place and urlsplit(place).scheme not in _LOCAL
+def is_url(path: str | Path) -> bool:
+    """Tell whether text is a URL of remote storage, and not a path of this machine."""
+    return isinstance(path, str) and "://" in path and urlsplit(path).scheme not in _LOCAL
 
 
-def local_path(place: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
     """Return the path of a folder, of which a ``file://`` URL is one."""
-    if isinstance(place, str) and "://" in place:
-        return Path(unquote(urlsplit(place).path))
-    return Path(place)
+    if isinstance(path, str) and "://" in path:
+        return Path(unquote(urlsplit(path).path))
+    return Path(path)
 
 
-def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> Path | RemotePlace:
-    """Return the place of a path or a URL.
+def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Path | RemotePath:
+    """Return a path of this machine, or one in remote storage.
 
     Parameters
     ----------
-    place
-        Path of this machine, or URL.
+    name
+        Path or URL.
     options
         For fsspec's file system, if it is a URL: endpoint, credentials and the like.
 
@@ -117,11 +117,11 @@ def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> P
     OutputError
         If nothing here knows such URLs, or the options are not its.
     """
-    if not is_url(place):
-        return local_path(place)
+    if not is_url(name):
+        return local_path(name)
     from fsspec.core import url_to_fs
 
-    url = str(place)
+    url = str(name)
     protocol = urlsplit(url).scheme
     try:
         # Listings that are kept would hide what others write.
@@ -137,7 +137,7 @@ def find_place(place: str | Path, options: Mapping[str, Any] | None = None) -> P
         ) from error
     if not files._strip_protocol(path).strip("/"):
         raise OutputError(f"{url} is not a folder; name one, such as {protocol}://bucket/export.")
-    return RemotePlace(files, path.rstrip("/"), url.rstrip("/"))
+    return RemotePath(files, path.rstrip("/"), url.rstrip("/"))
 
 
 def default_options(
@@ -163,7 +163,7 @@ def describe(error: BaseException) -> str:
 
 @contextmanager
 def _as_os_errors(url: str) -> Iterator[None]:
-    """Raise whatever goes wrong as an `OSError` with its number, text and place."""
+    """Raise whatever goes wrong as an `OSError` with a number, text and URL."""
     try:
         yield
     except FileNotFoundError as error:

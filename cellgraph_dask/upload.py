@@ -31,7 +31,7 @@ from .errors import CellgraphError, InvalidExportError, OutputError
 from .files import make_folders, named_disk_errors
 from .progress import Progress, Quiet
 from .publish import NAMES, TAGGED, Output, identity_text, read_identity
-from .remote import RemotePlace, describe, find_place
+from .remote import RemotePath, describe, find_path
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9_000  # S3 allows 10,000
@@ -48,7 +48,7 @@ def open_output(
     storage_options: Mapping[str, Any] | None = None,
     on_cluster: bool = False,
 ) -> Output | RemoteOutput:
-    """Return the place of an export, to be held for writing.
+    """Return where an export goes, to be held for writing.
 
     Parameters
     ----------
@@ -66,27 +66,27 @@ def open_output(
     Raises
     ------
     OutputError
-        If there is an export already, or the place cannot be used.
+        If there is an export already, or the storage cannot be used.
     """
-    place = find_place(out_dir, storage_options)
-    if isinstance(place, Path):
-        return Output(place.absolute() if on_cluster else place, force=force)
+    target = find_path(out_dir, storage_options)
+    if isinstance(target, Path):
+        return Output(target.absolute() if on_cluster else target, force=force)
     if on_cluster and scratch_dir is None:
         raise OutputError(
-            f"the files of {place} are made in a folder before they are uploaded, and on a cluster "
+            f"the files of {target} are made in a folder before they are uploaded; on a cluster "
             "all workers must see it: name one on storage that they share with --scratch-dir."
         )
-    return RemoteOutput(place, force=force, scratch_dir=scratch_dir)
+    return RemoteOutput(target, force=force, scratch_dir=scratch_dir)
 
 
 class RemoteOutput:
-    """A place in remote storage, held for writing; the counterpart of `Output`.
+    """A folder in remote storage, held for writing; the counterpart of `Output`.
 
     Use it as a context manager; it leaves nothing behind but a published export.
 
     Parameters
     ----------
-    place
+    target
         Where the export goes.
     force
         Whether an export that is there may be replaced.
@@ -101,16 +101,16 @@ class RemoteOutput:
 
     upload_bytes = len(SIDES) * _COPIES * _PART_BYTES  # most memory that uploading takes
 
-    def __init__(self, place: RemotePlace, *, force: bool, scratch_dir: str | Path | None) -> None:
-        self.out_dir = place
+    def __init__(self, target: RemotePath, *, force: bool, scratch_dir: str | Path | None) -> None:
+        self.out_dir = target
         self.disk = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
         self.work = self.disk  # until it is entered
         self._created: list[Path] = []
-        with named_storage_errors(place):
-            taken = (place / MANIFEST).exists()
+        with named_storage_errors(target):
+            taken = (target / MANIFEST).exists()
         if taken and not force:
             raise OutputError(
-                f"{place} already holds an export. Choose another folder, or replace it with "
+                f"{target} already holds an export. Choose another folder, or replace it with "
                 "--force; the old export stays whole until the new one is complete."
             )
 
@@ -169,7 +169,7 @@ class RemoteOutput:
             for side in SIDES:
                 source, target = (self.out_dir / m.path(side) for m in (shown, manifest))
                 source.files.cp_file(source.path, target.path)
-            self._put(MANIFEST, manifest.to_json())
+            self._put_manifest(manifest)
 
     def _upload(self, manifest: Manifest, progress: Progress) -> None:
         """Upload both files at once, then complete both.
@@ -201,26 +201,38 @@ class RemoteOutput:
     def _show(self, manifest: Manifest) -> None:
         """Replace the dataset's identity and the manifest."""
         identity = read_identity(self.out_dir, manifest.n_cells)
-        if identity is not None:
-            before = (self.out_dir / IDENTITY).read_text()
+        if identity is None:
+            self._put_manifest(manifest)
+            return
+        before = (self.out_dir / IDENTITY).read_text()
+        try:
             self._put(IDENTITY, identity_text(identity, manifest.n_edges))
+            self._put_manifest(manifest)
+        except BaseException:
+            with suppress(Exception):
+                self._put(IDENTITY, before)
+            raise
+
+    def _put_manifest(self, manifest: Manifest) -> None:
+        """Replace the manifest; where that fails, make sure that the one before it is there."""
+        path = self.out_dir / MANIFEST
+        before = path.read_text() if path.exists() else None
         try:
             self._put(MANIFEST, manifest.to_json())
         except BaseException:
-            if identity is not None and not self._shows(manifest):
-                with suppress(Exception):
-                    self._put(IDENTITY, before)
+            # It may have arrived all the same; the one before it is wanted until this one is whole.
+            with suppress(Exception):
+                if before is not None:
+                    self._put(MANIFEST, before)
+                else:
+                    path.files.rm_file(path.path)
             raise
 
     def _put(self, name: str, text: str) -> None:
-        place = self.out_dir / name
-        place.files.pipe_file(place.path, text.encode())
-
-    def _shows(self, manifest: Manifest) -> bool:
-        try:
-            return (self.out_dir / MANIFEST).read_text() == manifest.to_json()
-        except (OSError, ValueError):
-            return False
+        """Write a small object; Ctrl-C waits until that is done or has failed."""
+        target = self.out_dir / name
+        with ThreadPoolExecutor(1, thread_name_prefix="cellgraph-upload") as pool:
+            pool.submit(target.files.pipe_file, target.path, text.encode()).result()
 
     def _remove_unnamed(self) -> None:
         """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
@@ -228,8 +240,10 @@ class RemoteOutput:
             try:
                 shown = read_manifest(self.out_dir)
                 named = {Path(shown.path(side)).name for side in SIDES}
-            except InvalidExportError:  # one that is not ours may name what it likes
-                named = set(NAMES)
+            except InvalidExportError as error:
+                if isinstance(error.__cause__, OSError):  # who knows what it names?
+                    raise
+                named = set(NAMES)  # one that is not ours may name what it likes
         else:
             named = set()
         folder = self.out_dir / FOLDER
@@ -261,7 +275,7 @@ class RemoteOutput:
 class _Upload:
     """One file on its way."""
 
-    def __init__(self, source: Path, target: RemotePlace) -> None:
+    def __init__(self, source: Path, target: RemotePath) -> None:
         self.n_bytes = source.stat().st_size
         self._source = source
         self._target = target
@@ -313,7 +327,7 @@ class _Upload:
 
 
 @contextmanager
-def named_storage_errors(place: RemotePlace) -> Iterator[None]:
+def named_storage_errors(target: RemotePath) -> Iterator[None]:
     """Turn what the storage refuses into our own error.
 
     Raises
@@ -327,7 +341,7 @@ def named_storage_errors(place: RemotePlace) -> Iterator[None]:
         raise
     except Exception as error:
         raise OutputError(
-            f"cannot write to {place}: {describe(error)}. Check the address, and that "
+            f"cannot write to {target}: {describe(error)}. Check the address, and that "
             "--output-storage-options (or the environment) give the credentials to read, write and "
             "delete there."
         ) from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import fsspec
@@ -22,6 +25,8 @@ class Flaky(AbstractFileSystem):
         What was asked of the storage since `restart`.
     broken : range
         Numbers of the steps that fail.
+    late : bool
+        Whether those are carried out all the same, so that only their answers are lost.
     """
 
     protocol = "flaky"
@@ -29,20 +34,30 @@ class Flaky(AbstractFileSystem):
     objects: ClassVar[dict[str, bytes]] = {}
     uploads: ClassVar[set[str]] = set()
     steps: ClassVar[list[str]] = []
+    lock: ClassVar[threading.Lock] = threading.Lock()
     broken: ClassVar[range] = range(0)
+    late: ClassVar[bool] = False
 
     @classmethod
-    def restart(cls, start: int = 0, stop: int = 0) -> None:
+    def restart(cls, start: int = 0, stop: int = 0, *, late: bool = False) -> None:
         """Count the steps anew; those of a range will fail."""
+        cls.late = late
         cls.steps.clear()
         cls.uploads.clear()
         cls.broken = range(start, stop)
 
     @classmethod
-    def step(cls, name: str, path: str) -> None:
-        cls.steps.append(f"{name} {path}")
-        if len(cls.steps) - 1 in cls.broken:
-            raise ConnectionError(f"step {len(cls.steps) - 1} fails")
+    @contextmanager
+    def step(cls, name: str, path: str) -> Iterator[None]:
+        """Count a step, which is done inside; it fails if its number says so."""
+        with cls.lock:
+            k = len(cls.steps)
+            cls.steps.append(f"{name} {path}")
+        if k in cls.broken and not cls.late:
+            raise ConnectionError(f"step {k} fails")
+        yield
+        if k in cls.broken:
+            raise ConnectionError(f"step {k} fails")
 
     def _get(self, path: str) -> bytes:
         try:
@@ -51,37 +66,37 @@ class Flaky(AbstractFileSystem):
             raise FileNotFoundError(path) from None
 
     def info(self, path: str, **_: Any) -> Any:
-        self.step("info", path)
-        if any(name.startswith(f"{path}/") for name in self.objects):
-            return {"name": path, "size": 0, "type": "directory"}
-        return {"name": path, "size": len(self._get(path)), "type": "file"}
+        with self.step("info", path):
+            if any(name.startswith(f"{path}/") for name in self.objects):
+                return {"name": path, "size": 0, "type": "directory"}
+            return {"name": path, "size": len(self._get(path)), "type": "file"}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> Any:
-        self.step("ls", path)
         assert not detail
-        return [name for name in self.objects if name.startswith(f"{path}/")]
+        with self.step("ls", path):
+            return [name for name in self.objects if name.startswith(f"{path}/")]
 
     def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
-        self.step("cat", path)
-        return self._get(path)[start:end]
+        with self.step("cat", path):
+            return self._get(path)[start:end]
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
-        self.step("put", path)
-        self.objects[path] = value
+        with self.step("put", path):
+            self.objects[path] = value
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        self.step("copy", path2)
-        self.objects[path2] = self._get(path1)
+        with self.step("copy", path2):
+            self.objects[path2] = self._get(path1)
 
     def rm_file(self, path: str) -> None:
-        self.step("remove", path)
-        self._get(path)
-        del self.objects[path]
+        with self.step("remove", path):
+            self._get(path)
+            del self.objects[path]
 
     def _open(self, path: str, mode: str = "rb", autocommit: bool = True, **_: Any) -> Any:
-        self.step(f"open-{mode}", path)
-        if mode == "rb":
-            return io.BytesIO(self._get(path))
+        with self.step(f"open-{mode}", path):
+            if mode == "rb":
+                return io.BytesIO(self._get(path))
         assert not autocommit
         self.uploads.add(path)
         return _Upload(path)
@@ -95,16 +110,16 @@ class _Upload(io.BytesIO):
         self.path = path
 
     def write(self, data: Any) -> int:
-        Flaky.step("write", self.path)
-        return super().write(data)
+        with Flaky.step("write", self.path):
+            return super().write(data)
 
     def close(self) -> None:
         """Keep the content."""
 
     def commit(self) -> None:
-        Flaky.step("commit", self.path)
-        Flaky.objects[self.path] = self.getvalue()
-        Flaky.uploads.discard(self.path)
+        with Flaky.step("commit", self.path):
+            Flaky.objects[self.path] = self.getvalue()
+            Flaky.uploads.discard(self.path)
 
     def discard(self) -> None:
         Flaky.uploads.discard(self.path)

@@ -274,7 +274,7 @@ def test_on_a_cluster(s3, bucket, url, made, tmp_path):
     stores, files = made
     options = s3.options()
     with Client(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None,
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0",
         memory_limit="4GB",
     ) as client:  # fmt: skip
         with pytest.raises(OutputError, match="all workers must see it: name one"):

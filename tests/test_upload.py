@@ -135,7 +135,11 @@ def test_identity_that_does_not_fit_is_refused(made, text, error, message):
     assert Flaky.objects == before
 
 
-BEFORE = [PLAIN, GZIP, "nothing"]
+CASES = [  # what was there, what comes, and whether failing steps are carried out all the same
+    *((before, after, False) for before in (PLAIN, GZIP, "nothing") for after in (PLAIN, GZIP)),
+    (PLAIN, PLAIN, True),
+    ("nothing", PLAIN, True),
+]
 
 
 def prepare(made, before) -> dict[str, bytes]:
@@ -152,7 +156,7 @@ def prepare(made, before) -> dict[str, bytes]:
 
 def export_new(made, tmp_path: Path, after, monkeypatch) -> str | None:
     """Export the new graph; return what was wrong, if anything."""
-    monkeypatch.setattr(upload, "_PART_BYTES", 100)  # many parts
+    monkeypatch.setattr(upload, "_PART_BYTES", 200)  # several parts
     try:
         export_connectivities(
             made[0]["new"], URL, compression=after, force=True, scratch_dir=tmp_path / "scratch",
@@ -165,9 +169,8 @@ def export_new(made, tmp_path: Path, after, monkeypatch) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("before", BEFORE, ids=str)
-@pytest.mark.parametrize("after", [PLAIN, GZIP], ids=str)
-def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
+@pytest.mark.parametrize(("before", "after", "late"), CASES)
+def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after, late):
     prepare(made, before)
     assert export_new(made, tmp_path, after, monkeypatch) is None
     steps = list(Flaky.steps)
@@ -175,7 +178,7 @@ def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
     expected = dict(Flaky.objects)
     for k, step in enumerate(steps):
         started = prepare(made, before)
-        Flaky.restart(k, k + 1)
+        Flaky.restart(k, k + 1, late=late)
         problem = export_new(made, tmp_path, after, monkeypatch)
         left = dict(Flaky.objects)
         shown = graph_shown()
@@ -200,9 +203,10 @@ def test_each_step_fails_once(made, tmp_path, monkeypatch, before, after):
         assert graph_shown() == "new"
 
 
-@pytest.mark.parametrize("before", BEFORE, ids=str)
-@pytest.mark.parametrize("after", [PLAIN, GZIP], ids=str)
-def test_the_connection_is_lost_for_good_at_each_step(made, tmp_path, monkeypatch, before, after):
+@pytest.mark.parametrize(("before", "after", "late"), CASES)
+def test_the_connection_is_lost_for_good_at_each_step(
+    made, tmp_path, monkeypatch, before, after, late
+):
     old = "nothing" if before == "nothing" else "old"
     prepare(made, before)
     assert export_new(made, tmp_path, after, monkeypatch) is None
@@ -210,7 +214,7 @@ def test_the_connection_is_lost_for_good_at_each_step(made, tmp_path, monkeypatc
     found = []
     for k in range(len(Flaky.steps)):
         prepare(made, before)
-        Flaky.restart(k, sys.maxsize)
+        Flaky.restart(k, sys.maxsize, late=late)
         problem = export_new(made, tmp_path, after, monkeypatch)
         assert problem is not None
         found.append(graph_shown())
@@ -242,19 +246,39 @@ def test_an_answer_that_is_lost(made, tmp_path, monkeypatch):
     assert graph_shown() == "new"
 
 
-def test_ctrl_c_ends_the_upload(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["write", "commit", "put"])
+def test_ctrl_c_leaves_what_was_there(made, tmp_path, monkeypatch, at):
     started = prepare(made, PLAIN)
-    write = Flaky.step.__func__
+    step, seen = Flaky.step, []
 
-    def interrupt(cls, name, path):
-        if name == "commit":
+    def interrupt(name, path):
+        if name == at and at not in seen and "cellgraph-dask" not in path:
+            seen.append(at)
             raise KeyboardInterrupt
-        write(cls, name, path)
+        return step(name, path)
 
-    monkeypatch.setattr(Flaky, "step", classmethod(interrupt))
+    monkeypatch.setattr(Flaky, "step", staticmethod(interrupt))
     with pytest.raises(KeyboardInterrupt):
         export_new(made, tmp_path, PLAIN, monkeypatch)
     assert Flaky.objects == started
+
+
+def test_nothing_is_removed_while_the_manifest_cannot_be_read(made, tmp_path, monkeypatch):
+    """The copies to the usual names fail, and what the manifest names cannot be found out."""
+    prepare(made, PLAIN)
+    step, seen = Flaky.step, []
+
+    def fail(name, path):
+        if name == "copy" or (seen and name == "cat"):
+            seen.append(name)
+            raise ConnectionError(name)
+        return step(name, path)
+
+    monkeypatch.setattr(Flaky, "step", staticmethod(fail))
+    assert "copy" in export_new(made, tmp_path, PLAIN, monkeypatch)
+    assert seen == ["copy", "cat"]
+    monkeypatch.setattr(Flaky, "step", step)
+    assert graph_shown() == "new"
 
 
 def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
@@ -272,9 +296,9 @@ def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
 
 def test_a_short_object_is_told(made, tmp_path, monkeypatch):
     started = prepare(made, PLAIN)
-    size = remote.RemotePlace.size
+    size = remote.RemotePath.size
     monkeypatch.setattr(
-        remote.RemotePlace, "size", lambda self: (size(self) or 0) - 1 if "src" in self.url else 0
+        remote.RemotePath, "size", lambda self: (size(self) or 0) - 1 if "src" in self.url else 0
     )
     problem = export_new(made, tmp_path, PLAIN, monkeypatch)
     assert "bytes after the upload instead of" in problem
@@ -359,8 +383,8 @@ def test_places():
     assert not remote.is_url("file:///a")
     assert not remote.is_url("a/b")
     assert not remote.is_url(Path("s3://b/a"))
-    assert remote.find_place("file:///a%20b") == Path("/a b")
-    assert remote.find_place(Path("x")) == Path("x")
+    assert remote.find_path("file:///a%20b") == Path("/a b")
+    assert remote.find_path(Path("x")) == Path("x")
     mine, theirs = {"a": 1}, {"b": 2}
     choose = remote.default_options
     assert choose("s3://b/a", mine, "s3://c", theirs) == mine
