@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -541,3 +542,37 @@ def test_a_chunk_that_a_server_does_not_have(tmp_path):
     (store / OBSP / "indices/3").unlink()
     with serving(tmp_path) as address, pytest.raises(DamagedGraphError, match="is missing"):
         export_connectivities(f"{address}/s.zarr", tmp_path / "out")
+
+
+@pytest.mark.parametrize("shard", [None, 400])
+@pytest.mark.parametrize("action", [500, "slow", "drop"])
+def test_s3(tmp_path, s3, proxy, shard, action):
+    """A real S3 server; every seventh answer is an error, late, or cut off in the middle."""
+    store = write_store(
+        tmp_path / "s.zarr", GRAPHS["directed"], chunk=100, shard=shard, zarr_format=3
+    )
+    bucket = s3.make_bucket()
+    s3.file_system().put(str(store), f"{bucket}/s.zarr", recursive=True)
+    for k in range(12):
+        proxy.inject(action, "GET", "connectivities/", skip=6 * k)
+    outcome = run(
+        "export", f"s3://{bucket}/s.zarr", tmp_path / "out", "--threads", 2,
+        "--storage-options", json.dumps(s3.options(proxy.port)),
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.stderr
+    assert sum(fault.hits for fault in proxy.faults) > 3
+    assert_exported(tmp_path / "out", GRAPHS["directed"])
+
+
+def test_s3_without_permission(tmp_path, s3, proxy):
+    store = write_store(tmp_path / "s.zarr", GRAPHS["directed"], chunk=100)
+    bucket = s3.make_bucket()
+    s3.file_system().put(str(store), f"{bucket}/s.zarr", recursive=True)
+    proxy.inject(403, "GET", "data/", times=10**6)
+    outcome = run(
+        "export", f"s3://{bucket}/s.zarr", tmp_path / "out",
+        "--storage-options", json.dumps(s3.options(proxy.port)),
+    )  # fmt: skip
+    assert outcome.exit_code == 1
+    assert re.search(r"data/\d cannot be read from |data cannot be used", outcome.stderr)
+    assert not (tmp_path / "out").exists()
