@@ -6,6 +6,8 @@ import gc
 import json
 import logging
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -107,7 +109,10 @@ _progress_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
@@ -138,7 +143,8 @@ def _client(address: str | None, file: str | None) -> Iterator[Any]:
     from .cluster import connect
 
     if logging.getLogger(__package__).level != logging.INFO:
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our errors say it in a line
+        for handler in logging.getLogger().handlers:  # what it logs, our errors say in a line
+            handler.addFilter(lambda record: not record.name.startswith("distributed"))
     with connect(address, file) as client:
         yield client
 
@@ -155,7 +161,36 @@ def _errors(context: click.Context) -> Iterator[None]:
         context.exit(FAILED)
 
 
-@cli.command()
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: the queue of a cluster has ended our time."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end an export in order, and say how to go on."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        from .export import is_interrupted
+
+        if is_interrupted(out_dir, scratch_dir):
+            command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
+            message = "What is finished is kept. Go on with:\n" + shlex.join([*command, "--resume"])
+        else:
+            message = "Nothing is left behind."
+        click.echo(f"Interrupted. {message}", err=True)
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        context.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@cli.command(context_settings=_HELP)
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
@@ -184,12 +219,13 @@ def plan(
         click.echo(result.to_json() if as_json else _describe(result))
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("source")
 @click.argument("out_dir")
 @_run_options
-@click.option("--keep-scratch", is_flag=True, help="Leave temporary files in --scratch-dir.")
+@click.option("--keep-scratch", is_flag=True, help="Leave temporary files, done or failed.")
 @click.option("--force", is_flag=True, help="Replace an export that is there.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @_output_options
 @_cluster_options
 @_json_option
@@ -210,7 +246,7 @@ def export(
     SOURCE may be a folder, a .zarr.zip, an .h5ad, or a URL; OUT_DIR a folder or a URL.
     """
     _check_keys(options)
-    with _errors(context):
+    with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
         with _imports():
             from .export import export_connectivities
 
@@ -223,9 +259,13 @@ def export(
                 f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
                 f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
             )
+            if report.kept_tasks:
+                click.echo(
+                    f"{report.kept_tasks:,} finished tasks of the interrupted run were kept."
+                )
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("out_dir")
 @_output_options
 @_json_option
@@ -260,7 +300,7 @@ def verify(
         context.exit(0 if report.ok else DIFFERENT)
 
 
-@cli.command()
+@cli.command(context_settings=_HELP)
 @click.argument("directory", required=False, metavar="[DIR]")
 @click.option("--cells", type=click.IntRange(2), default=100_000, show_default=True)
 @_json_option

@@ -219,9 +219,10 @@ def _named_loss(client: Client, when: str) -> Iterator[None]:
         )
         if not lost and client.status == "running":
             raise
+        reason = str(error).partition("\n")[0]
         raise ClusterError(
             f"the connection to the Dask scheduler was lost {when} ({type(error).__name__}: "
-            f"{error}). See the scheduler's log; start it again, then the export."
+            f"{reason}). See the scheduler's log, and start it again."
         ) from error
 
 
@@ -319,6 +320,7 @@ class Cluster:
         sizes: Sequence[int],
         unit: str,
         stop: Callable[[], None] = lambda: None,
+        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
     ) -> list[Summary]:
         """Run a function over all keys and return its summaries in their order.
 
@@ -335,7 +337,7 @@ class Cluster:
         summaries: dict[int, Summary] = {}
         running: dict[str, tuple[int, Any]] = {}
         todo = iter(range(len(keys)))
-        done = as_completed()
+        completed = as_completed()
 
         def submit() -> None:
             k = next(todo, None)
@@ -345,13 +347,13 @@ class Cluster:
                     _task, function, keys[k], key=name, pure=False, priority=-k
                 )
                 running[name] = k, future
-                done.add(future)
+                completed.add(future)
 
         try:
             with _named_loss(self._client, f"in stage {stage}"):
                 for _ in range(self._window):
                     submit()
-                for future in done:
+                for future in completed:
                     k, _ = running.pop(future.key)
                     try:
                         summaries[k] = future.result()
@@ -361,6 +363,7 @@ class Cluster:
                             "of them died, probably out of memory or ended by the queue. See their "
                             "logs; give workers more memory, or name a smaller --memory-limit."
                         ) from error
+                    done(keys[k], summaries[k])
                     self._progress.advance(sizes[k])
                     submit()
         except BaseException:

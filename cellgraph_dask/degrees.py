@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from . import kernels, workspace
 from .job import Job
 from .merge import Piece
-from .scratch import RunReader, write_run
+from .scratch import RunReader, Written, holds, write_run
 
 Array = NDArray[Any]
 
@@ -35,15 +35,22 @@ class DegreeCounters:
         Number of cells, less than 2³².
     """
 
+    kind = "counters"
+
     def __init__(self, n_cells: int) -> None:
         self._counts = np.zeros(n_cells, np.uint32)
         self._lock = threading.Lock()
 
-    def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> int:
+    def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
         """Count the edges of a piece; no temporary file is made."""
         with self._lock:
             kernels.count_degrees(src, dst, self._counts)
-        return 0
+        return Written(0, 0)
+
+    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, _written: Written) -> bool:
+        """Count the edges of a piece of an earlier run."""
+        self.add(job, piece, src, dst)
+        return True
 
     def largest(self) -> int:
         """Return the largest degree."""
@@ -53,7 +60,13 @@ class DegreeCounters:
 class DegreeRuns:
     """Leaves a run for each piece; picklable."""
 
-    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> int:
+    kind = "runs"
+
+    def keep(self, job: Job, piece: Piece, _src: Array, _dst: Array, written: Written) -> bool:
+        """Tell whether the run of a piece is still there."""
+        return holds(job.scratch.run("degrees", piece.number), written)
+
+    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
         """Write the destinations of a piece by partition, and its edges for each source."""
         counts = np.zeros(job.n_partitions, np.int64)
         kernels.count_values(dst, job.shift, counts)

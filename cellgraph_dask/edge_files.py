@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from zlib_ng import zlib_ng
 
 from .deflate import deflate_part
 from .edge_pairs import SIDES, file_name
-from .files import write_at
+from .files import read_at, write_at
 from .merge import EdgeSink
 
 Array = NDArray[Any]
@@ -46,6 +47,18 @@ class _Positions:
         self._next_index = 0
         self._next_position = 0
         self._stopped = False
+        self._kept: dict[int, int] = {}
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Take the sizes of pieces that will not come, because they are written already."""
+        with self._changed:
+            self._kept = dict(sizes)
+            self._pass_kept()
+
+    def _pass_kept(self) -> None:
+        while self._next_index in self._kept:
+            self._next_position += self._kept.pop(self._next_index)
+            self._next_index += 1
 
     def take(self, index: int, size: int) -> int:
         with self._changed:
@@ -55,6 +68,7 @@ class _Positions:
             position = self._next_position
             self._next_index += 1
             self._next_position += size
+            self._pass_kept()
             self._changed.notify_all()
             return position
 
@@ -118,26 +132,67 @@ def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) ->
     return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
 
 
+NotePart = Callable[[str, int, DeflatePart], None]
+
+
 class EdgeFiles:
     """The edge files of one export while they are written.
 
     Parameters
     ----------
     folder
-        Where they are written, under their final names.
+        Where they are written, under their final names. What an interrupted run has left there is
+        gone on with.
     dtype
         Dtype of the indices.
     compression
         Level of gzip, or None.
+    parts
+        Deflate parts of each side that an interrupted run has left.
+    note
+        Told of each deflate part that is written: side, number, part.
     """
 
-    def __init__(self, folder: Path, dtype: np.dtype[Any], compression: int | None) -> None:
+    kind = "files"
+    scratch_bytes = 0
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: np.dtype[Any],
+        compression: int | None,
+        parts: Mapping[str, Mapping[int, DeflatePart]] | None = None,
+        note: NotePart = lambda _side, _number, _part: None,
+    ) -> None:
         self.sink: EdgeSink = self
         self._positions = _Positions()
-        kind = _PlainFile if compression is None else _GzipFile
-        self._files = {
-            side: kind(folder / file_name(side, compression), dtype, compression) for side in SIDES
-        }
+        self._files: dict[str, _PlainFile | _GzipFile] = {}
+        for side in SIDES:
+            path = folder / file_name(side, compression)
+            if compression is None:
+                self._files[side] = _PlainFile(path, dtype)
+            else:
+                known = dict(parts[side]) if parts else {}
+                self._files[side] = _GzipFile(path, dtype, compression, known, partial(note, side))
+
+        if parts:
+            with ThreadPoolExecutor(len(SIDES)) as pool:
+                list(pool.map(lambda file: file.drop_damaged(), self._files.values()))
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Count on pieces, by number their edges, that are written already."""
+        self._positions.keep(sizes)
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read back edges that were written at a position.
+
+        Raises
+        ------
+        EOFError, ValueError
+            If they are not there, or damaged.
+        """
+        self._files["src"].read(position, src)
+        self._files["dst"].read(position, dst)
 
     def place(self, index: int, n_edges: int) -> int:
         """Return the position of piece `index`, waiting until all pieces before it were placed."""
@@ -169,6 +224,22 @@ class EdgeFiles:
             file.close()
 
 
+def _cut_at_parts(position: int, n_edges: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut edges at the borders of deflate parts.
+
+    Yields
+    ------
+    part, first, at, n : int
+        Number of the part, where in it the edges begin, where in the edges, and how many.
+    """
+    at = 0
+    while at < n_edges:
+        part, first = divmod(position + at, PART_EDGES)
+        n = min(PART_EDGES - first, n_edges - at)
+        yield part, first, at, n
+        at += n
+
+
 def writer_bytes(dtype: np.dtype[Any], compression: int | None, threads: int, n: int) -> int:
     """Return the most bytes that `EdgeFiles` needs while threads write pieces of `n` edges."""
     narrow = n * dtype.itemsize * threads if dtype.itemsize < 4 else 0
@@ -183,12 +254,21 @@ def writer_bytes(dtype: np.dtype[Any], compression: int | None, threads: int, n:
 class _PlainFile:
     """A file of bare integers."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], _compression: int | None) -> None:
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
 
     def write(self, position: int, values: Array) -> None:
         write_at(self._fd, values.astype(self._dtype, copy=False), position * self._dtype.itemsize)
+
+    def read(self, position: int, out: Array) -> None:
+        stored = out if out.dtype == self._dtype else np.empty(out.size, self._dtype)
+        read_at(self._fd, stored, position * self._dtype.itemsize)
+        if stored is not out:
+            out[:] = stored
+
+    def drop_damaged(self) -> None:
+        """Do nothing: whoever reads a piece back has its checksum."""
 
     def finish(self, n_edges: int) -> int:
         os.fsync(self._fd)
@@ -203,26 +283,30 @@ class _PlainFile:
 class _GzipFile:
     """A file of one gzip member. Parts wait in a spool beside it until all are there."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], compression: int | None) -> None:
-        assert compression is not None
+    def __init__(
+        self,
+        path: Path,
+        dtype: np.dtype[Any],
+        compression: int,
+        parts: dict[int, DeflatePart],
+        note: Callable[[int, DeflatePart], None],
+    ) -> None:
         self._dtype = dtype
         self._level = compression
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        self._spool = os.open(
-            path.with_name(path.name + ".spool"), os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600
-        )
+        self._parts = parts
+        self._note = note
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         self._spool_path = path.with_name(path.name + ".spool")
-        self._spool_end = 0
+        self._spool = os.open(self._spool_path, os.O_CREAT | os.O_RDWR, 0o600)
+        self._spool_end = max((part.offset + part.n_bytes for part in parts.values()), default=0)
         self._lock = threading.Lock()
-        self._parts: dict[int, DeflatePart] = {}
         self._filling: dict[int, tuple[Array, int]] = {}
 
     def write(self, position: int, values: Array) -> None:
         values = values.astype(self._dtype, copy=False)
-        at = 0
-        while at < values.size:
-            part, first = divmod(position + at, PART_EDGES)
-            n = min(PART_EDGES - first, values.size - at)
+        for part, first, at, n in _cut_at_parts(position, values.size):
+            if part in self._parts:  # an interrupted run has got that far
+                continue
             piece = values[at : at + n]
             if n < PART_EDGES:
                 full = self._fill(part, first, piece)
@@ -230,7 +314,32 @@ class _GzipFile:
                     self._compress(part, full, last=False)
             else:
                 self._compress(part, piece, last=False)
-            at += n
+
+    def read(self, position: int, out: Array) -> None:
+        for part, first, at, n in _cut_at_parts(position, out.size):
+            if part not in self._parts:
+                raise EOFError(f"part {part} is not there")
+            out[at : at + n] = self._inflate(self._parts[part])[first : first + n]
+
+    def drop_damaged(self) -> None:
+        """Forget the parts of an interrupted run that do not inflate to what they were made of."""
+        for number, part in list(self._parts.items()):
+            try:
+                self._inflate(part)
+            except (EOFError, ValueError):
+                del self._parts[number]
+
+    def _inflate(self, part: DeflatePart) -> Array:
+        """Return the values of a part that an interrupted run has left."""
+        encoded = np.empty(part.n_bytes, np.uint8)
+        read_at(self._spool, encoded, part.offset)
+        try:
+            raw = zlib_ng.decompressobj(-15).decompress(encoded.data, part.n_raw)
+        except zlib_ng.error as error:  # type: ignore[misc]
+            raise ValueError(f"a part does not inflate: {error}") from error
+        if len(raw) != part.n_raw or zlib_ng.crc32(raw) != part.crc:
+            raise ValueError("a part is damaged")
+        return np.frombuffer(raw, self._dtype)
 
     def _fill(self, part: int, first: int, values: Array) -> Array | None:
         """Put values into a part that comes in pieces; return it when it is complete."""
@@ -249,8 +358,10 @@ class _GzipFile:
         with self._lock:
             offset = self._spool_end
             self._spool_end += len(encoded)
-            self._parts[part] = DeflatePart(offset, len(encoded), crc, values.nbytes)
         write_at(self._spool, encoded, offset)
+        self._parts[part] = DeflatePart(offset, len(encoded), crc, values.nbytes)
+        if not last:  # the last one is made when all edges are there
+            self._note(part, self._parts[part])
 
     def finish(self, n_edges: int) -> int:
         last, rest = divmod(n_edges, PART_EDGES)
@@ -258,6 +369,7 @@ class _GzipFile:
         self._compress(last, buffer[:rest], last=True)
         parts = ((self._spool, self._parts[k]) for k in range(last + 1))
         end = join_parts(self._fd, parts, n_edges * self._dtype.itemsize)
+        os.ftruncate(self._fd, end)
         os.fsync(self._fd)
         os.close(self._spool)
         self._spool = -1

@@ -31,6 +31,10 @@ class ClusterError(CellgraphError):
     """The Dask cluster cannot do it: no workers, or one that cannot work or has died."""
 
 
+class ResumeError(CellgraphError):
+    """The run that was interrupted is another one, or cannot be gone on with."""
+
+
 class InvalidExportError(CellgraphError):
     """An export on disk is not a whole, well-formed edge-pair export."""
 

@@ -43,6 +43,7 @@ class Executor(Protocol):
         sizes: Sequence[int],
         unit: str,
         stop: Callable[[], None] = ...,
+        done: Callable[[Key, Summary], None] = ...,
     ) -> list[Summary]:
         """Return what the function gives for each key; see `Threads.run`."""
 
@@ -71,6 +72,7 @@ class Threads:
         sizes: Sequence[int],
         unit: str,
         stop: Callable[[], None] = lambda: None,
+        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
     ) -> list[Summary]:
         """Run a function over all keys and return its summaries in their order.
 
@@ -88,6 +90,8 @@ class Threads:
             What is counted.
         stop
             Called when a task has failed, so that tasks which wait for it end too.
+        done
+            Called with each key and its summary when the task is finished.
         """
         self._progress.start(stage, sum(sizes), unit)
         failures: list[BaseException] = []
@@ -95,6 +99,7 @@ class Threads:
         def task(k: int, _after: object) -> Summary:
             try:
                 summary = function(keys[k])
+                done(keys[k], summary)
             except BaseException as error:
                 failures.append(error)
                 stop()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import __version__
 from .cluster import (
     Cluster,
     Workers,
@@ -24,12 +26,29 @@ from .cluster import (
     worker_peak_bytes,
 )
 from .download import downloaded
-from .edge_files import EdgeFiles
-from .edge_pairs import Manifest, index_dtype
-from .errors import DiskSpaceError, InvalidExportError, NegativeWeightError, OtherWayError
-from .execute import Executor, Threads, compute_on_threads, default_threads
+from .edge_files import DeflatePart, EdgeFiles
+from .edge_pairs import SIDES, Manifest, index_dtype
+from .errors import (
+    ClusterError,
+    DiskSpaceError,
+    InvalidExportError,
+    NegativeWeightError,
+    OtherWayError,
+    ResumeError,
+)
+from .execute import Threads, compute_on_threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
 from .job import Job, Way
+from .journal import (
+    Journal,
+    RunRecord,
+    any_finished,
+    check_same,
+    new_id,
+    now,
+    read_run,
+    this_process,
+)
 from .lazy import LazyMatrix
 from .memory import (
     default_limit,
@@ -44,21 +63,24 @@ from .parts import PartDelivery
 from .plan import (
     ExportPlan,
     Tuning,
+    adopt,
     cut_blocks,
     make_plan,
     partition_shift,
+    projected_bytes,
     round_reserved,
     tune,
 )
 from .progress import Progress, progress_bars
-from .publish import Output, read_identity
+from .publish import WORK_FOLDER, Output, read_identity
 from .remote import find_path
+from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
 from .spool import Compute, estimate, sketch, spool, spool_memory
 from .stages import run_stages
 from .stream import looks_symmetric
-from .upload import RemoteOutput, open_output
+from .upload import RemoteOutput, local_folder, open_output
 from .verify import VerifyReport, verify
 
 if TYPE_CHECKING:
@@ -91,6 +113,8 @@ class ExportReport:
         Temporary and final bytes on disk.
     symmetric : bool
         Whether the matrix was proved symmetric, so that one pass without temporary files was all.
+    kept_tasks : int
+        Tasks of an interrupted run that did not have to be done again.
     """
 
     out_dir: str
@@ -107,6 +131,7 @@ class ExportReport:
     scratch_bytes: int
     output_bytes: int
     symmetric: bool
+    kept_tasks: int
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -201,7 +226,7 @@ def plan_export(
         opened, way = sketch(opened), "general"
     prepared = _prepare(
         opened,
-        output.disk,
+        output.folder,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -226,6 +251,7 @@ def export_connectivities(
     scratch_dir: str | Path | None = None,
     keep_scratch: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: bool | None = False,
     client: Client | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
@@ -243,9 +269,13 @@ def export_connectivities(
         Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
         ``connectivity/`` in it.
     keep_scratch
-        Whether to leave the temporary files of a `scratch_dir` where they are.
+        Whether to leave temporary files where they are, whether the export succeeds or fails.
     force
         Whether to replace an export that is there.
+    resume
+        Whether to go on with a run into `out_dir` that was interrupted: killed, cancelled, or left
+        by its cluster. What it has finished is checked and kept; the bytes are the same. If there
+        is none, the export starts from the beginning.
     progress
         Whether to show progress bars on standard error; None for "if it is a terminal".
     client, output_storage_options
@@ -265,6 +295,8 @@ def export_connectivities(
         If the workers of the cluster cannot do it.
     OutputError, DiskSpaceError
         If the output or scratch folder cannot be written.
+    ResumeError
+        If the interrupted run was another one, or its source has changed since.
 
     Examples
     --------
@@ -282,10 +314,16 @@ def export_connectivities(
         scratch_dir=scratch_dir,
         keep_scratch=keep_scratch,
         force=force,
+        resume=resume,
         progress=progress,
         client=client if client is not None else active_client(),
         output_storage_options=output_storage_options,
     )
+
+
+def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
+    """Tell whether a run into `out_dir` was interrupted, so that `resume` goes on with it."""
+    return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
 def run_export(
@@ -294,6 +332,7 @@ def run_export(
     *,
     keep_scratch: bool = False,
     force: bool = False,
+    resume: bool = False,
     progress: bool | None = False,
     scratch_dir: str | Path | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
@@ -306,47 +345,65 @@ def run_export(
     if client is not None:  # workers may have another working directory
         source = source.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
+    ready = isinstance(source, Source) and (client is None or source.place.is_shared)
+    lasting = isinstance(source, Source) and ready and source.place.is_lasting
+    if resume and not lasting:
+        log.info("only exports of files and URLs can be gone on with; starting from the beginning")
+        resume = False
+    record = None
+    if resume and isinstance(source, Source):
+        folder = local_folder(out_dir, scratch_dir)
+        record = _interrupted_run(source, folder, settings.get("compression"), scratch_dir)
+        settings["record"] = record
     output = open_output(
         out_dir,
-        force=force,
+        force=force or (record is not None and record.force),
+        resume=resume,
         scratch_dir=scratch_dir,
         storage_options=output_storage_options,
         on_cluster=client is not None,
     )
     read_identity(output.out_dir, source.n_cells)
-    settings |= {"scratch_dir": scratch_dir, "upload_bytes": output.upload_bytes}
+    settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
+    settings["upload_bytes"] = output.upload_bytes
     prepared: _Prepared | None = None
-    if isinstance(source, Source) and (client is None or source.place.is_shared):
-        prepared = _prepare(source, output.disk, **settings)
-        _check_disk(prepared.plan)
+    if ready and isinstance(source, Source):
+        prepared = _prepare(source, output.folder, **settings)
+        if record is None:
+            _check_disk(prepared.plan)
     with (
         output,
         progress_bars(progress) as bars,
-        _scratch(output, scratch_dir, keep_scratch, needed=prepared is None) as folder,
+        _spool_folder(output, scratch_dir, keep_scratch, needed=not ready) as spooled,
     ):
         if prepared is None:
-            counted = _spooled(source, Path(folder.folder), bars, settings)
-            prepared = _prepare(counted, output.disk, **settings)
+            counted = _spooled(source, spooled, bars, settings)
+            prepared = _prepare(counted, output.folder, **settings)
             _check_disk(prepared.plan)
+        if resume and read_run(output.work) != record:
+            raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
         while True:
+            if record is None:
+                record = _new_record(prepared, output, scratch_dir, force)
             try:
-                with _scratch(output, scratch_dir, keep_scratch) as scratch:
-                    manifest, n_scratch, n_output = _run(prepared, output, scratch, bars, client)
-                    output.publish(manifest, bars)
+                with _folders(record, output, keep_scratch, spooled, lasting) as edges:
+                    result = _run(prepared, record, output, edges, bars, client)
+                    output.publish(result.manifest, edges, bars)
                 break
             except OtherWayError as reason:
                 # Seen only on the way: some weights are negative, or an entry has no mirror image.
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
-                settings["way"] = way
-                prepared = _prepare(prepared.job.source, output.disk, **settings)
+                settings |= {"way": way, "record": None}
+                prepared = _prepare(prepared.job.source, output.folder, **settings)
                 _check_disk(prepared.plan)
+                record = None
     plan = prepared.plan
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=manifest.n_edges,
-        max_neighbors=manifest.max_neighbors,
+        n_edges=result.manifest.n_edges,
+        max_neighbors=result.manifest.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,
         threads=plan.threads,
@@ -354,9 +411,10 @@ def run_export(
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
-        scratch_bytes=n_scratch + prepared.job.source.spool_bytes,
-        output_bytes=n_output,
+        scratch_bytes=result.scratch_bytes + prepared.job.source.spool_bytes,
+        output_bytes=result.output_bytes,
         symmetric=plan.way == "symmetric",
+        kept_tasks=result.kept_tasks,
     )
 
 
@@ -416,6 +474,31 @@ def _spooled(
         return spool(source, folder, compute, bars)
 
 
+@contextmanager
+def _spool_folder(
+    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, *, needed: bool
+) -> Iterator[Path]:
+    """Give the folder of what has to be spooled, and remove it afterwards."""
+    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
+    folder = base / "spool"
+    if not needed:
+        yield folder
+        return
+    made: list[Path] = []
+    try:
+        with named_disk_errors(base.parent):
+            made = make_folders(base)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            for above in made:
+                with suppress(OSError):
+                    above.rmdir()  # only if it is empty
+
+
 def _prepare(
     source: Source,
     out_dir: Path,
@@ -427,6 +510,7 @@ def _prepare(
     client: Client | None = None,
     way: Way | None = None,
     tuning: Tuning | None = None,
+    record: RunRecord | None = None,
     upload_bytes: int = 0,
 ) -> _Prepared:
     if compression is not None and not 1 <= compression <= 9:
@@ -434,6 +518,8 @@ def _prepare(
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     allowed = None if memory_limit is None else parse_bytes(memory_limit)
+    if record is not None:
+        way = record.way
     if way is None:
         way = "symmetric" if looks_symmetric(source) else "general"
     workers = None
@@ -447,9 +533,30 @@ def _prepare(
         workers = inspect_workers(client, source, way, allowed)
         limit, threads = workers.memory_limit, workers.threads_per_worker
         reserved = round_reserved(workers.reserved)
+    if record is not None:
+        tuning = record.tuning(threads)
     shift = tuning.shift if tuning else partition_shift(source.n_cells)
     job = Job(source, Scratch(""), shift, way)
-    if tuning is None:
+    if record is not None and tuning is not None:
+        adopted = adopt(
+            job,
+            tuning,
+            limit=limit,
+            reserved=reserved,
+            compression=compression,
+            fewer=workers is None,
+        )
+        if adopted is None:
+            least = replace(tuning, threads=1) if workers is None else tuning
+            needed = projected_bytes(job, least, reserved, compression)
+            raise ResumeError(
+                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
+                f"going on takes {format_bytes(needed)}, but the limit is {format_bytes(limit)}. "
+                f"Allow {-(-needed // 10**6)}MB with --memory-limit, or start over without "
+                "--resume."
+            )
+        tuning = adopted
+    elif tuning is None:
         tuning = tune(
             job,
             limit=limit,
@@ -503,57 +610,165 @@ def _check_disk(plan: ExportPlan) -> None:
         )
 
 
+def _interrupted_run(
+    source: Source, out_dir: Path, compression: int | None, scratch_dir: str | Path | None
+) -> RunRecord | None:
+    """Return the run to go on with, if there is one.
+
+    Raises
+    ------
+    ResumeError
+        If it is not the one that is asked for.
+    """
+    record = read_run(out_dir / WORK_FOLDER)
+    if record is None:
+        log.info("no interrupted run in %s; starting from the beginning", out_dir)
+        return None
+    check_same(
+        record,
+        source=source.absolute().path,
+        key=source.key,
+        fingerprint=source.fingerprint(),
+        compression=compression,
+    )
+    if (
+        scratch_dir is not None
+        and _scratch_base(out_dir, scratch_dir) != Path(record.scratch).parent
+    ):
+        raise ResumeError(
+            f"the run that was interrupted in {out_dir} has its temporary files in "
+            f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
+        )
+    return record
+
+
+def _new_record(
+    prepared: _Prepared,
+    output: Output | RemoteOutput,
+    scratch_dir: str | Path | None,
+    force: bool,
+) -> RunRecord:
+    source, tuning, run = prepared.job.source, prepared.tuning, new_id()
+    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
+    seeds = (int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8)))
+    return RunRecord(
+        id=run,
+        version=__version__,
+        source=source.absolute().path,
+        key=source.key,
+        fingerprint=source.fingerprint(),
+        out_dir=str(output.name),
+        scratch=str(base.absolute() / f"run-{run}"),
+        compression=prepared.plan.compression,
+        way=prepared.job.way,
+        block_entries=tuning.block_entries,
+        block_rows=tuning.block_rows,
+        piece_entries=tuning.piece_entries,
+        shift=tuning.shift,
+        seeds=seeds,
+        force=force,
+        started=now(),
+        process=this_process(),
+    )
+
+
+def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
+    """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
+    name = sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]
+    return Path(scratch_dir).absolute() / f"cellgraph-dask-{name}"
+
+
 @contextmanager
-def _scratch(
-    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, needed: bool = True
-) -> Iterator[Scratch]:
-    """Give a private folder for temporary files, and remove it afterwards."""
-    if not needed:
-        yield Scratch("")
-        return
-    parent = Path(scratch_dir) if scratch_dir is not None else output.work
+def _folders(
+    record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
+) -> Iterator[Path]:
+    """Make the folders of a run, and remove them afterwards unless it can be gone on with.
+
+    Yields
+    ------
+    Path
+        Where the edge files are made.
+    """
+    scratch, edges = Path(record.scratch), output.work / f"edges-{record.id}"
     made: list[Path] = []
+    output.keep = keep
     try:
-        with named_disk_errors(parent):
-            made = make_folders(parent)
-            folder = tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent)
-        try:
-            yield Scratch(folder)
-        finally:
-            if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+        with named_disk_errors(scratch.parent.parent):
+            if scratch.parent != output.work:
+                made = make_folders(scratch.parent.parent)
+                scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                for other in scratch.parent.iterdir():  # of runs that were killed
+                    if other not in (scratch, spooled):
+                        shutil.rmtree(other, ignore_errors=True)
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            edges.mkdir(mode=0o700, exist_ok=True)
+            record.write(output.work)
+        yield edges
+    except (KeyboardInterrupt, ClusterError) as error:
+        if lasting and any_finished(output.work, record.id):
+            output.keep = True
+            if isinstance(error, ClusterError):
+                goes_on = "What is finished is kept; the same export with --resume goes on."
+                error.args = (f"{error} {goes_on}",)
+        raise
     finally:
-        for above in made:
-            with suppress(OSError):
-                above.rmdir()  # only if it is empty
+        if not output.keep:
+            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(edges, ignore_errors=True)
+            above = [scratch.parent] if scratch.parent != output.work else []
+            for folder in (*above, *made):
+                with suppress(OSError):
+                    folder.rmdir()  # only if it is empty
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a run has made."""
+
+    manifest: Manifest
+    scratch_bytes: int
+    output_bytes: int
+    kept_tasks: int
 
 
 def _run(
     prepared: _Prepared,
+    record: RunRecord,
     output: Output | RemoteOutput,
-    scratch: Scratch,
+    edges: Path,
     progress: Progress,
     client: Client | None,
-) -> tuple[Manifest, int, int]:
-    """Run all stages; return the manifest and the sizes of scratch and output in bytes."""
-    plan, job = prepared.plan, replace(prepared.job, scratch=scratch)
-    output.clear_edge_files()
+) -> _Result:
+    """Run all stages; leave the edge files in the folder `edges`."""
+    plan, scratch = prepared.plan, Scratch(record.scratch)
+    job = replace(prepared.job, scratch=scratch)
     dtype = index_dtype(plan.n_cells)
-    executor: Executor
-    delivery: EdgeFiles | PartDelivery
     with named_disk_errors(Path(scratch.folder).parent):
-        if client is not None and prepared.workers is not None:
-            check_folders(client, job.source.place.file, [Path(scratch.folder), output.work])
-            executor = Cluster(client, prepared.workers.n_threads, progress)
-            delivery = PartDelivery(
-                output.work, scratch, dtype, job.cell_dtype, plan.compression, executor
-            )
-        else:
-            executor = Threads(plan.threads, progress)
-            delivery = EdgeFiles(output.work, dtype, plan.compression)
+        journal = Journal(output.work, record.id)
+        delivery: EdgeFiles | PartDelivery | None = None
         try:
-            outcome = run_stages(job, prepared.blocks, prepared.tuning, executor, delivery)
+            if client is not None and prepared.workers is not None:
+                check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
+                stages = Stages(Cluster(client, prepared.workers.n_threads, progress), journal)
+                delivery = PartDelivery(
+                    edges, scratch, dtype, job.cell_dtype, plan.compression, stages
+                )
+            else:
+                stages = Stages(Threads(plan.threads, progress), journal)
+                parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
+                delivery = EdgeFiles(
+                    edges,
+                    dtype,
+                    plan.compression,
+                    parts,
+                    lambda side, number, part: journal.add(f"deflate-{side}", number, part),
+                )
+            outcome = run_stages(
+                job, prepared.blocks, prepared.tuning, record.seeds, stages, delivery
+            )
         finally:
-            delivery.close()
+            if delivery is not None:
+                delivery.close()
+            journal.close()
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return manifest, outcome.scratch_bytes, outcome.output_bytes
+    return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, stages.n_kept)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from . import kernels, workspace
 from .job import Job
+from .scratch import Written
 from .split_runs import Packed, SplitRuns, gather, gather_bytes, gather_range
 
 Array = NDArray[Any]
@@ -29,12 +31,18 @@ class EdgeSink(Protocol):
     def write(self, position: int, src: Array, dst: Array) -> None:
         """Write edges at a position."""
 
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read back edges that were written at a position; OSError or ValueError if not whole."""
+
 
 class DegreeSink(Protocol):
     """What counts the edges of each cell."""
 
-    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> int:
-        """Count the edges of a merged piece; return the bytes of temporary files made for it."""
+    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
+        """Count the edges of a merged piece; return what was written of temporary files for it."""
+
+    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written) -> bool:
+        """Do the same for a piece of an earlier run; False if what it left does not hold."""
 
 
 class Piece(NamedTuple):
@@ -66,14 +74,19 @@ class MergeSummary(NamedTuple):
 
     Attributes
     ----------
-    n_edges : int
-        Edges written.
-    n_bytes : int
-        Bytes of temporary files that it left.
+    position, n_edges : int
+        Where its edges are in the sink, and how many.
+    crc : int
+        CRC-32 of their sources and then their destinations.
+    n_bytes, degrees_crc : int
+        Size and checksum of the temporary file for the degrees.
     """
 
+    position: int
     n_edges: int
+    crc: int
     n_bytes: int
+    degrees_crc: int
 
 
 def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
@@ -112,8 +125,41 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
     merge_packed = _merge_signed if job.signed else _merge
     n_edges = merge_packed(job, piece.first, packed, out_src, out_dst)
     src, dst = out_src[:n_edges], out_dst[:n_edges]
-    sink.write(sink.place(piece.number, n_edges), src, dst)
-    return MergeSummary(n_edges, degrees.add(job, piece, src, dst))
+    position = sink.place(piece.number, n_edges)
+    sink.write(position, src, dst)
+    crc = edges_crc(src, dst)
+    return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
+
+
+def edges_crc(src: Array, dst: Array) -> int:
+    """Return the CRC-32 of edges: of the bytes of the sources and then of the destinations."""
+    if not src.size:
+        return 0
+    crc: int = zlib_ng.crc32(dst.view(np.uint8).data, zlib_ng.crc32(src.view(np.uint8).data))
+    return crc
+
+
+def read_kept(
+    job: Job, sink: EdgeSink, position: int, n_edges: int, crc: int
+) -> tuple[Array, Array] | None:
+    """Return the edges that an earlier run has left at a position, or None if they do not hold."""
+    src = workspace.take("merged src", n_edges, job.cell_dtype)
+    dst = workspace.take("merged dst", n_edges, job.cell_dtype)
+    try:
+        sink.read(position, src, dst)
+    except (OSError, EOFError, ValueError):
+        return None
+    return (src, dst) if edges_crc(src, dst) == crc else None
+
+
+def merge_holds(
+    job: Job, sink: EdgeSink, degrees: DegreeSink, kept: tuple[Piece, MergeSummary]
+) -> bool:
+    """Tell whether all that a merged piece has left still holds, and count its degrees."""
+    piece, summary = kept
+    edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
+    written = Written(summary.n_bytes, summary.degrees_crc)
+    return edges is not None and degrees.keep(job, piece, *edges, written)
 
 
 def _merge(job: Job, first: int, packed: Packed, out_src: Array, out_dst: Array) -> int:

@@ -19,14 +19,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from . import edge_files, workspace
 from .edge_files import DeflatePart, deflate_edges, join_parts
 from .edge_pairs import SIDES, file_name
-from .execute import Executor
-from .files import write_at
+from .files import read_at, write_at
 from .merge import EdgeSink
-from .scratch import RunReader, Scratch, write_run
+from .resume import Stages
+from .scratch import RunReader, Scratch, Written, holds, write_run
 
 Array = NDArray[Any]
 
@@ -52,6 +53,14 @@ class PartSink:
     def write(self, position: int, src: Array, dst: Array) -> None:
         """Write the edges of piece `position` as a part."""
         write_run(self.scratch.run("part", position), [({"src": src, "dst": dst}, np.zeros(0))])
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read the part of piece `position` back."""
+        columns = {"src": src.dtype, "dst": dst.dtype}
+        path = self.scratch.run("part", position)
+        with RunReader.of_columns(path, columns, src.size) as part:
+            part.read(0, "src", 0, src)
+            part.read(0, "dst", 0, dst)
 
 
 class Stretch(NamedTuple):
@@ -84,6 +93,10 @@ class _Target:
     compression: int | None
     positions: tuple[int, ...]  # of each part's first edge, and the end
 
+    def path(self, side: str) -> Path:
+        """Return the path of an edge file."""
+        return Path(self.folder, file_name(side, self.compression))
+
 
 class PartDelivery:
     """Makes edge files of parts.
@@ -98,9 +111,12 @@ class PartDelivery:
         Dtypes of indices in the files and in the parts.
     compression
         Level of gzip, or None.
-    executor
+    stages
         Runs the writing.
     """
+
+    kind = "parts"
+    scratch_bytes = 0
 
     def __init__(
         self,
@@ -109,7 +125,7 @@ class PartDelivery:
         dtype: np.dtype[Any],
         cell_dtype: np.dtype[Any],
         compression: int | None,
-        executor: Executor,
+        stages: Stages,
     ) -> None:
         self.sink: EdgeSink = PartSink(scratch)
         self._scratch = scratch
@@ -117,7 +133,10 @@ class PartDelivery:
         self._dtype = dtype
         self._cell_dtype = cell_dtype
         self._compression = compression
-        self._executor = executor
+        self._stages = stages
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Do nothing: parts that are there are found by their names."""
 
     def stop(self) -> None:
         """Do nothing: no task waits."""
@@ -138,17 +157,21 @@ class PartDelivery:
         )
         paths = [self._folder / file_name(side, self._compression) for side in SIDES]
         for path in paths:
-            with path.open("xb") as file:
-                if self._compression is None:
-                    file.truncate(positions[-1] * self._dtype.itemsize)
+            with path.open("ab") as file:
+                file.truncate(0 if self._compression else positions[-1] * self._dtype.itemsize)
         stretches = cut_stretches(positions[-1], self._compression)
-        written = self._executor.run(
+        written = self._stages.run(
             "write",
             partial(write_stretch, target),
             stretches,
+            summary=StretchSummary,
+            holds=partial(stretch_holds, target),
             sizes=[stretch.n_edges for stretch in stretches],
             unit="edges",
         )
+        self.scratch_bytes = len(SIDES) * positions[-1] * self._cell_dtype.itemsize
+        if self._compression is not None:
+            self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
         for side, path in enumerate(paths):
             fd = os.open(path, os.O_WRONLY)
             try:
@@ -162,14 +185,14 @@ class PartDelivery:
         return sum(path.stat().st_size for path in paths)
 
     def _deflated(
-        self, side: int, written: Sequence[tuple[list[DeflatePart], ...]]
+        self, side: int, written: Sequence[StretchSummary]
     ) -> Iterator[tuple[int, DeflatePart]]:
         """Yield the deflate parts of a file in order, each with the open file that holds it."""
-        for number, parts in enumerate(written):
+        for number, stretch in enumerate(written):
             fd = os.open(self._scratch.run(f"deflated-{SIDES[side]}", number), os.O_RDONLY)
             try:
-                for part in parts[side]:
-                    yield fd, part
+                for part in stretch.parts[side]:
+                    yield fd, DeflatePart(*part)
             finally:
                 os.close(fd)
 
@@ -186,44 +209,100 @@ def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
     return stretches
 
 
-def write_stretch(target: _Target, stretch: Stretch) -> tuple[list[DeflatePart], ...]:
-    """Write a stretch of both edge files; return the deflate parts of each, if any.
+class StretchSummary(NamedTuple):
+    """What a written stretch leaves behind.
+
+    Attributes
+    ----------
+    parts : list
+        The deflate parts of both sides; none in plain files.
+    written : list of Written
+        Of both sides size and checksum: of the stretch in the plain file, or of the file that
+        holds the deflate parts.
+    """
+
+    parts: list[list[DeflatePart]]
+    written: list[Written]
+
+
+def write_stretch(target: _Target, stretch: Stretch) -> StretchSummary:
+    """Write a stretch of both edge files.
 
     Doing it twice, or twice at once, gives the same bytes in the same places.
     """
-    dtype = np.dtype(target.dtype)
-    n_edges = target.positions[-1]
-    results = []
-    for side in SIDES:
-        parts: list[DeflatePart] = []
-        encoded: list[bytes] = []
-        path = Path(target.folder, file_name(side, target.compression))
-        fd = os.open(path, os.O_WRONLY) if target.compression is None else -1
-        try:
-            for part in range(stretch.first, stretch.last):
-                start = part * edge_files.PART_EDGES
-                stop = min(start + edge_files.PART_EDGES, n_edges)
-                values = _read_edges(target, side, start, stop).astype(dtype, copy=False)
-                if target.compression is None:
-                    write_at(fd, values, start * dtype.itemsize)
-                    continue
-                last = part == n_edges // edge_files.PART_EDGES
-                data, crc = deflate_edges(values, target.compression, last=last)
-                parts.append(DeflatePart(sum(map(len, encoded)), len(data), crc, values.nbytes))
-                encoded.append(data)
-        finally:
-            if fd >= 0:
-                os.close(fd)
+    write = _write_plain if target.compression is None else _write_deflated
+    sides = [write(target, stretch, side) for side in SIDES]
+    return StretchSummary([parts for parts, _ in sides], [written for _, written in sides])
+
+
+Side = tuple[list[DeflatePart], Written]
+
+
+def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
+    item = np.dtype(target.dtype).itemsize
+    n_bytes = crc = 0
+    fd = os.open(target.path(side), os.O_WRONLY)
+    try:
+        for start, stop in _parts(target, stretch):
+            values = _read_edges(target, side, start, stop)
+            n_bytes += values.nbytes
+            crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
+            write_at(fd, values, start * item)
+    finally:
+        os.close(fd)
+    return [], Written(n_bytes, crc)
+
+
+def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
+    parts: list[DeflatePart] = []
+    encoded: list[bytes] = []
+    assert target.compression is not None
+    for start, stop in _parts(target, stretch):
+        values = _read_edges(target, side, start, stop)
+        last = start // edge_files.PART_EDGES == target.positions[-1] // edge_files.PART_EDGES
+        data, crc = deflate_edges(values, target.compression, last=last)
+        parts.append(DeflatePart(sum(map(len, encoded)), len(data), crc, values.nbytes))
+        encoded.append(data)
+    joined = np.frombuffer(b"".join(encoded), np.uint8)
+    path = target.scratch.run(f"deflated-{side}", stretch.number)
+    return parts, write_run(path, [({"data": joined}, np.zeros(0))])
+
+
+def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool:
+    """Tell whether what a written stretch has left is still there."""
+    stretch, summary = kept
+    for side, written in zip(SIDES, summary.written, strict=True):
         if target.compression is not None:
-            joined = np.frombuffer(b"".join(encoded), np.uint8)
-            name = target.scratch.run(f"deflated-{side}", stretch.number)
-            write_run(name, [({"data": joined}, np.zeros(0))])
-        results.append(parts)
-    return tuple(results)
+            path = target.scratch.run(f"deflated-{side}", stretch.number)
+            if not holds(path, Written(*written)):
+                return False
+        elif _plain_crc(target, stretch, side) != written[1]:
+            return False
+    return True
+
+
+def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
+    dtype, crc = np.dtype(target.dtype), 0
+    fd = os.open(target.path(side), os.O_RDONLY)
+    try:
+        for start, stop in _parts(target, stretch):
+            values = workspace.take("written stretch", stop - start, dtype)
+            read_at(fd, values, start * dtype.itemsize)
+            crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
+    finally:
+        os.close(fd)
+    return crc
+
+
+def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
+    """Yield the edges of each deflate part of a stretch (in plain files, as many)."""
+    size = edge_files.PART_EDGES
+    for part in range(stretch.first, stretch.last):
+        yield part * size, min((part + 1) * size, target.positions[-1])
 
 
 def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
-    """Read the edges ``[start, stop)`` of one side from the parts that hold them."""
+    """Read the edges ``[start, stop)`` of one side, in their final dtype, from their parts."""
     dtype = np.dtype(target.cell_dtype)
     out = workspace.take("stretch", stop - start, dtype)
     number = bisect_right(target.positions, start) - 1
@@ -238,4 +317,4 @@ def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
                 part.read(0, side, at - begin, out[at - start : at - start + n])
             at += n
         number += 1
-    return out
+    return out.astype(target.dtype, copy=False)

@@ -45,6 +45,8 @@ class Place(Protocol):
         The file or folder that workers on other machines must see; None if there is none.
     is_shared : bool
         Whether other processes can open it.
+    is_lasting : bool
+        Whether it will be there for another run, by the same name.
     """
 
     @property
@@ -58,6 +60,13 @@ class Place(Protocol):
     @property
     def is_shared(self) -> bool:
         """See the class."""
+
+    @property
+    def is_lasting(self) -> bool:
+        """See the class."""
+
+    def files(self, key: str) -> Iterator[Path]:
+        """Yield the files that hold a matrix, in the same order each time."""
 
     def absolute(self) -> Self:
         """Return the same place, for processes with another working directory."""
@@ -153,6 +162,22 @@ class ZarrPlace:
         """Whether it is not in this process's memory."""
         return not isinstance(self.store, MemoryStore)
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it has a name."""
+        return self.store is None
+
+    def files(self, key: str) -> Iterator[Path]:
+        """Yield the files of a matrix; none if it is not on this machine."""
+        if self.file is None:
+            return
+        if Path(self.file).is_file():
+            yield Path(self.file)
+        for folder, folders, names in os.walk(Path(self.file, self.prefix, key)):
+            folders.sort()
+            for name in sorted(names):
+                yield Path(folder, name)
+
     def absolute(self) -> ZarrPlace:
         """Return the same place with an absolute path."""
         return self if self.file is None else replace(self, path=str(Path(self.path).absolute()))
@@ -221,11 +246,16 @@ class HDF5Place:
 
     path: str
     is_shared = True
+    is_lasting = True
 
     @property
     def file(self) -> str:
         """The file."""
         return self.path
+
+    def files(self, key: str) -> Iterator[Path]:
+        """Yield the file."""
+        yield Path(self.path)
 
     def absolute(self) -> HDF5Place:
         """Return the same place with an absolute path."""
@@ -276,6 +306,11 @@ class MemoryPlace:
     content: Mapping[str, StoredArray] = field(repr=False)
     file = None
     is_shared = False
+    is_lasting = False
+
+    def files(self, key: str) -> Iterator[Path]:
+        """Yield nothing."""
+        yield from ()
 
     def absolute(self) -> MemoryPlace:
         """Return itself."""
@@ -301,11 +336,16 @@ class RawPlace:
     path: str
     folder: str
     is_shared = True
+    is_lasting = False
 
     @property
     def file(self) -> str:
         """The folder."""
         return self.folder
+
+    def files(self, key: str) -> Iterator[Path]:
+        """Yield the files."""
+        yield from sorted(Path(self.folder).iterdir())
 
     def absolute(self) -> RawPlace:
         """Return the same place with an absolute path."""

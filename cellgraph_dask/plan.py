@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .degrees import COUNTER_BYTES
@@ -162,8 +162,7 @@ def tune(
         If not even one thread can work; the message names the smallest limit that would do.
     """
     fewest = 1 if fewer else threads
-    # Counters in memory are for threads, which share it.
-    in_memory = fewer and COUNTER_BYTES * job.source.n_cells <= limit * _COUNTERS_SHARE
+    in_memory = fewer and _has_room_for_counters(job, limit)
     for n_threads in range(threads, fewest - 1, -1):
         tuning = _tune(job, limit, reserved, n_threads, compression, in_memory)
         if tuning is not None:
@@ -178,6 +177,29 @@ def tune(
         f"{format_bytes(least - reserved)} for chunks of {job.source.chunk_size:,} entries. The "
         f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
     )
+
+
+def adopt(
+    job: Job,
+    tuning: Tuning,
+    *,
+    limit: int,
+    reserved: int,
+    compression: int | None,
+    fewer: bool = True,
+) -> Tuning | None:
+    """Return the sizes of an earlier plan for as many threads as the limit feeds now, or None."""
+    in_memory = fewer and _has_room_for_counters(job, limit)
+    for n_threads in range(tuning.threads, 0 if fewer else tuning.threads - 1, -1):
+        adopted = replace(tuning, threads=n_threads, count_degrees=in_memory)
+        if projected_bytes(job, adopted, reserved, compression) <= limit:
+            return adopted
+    return None
+
+
+def _has_room_for_counters(job: Job, limit: int) -> bool:
+    """Tell whether threads may share a counter for each cell."""
+    return COUNTER_BYTES * job.source.n_cells <= limit * _COUNTERS_SHARE
 
 
 def projected_bytes(job: Job, tuning: Tuning, reserved: int, compression: int | None) -> int:

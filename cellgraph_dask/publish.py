@@ -55,6 +55,13 @@ class Output:
         The folder; it is made if it does not exist.
     force
         Whether an export that is there may be replaced.
+    resume
+        Whether what a killed run has left in the work folder stays there.
+
+    Attributes
+    ----------
+    keep : bool
+        Set it to leave the work folder as it is in the end, for a run that resumes.
 
     Raises
     ------
@@ -64,8 +71,11 @@ class Output:
 
     upload_bytes = 0  # memory that uploading takes; see `RemoteOutput`
 
-    def __init__(self, out_dir: Path, *, force: bool) -> None:
-        self.out_dir = self.disk = out_dir
+    def __init__(self, out_dir: Path, *, force: bool, resume: bool = False) -> None:
+        self.out_dir = self.folder = out_dir
+        self.name = str(out_dir.absolute())
+        self.keep = False
+        self._resume = resume
         self.work = out_dir / WORK_FOLDER
         self._lock = -1
         self._created: list[Path] = []
@@ -83,7 +93,8 @@ class Output:
                 self._remove_empty_folders()
                 raise
             try:
-                self._clear_work()  # what a killed run may have left
+                if not self._resume:
+                    self._clear_work()  # what a killed run may have left
                 os.truncate(self._lock, 0)
                 os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
             except BaseException:
@@ -94,7 +105,8 @@ class Output:
     def __exit__(self, *_: object) -> None:
         if self._lock < 0:
             return
-        self._clear_work()
+        if not self.keep:
+            self._clear_work()
         with suppress(OSError):
             (self.work / "lock").unlink(missing_ok=True)
         self._remove_empty_folders()
@@ -146,13 +158,17 @@ class Output:
             else:
                 path.unlink(missing_ok=True)
 
-    def clear_edge_files(self) -> None:
-        """Remove edge files that an attempt at another way has left in the work folder."""
-        for path in self.work.glob("edges.*"):
-            path.unlink()
+    def publish(
+        self, manifest: Manifest, made: Path | None = None, _progress: Progress | None = None
+    ) -> None:
+        """Show edge files to readers, as `manifest` describes them.
 
-    def publish(self, manifest: Manifest, _progress: Progress | None = None) -> None:
-        """Show the edge files in the work folder to readers, as `manifest` describes them.
+        Parameters
+        ----------
+        manifest
+            The manifest.
+        made
+            Folder inside the work folder where they were made; the work folder if not given.
 
         Raises
         ------
@@ -163,18 +179,18 @@ class Output:
         with named_disk_errors(self.out_dir):
             folder.mkdir(exist_ok=True)
             try:
-                self._bring_in(manifest)
+                self._bring_in(manifest, made or self.work)
             finally:
                 self._remove_unnamed(folder)
             fsync_folder(self.out_dir)
 
-    def _bring_in(self, manifest: Manifest) -> None:
+    def _bring_in(self, manifest: Manifest, folder: Path) -> None:
         """Move the new files in and show them; under tagged names first if theirs are taken."""
         taken = any((self.out_dir / manifest.path(side)).exists() for side in SIDES)
         hop = taken and (self.out_dir / MANIFEST).exists()
         shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
         for side in SIDES:
-            made = self.work / file_name(side, manifest.compression)
+            made = folder / file_name(side, manifest.compression)
             made.replace(self.out_dir / shown.path(side))
         fsync_folder(self.out_dir / FOLDER)
         self._show(shown)

@@ -12,18 +12,21 @@ A run appears under its name by rename, so one that is there is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 from .files import read_at, write_at
 
 Array = NDArray[Any]
 Columns = Mapping[str, Array]
+
+_CHECKED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,21 @@ class Scratch:
         return Path(self.folder, f"{stage}-{index:06d}.run")
 
 
-def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> int:
-    """Write a run and return its size in bytes.
+class Written(NamedTuple):
+    """What a file of a run holds.
+
+    Attributes
+    ----------
+    n_bytes, crc : int
+        Its size, and the CRC-32 of its bytes.
+    """
+
+    n_bytes: int
+    crc: int
+
+
+def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> Written:
+    """Write a run and return its size and checksum.
 
     Parameters
     ----------
@@ -58,19 +74,38 @@ def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> int:
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     fd = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        offset = 0
-        for columns, _ in sections:
-            for column in columns.values():
-                offset = write_at(fd, column, offset)
-        for _, starts in sections:
-            offset = write_at(fd, np.ascontiguousarray(starts, np.int64), offset)
+        offset = crc = 0
+        for column in _in_file_order(sections):
+            crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
+            offset = write_at(fd, column, offset)
         aside.rename(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     finally:
         os.close(fd)
-    return offset
+    return Written(offset, crc)
+
+
+def _in_file_order(sections: list[tuple[Columns, Array]]) -> Iterator[Array]:
+    for columns, _ in sections:
+        yield from columns.values()
+    for _, starts in sections:
+        yield np.ascontiguousarray(starts, np.int64)
+
+
+def holds(path: Path, written: Written) -> bool:
+    """Tell whether a run is there with the bytes that were written."""
+    crc = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != written.n_bytes:
+                return False
+            while part := file.read(_CHECKED_BYTES):
+                crc = zlib_ng.crc32(part, crc)
+    except OSError:
+        return False
+    return crc == written.crc
 
 
 class RunReader:

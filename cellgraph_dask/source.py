@@ -7,6 +7,7 @@ has been checked; the compiled loops rely on that.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -145,6 +146,21 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again.
+
+        It is of the names, sizes and times of its files; elsewhere, of a sample of its chunks.
+        """
+        digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
+        for path in self.place.files(self.key):
+            status = path.stat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+        if self.place.file is None:  # elsewhere: the first, a middle and the last chunk of each
+            for array in self._arrays.values():
+                for at in (0, array.size // 2, max(array.size - 1, 0)):
+                    digest.update(_chunk_of(array, at).tobytes())
+        return digest.hexdigest()
 
     @property
     def chunk_size(self) -> int:
@@ -437,6 +453,14 @@ class Source:
         )
 
 
+def _chunk_of(array: StoredArray, at: int) -> Array:
+    """Return the values of the chunk that holds value `at`."""
+    first = at // array.chunk_size * array.chunk_size
+    values = np.empty(min(array.chunk_size, array.size - first), array.dtype)
+    array.read(first, first + values.size, values)
+    return values
+
+
 def _row_of(block: Block, indptr: Array, entry: int) -> int:
     return block.first_row + int(np.searchsorted(indptr, entry - block.start, side="right")) - 1
 
@@ -540,7 +564,7 @@ def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
             return _open_place(place, f"{group.path}", None)
         return _open_place(HDF5Place(group.file.filename), group.name, None)
     layout, *arrays, shape = compress(matrix, key)
-    n_cells = check_shape(key, tuple(shape), n_cells)
+    n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
     check_weights(key, arrays[2].dtype)
     content = {
         name: MemoryArray(f"{key}/{name}", array)

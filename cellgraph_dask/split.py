@@ -9,6 +9,7 @@ import numpy as np
 from . import kernels, workspace
 from .errors import NegativeWeightError
 from .job import Job
+from .scratch import Written
 from .source import Block
 from .split_runs import BAND_BITS, SplitRuns, count_bands
 
@@ -20,12 +21,13 @@ class SplitSummary(NamedTuple):
     ----------
     contributions : ndarray
         Upper and lower entries in each partition; int64, shape ``(n_partitions,)``.
-    n_bytes : int
-        Size of the run.
+    n_bytes, crc : int
+        Size and checksum of the run.
     """
 
     contributions: np.ndarray[tuple[int], np.dtype[np.int64]]
     n_bytes: int
+    crc: int
 
 
 def split_bytes(job: Job, n_entries: int, n_rows: int) -> int:
@@ -77,5 +79,11 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
             entries.indices, entries.weights, entries.indptr, *place, next_lower,
             upper["dst"], upper["weight"], lower["src"], lower["row"], lower["weight"],
         )  # fmt: skip
-    n_bytes = runs.write(block, [upper, lower, {"n": in_row}], upper_starts, lower_starts)
-    return SplitSummary(upper_counts + lower_counts.sum(axis=1), n_bytes)
+    written = runs.write(block, [upper, lower, {"n": in_row}], upper_starts, lower_starts)
+    return SplitSummary(upper_counts + lower_counts.sum(axis=1), *written)
+
+
+def split_holds(runs: SplitRuns, kept: tuple[Block, SplitSummary]) -> bool:
+    """Tell whether the run of a block is still what the summary says."""
+    block, summary = kept
+    return runs.holds(block.number, Written(summary.n_bytes, summary.crc))

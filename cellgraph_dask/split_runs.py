@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from . import kernels, workspace
 from .job import Job
-from .scratch import RunReader, write_run
+from .scratch import RunReader, Written, holds, write_run
 from .source import Block
 
 Array = NDArray[Any]
@@ -77,8 +77,8 @@ class SplitRuns:
 
     def write(
         self, block: Block, sections: Sequence[dict[str, Array]], upper: Array, lower: Array
-    ) -> int:
-        """Write the run of a block; return its size in bytes.
+    ) -> Written:
+        """Write the run of a block; return its size and checksum.
 
         Parameters
         ----------
@@ -94,6 +94,10 @@ class SplitRuns:
         rows = np.clip(borders - block.first_row, 0, block.last_row - block.first_row)
         path = self.job.scratch.run("split", block.number)
         return write_run(path, list(zip(sections, (upper, lower, rows), strict=True)))
+
+    def holds(self, block: int, written: Written) -> bool:
+        """Tell whether the run of a block is there as it was written."""
+        return holds(self.job.scratch.run("split", block), written)
 
     def open(self, block: int) -> RunReader:
         """Open the run of a block."""

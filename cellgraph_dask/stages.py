@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -20,12 +19,13 @@ from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
 from .errors import NotSymmetricError
 from .execute import Executor
 from .job import Job
-from .merge import EdgeSink, cut_pieces, merge
+from .merge import EdgeSink, MergeSummary, cut_pieces, merge, merge_holds
 from .plan import Tuning
+from .resume import Stages
 from .source import Block
-from .split import split
+from .split import SplitSummary, split, split_holds
 from .split_runs import SplitRuns
-from .stream import prove_symmetry, stream
+from .stream import StreamSummary, prove_symmetry, stream, stream_holds
 
 
 class Delivery(Protocol):
@@ -35,9 +35,18 @@ class Delivery(Protocol):
     ----------
     sink : EdgeSink
         Takes the edges from the tasks.
+    kind : str
+        Where it puts them.
+    scratch_bytes : int
+        Bytes of the temporary files that it has made.
     """
 
     sink: EdgeSink
+    kind: str
+    scratch_bytes: int
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Count on pieces, by number their edges, that an interrupted run has delivered."""
 
     def finish(self, counts: Sequence[int]) -> int:
         """Complete the edge files, given the edges of each piece; return their bytes."""
@@ -64,27 +73,47 @@ class Outcome(NamedTuple):
 
 
 def run_stages(
-    job: Job, blocks: list[Block], tuning: Tuning, executor: Executor, delivery: Delivery
+    job: Job,
+    blocks: list[Block],
+    tuning: Tuning,
+    seeds: tuple[int, int],
+    stages: Stages,
+    delivery: Delivery,
 ) -> Outcome:
     """Find all edges of a matrix the job's way and deliver them.
+
+    Parameters
+    ----------
+    job, blocks, tuning
+        The export, and how it is cut.
+    seeds
+        Of the hash that proves symmetry.
+    stages
+        Runs the stages.
+    delivery
+        Makes the edge files.
 
     Raises
     ------
     NegativeWeightError, NotSymmetricError
         If the way does not suit the matrix.
     """
-    run = _run_symmetric if job.way == "symmetric" else _run_general
-    return run(job, blocks, tuning, executor, delivery)
+    if job.way == "symmetric":
+        return _run_symmetric(job, blocks, seeds, stages, delivery)
+    return _run_general(job, blocks, tuning, stages, delivery)
 
 
 def _run_symmetric(
-    job: Job, blocks: list[Block], _tuning: Tuning, executor: Executor, delivery: Delivery
+    job: Job, blocks: list[Block], seeds: tuple[int, int], stages: Stages, delivery: Delivery
 ) -> Outcome:
-    seeds = np.frombuffer(os.urandom(16), np.uint64)
-    summaries = executor.run(
+    summaries = stages.run(
         "stream",
-        partial(stream, job, seeds, delivery.sink),
+        partial(stream, job, np.array(seeds, np.uint64), delivery.sink),
         blocks,
+        summary=StreamSummary,
+        holds=partial(stream_holds, job, delivery.sink),
+        variant=delivery.kind,
+        keep=lambda kept: delivery.keep({k: summary.n_edges for k, summary in kept.items()}),
         sizes=[block.stop - block.start for block in blocks],
         unit="entries",
         stop=delivery.stop,
@@ -93,17 +122,20 @@ def _run_symmetric(
     if largest is None:
         raise NotSymmetricError
     counts = [summary.n_edges for summary in summaries]
-    return Outcome(sum(counts), largest, 0, delivery.finish(counts))
+    output_bytes = delivery.finish(counts)
+    return Outcome(sum(counts), largest, delivery.scratch_bytes, output_bytes)
 
 
 def _run_general(
-    job: Job, blocks: list[Block], tuning: Tuning, executor: Executor, delivery: Delivery
+    job: Job, blocks: list[Block], tuning: Tuning, stages: Stages, delivery: Delivery
 ) -> Outcome:
     runs = SplitRuns.of(job, blocks)
-    left = executor.run(
+    left = stages.run(
         "split",
         partial(split, runs),
         blocks,
+        summary=SplitSummary,
+        holds=partial(split_holds, runs),
         sizes=[block.stop - block.start for block in blocks],
         unit="entries",
     )
@@ -112,10 +144,14 @@ def _run_general(
         contributions += run.contributions
     pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
     degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
-    merged = executor.run(
+    merged = stages.run(
         "merge",
         partial(merge, runs, delivery.sink, degrees),
         pieces,
+        summary=MergeSummary,
+        holds=partial(merge_holds, job, delivery.sink, degrees),
+        variant=f"{delivery.kind} {degrees.kind}",
+        keep=lambda kept: delivery.keep({k: summary.n_edges for k, summary in kept.items()}),
         sizes=[piece.n_contributions for piece in pieces],
         unit="entries",
         stop=delivery.stop,
@@ -124,8 +160,9 @@ def _run_general(
     if isinstance(degrees, DegreeCounters):
         largest = degrees.largest()
     else:
-        largest = _count_degrees(job, len(pieces), tuning, executor)
+        largest = _count_degrees(job, len(pieces), tuning, stages.executor)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
+    scratch_bytes += delivery.scratch_bytes
     return Outcome(sum(piece.n_edges for piece in merged), largest, scratch_bytes, output_bytes)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from . import kernels, workspace
 from .errors import NegativeWeightError
 from .job import Job
-from .merge import EdgeSink
+from .merge import EdgeSink, edges_crc, read_kept
 from .source import Block, Source
 
 _N_PROBES = 10
@@ -33,8 +33,10 @@ class StreamSummary(NamedTuple):
     ----------
     first_row, last_row : int
         Its first row, and its last one (inclusive); both may go on in other blocks.
-    n_edges : int
-        Upper entries, all written.
+    position, n_edges : int
+        Where its upper entries are in the sink, and how many; all are edges.
+    crc : int
+        CRC-32 of their sources and then their destinations.
     imbalance : tuple of int
         The two halves of the sum of hashes.
     repeats : bool
@@ -47,7 +49,9 @@ class StreamSummary(NamedTuple):
 
     first_row: int
     last_row: int
+    position: int
     n_edges: int
+    crc: int
     imbalance: tuple[int, int]
     repeats: bool
     largest: int
@@ -83,11 +87,14 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
     n, repeats = kernels.stream_block(
         entries.indices, entries.indptr, block.first_row, seeds, src, dst, imbalance, degrees
     )
-    sink.write(sink.place(block.number, n), src[:n], dst[:n])
+    position = sink.place(block.number, n)
+    sink.write(position, src[:n], dst[:n])
     return StreamSummary(
         first_row=block.first_row,
         last_row=block.last_row - 1,
+        position=position,
         n_edges=n,
+        crc=edges_crc(src[:n], dst[:n]),
         imbalance=(int(imbalance[0]), int(imbalance[1])),
         repeats=repeats,
         largest=int(degrees[0]),
@@ -96,6 +103,13 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
         first_edge=(int(src[0]), int(dst[0])) if n else None,
         last_edge=(int(src[n - 1]), int(dst[n - 1])) if n else None,
     )
+
+
+def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) -> bool:
+    """Tell whether the edges that a streamed block has left still hold."""
+    _, summary = kept
+    edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
+    return edges is not None
 
 
 def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
@@ -108,9 +122,9 @@ def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
     last_edge = (-1, -1)
     for summary in summaries:
         if summary.first_edge is not None and summary.last_edge is not None:
-            if summary.first_edge <= last_edge:  # a row in several blocks that is not sorted
+            if tuple(summary.first_edge) <= last_edge:  # a row in several blocks, not sorted
                 return None
-            last_edge = summary.last_edge
+            last_edge = (summary.last_edge[0], summary.last_edge[1])
         # Rows that go on from block to block have their entries counted together.
         degree = summary.first + (degree if summary.first_row == row else 0)
         largest = max(largest, summary.largest, degree)

@@ -16,22 +16,21 @@ What is there at the end is read again, so that most such accidents are told of.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .edge_pairs import FOLDER, IDENTITY, MANIFEST, SIDES, Manifest, file_name, read_manifest
 from .errors import CellgraphError, InvalidExportError, OutputError
-from .files import make_folders, named_disk_errors
 from .progress import Progress, Quiet
 from .publish import NAMES, TAGGED, Output, identity_text, read_identity
-from .remote import RemotePath, describe, find_path
+from .remote import RemotePath, describe, find_path, is_url, local_path
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9_000  # S3 allows 10,000
@@ -40,10 +39,23 @@ _MOST_PARTS = 9_000  # S3 allows 10,000
 _COPIES = 4
 
 
+def local_folder(out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+    """Return the folder where an export is made: its own, or for a URL one for temporary files.
+
+    It is the same for the same URL and user, so that a run that was interrupted is found there.
+    """
+    if not is_url(out_dir):
+        return local_path(out_dir)
+    name = sha256(f"{os.getuid()} {str(out_dir).rstrip('/')}".encode()).hexdigest()[:12]
+    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    return parent.absolute() / f"cellgraph-dask-{name}"
+
+
 def open_output(
     out_dir: str | Path,
     *,
     force: bool,
+    resume: bool = False,
     scratch_dir: str | Path | None = None,
     storage_options: Mapping[str, Any] | None = None,
     on_cluster: bool = False,
@@ -56,6 +68,8 @@ def open_output(
         Folder or URL.
     force
         Whether an export that is there may be replaced.
+    resume
+        Whether what a killed run has left stays there.
     scratch_dir
         Where the files of a remote export are made.
     storage_options
@@ -69,14 +83,15 @@ def open_output(
         If there is an export already, or the storage cannot be used.
     """
     target = find_path(out_dir, storage_options)
+    folder = local_folder(out_dir, scratch_dir)
     if isinstance(target, Path):
-        return Output(target.absolute() if on_cluster else target, force=force)
+        return Output(folder.absolute() if on_cluster else folder, force=force, resume=resume)
     if on_cluster and scratch_dir is None:
         raise OutputError(
             f"the files of {target} are made in a folder before they are uploaded; on a cluster "
             "all workers must see it: name one on storage that they share with --scratch-dir."
         )
-    return RemoteOutput(target, force=force, scratch_dir=scratch_dir)
+    return RemoteOutput(target, folder, force=force, resume=resume)
 
 
 class RemoteOutput:
@@ -88,10 +103,12 @@ class RemoteOutput:
     ----------
     target
         Where the export goes.
+    folder
+        Folder of this machine where its files are made; it is held as that of a local export.
     force
         Whether an export that is there may be replaced.
-    scratch_dir
-        Where its files are made; by default the system's folder for temporary files.
+    resume
+        Whether what a killed run has left in the folder stays there.
 
     Raises
     ------
@@ -101,11 +118,12 @@ class RemoteOutput:
 
     upload_bytes = len(SIDES) * _COPIES * _PART_BYTES  # most memory that uploading takes
 
-    def __init__(self, target: RemotePath, *, force: bool, scratch_dir: str | Path | None) -> None:
+    def __init__(self, target: RemotePath, folder: Path, *, force: bool, resume: bool) -> None:
         self.out_dir = target
-        self.disk = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-        self.work = self.disk  # until it is entered
-        self._created: list[Path] = []
+        self.name = str(target)
+        self.folder = folder
+        self._local = Output(folder, force=True, resume=resume)
+        self.work = self._local.work
         with named_storage_errors(target):
             taken = (target / MANIFEST).exists()
         if taken and not force:
@@ -114,18 +132,34 @@ class RemoteOutput:
                 "--force; the old export stays whole until the new one is complete."
             )
 
+    @property
+    def keep(self) -> bool:
+        """Whether to leave the folder as it is in the end, for a run that resumes."""
+        return self._local.keep
+
+    @keep.setter
+    def keep(self, keep: bool) -> None:
+        self._local.keep = keep
+
     def __enter__(self) -> RemoteOutput:
-        self._try_to_write()
-        with named_disk_errors(self.disk):
-            self._created = make_folders(self.disk)
-            self.work = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=self.disk))
+        with suppress(FileNotFoundError):
+            if self.folder.stat().st_uid != os.getuid():
+                raise OutputError(
+                    f"{self.folder} belongs to another user. Name another place for temporary "
+                    "files with --scratch-dir."
+                )
+        self._local.__enter__()
+        try:
+            self._try_to_write()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
-        for folder in self._created:
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty
+        self._local.__exit__()
+        with suppress(OSError):
+            self.folder.rmdir()  # only if it is empty
 
     def _try_to_write(self) -> None:
         """Find out before the work whether the storage will take the export."""
@@ -134,28 +168,41 @@ class RemoteOutput:
             trial.files.pipe_file(trial.path, b"trial")
             trial.files.rm_file(trial.path)
 
-    def clear_edge_files(self) -> None:
-        """Remove edge files that an attempt at another way has left in the work folder."""
-        for path in self.work.glob("edges.*"):
-            path.unlink()
+    def publish(
+        self, manifest: Manifest, made: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        """Upload edge files, and show them as `manifest` describes them.
 
-    def publish(self, manifest: Manifest, progress: Progress | None = None) -> None:
-        """Upload the edge files in the work folder, and show them as `manifest` describes them.
+        Parameters
+        ----------
+        manifest
+            The manifest.
+        made
+            Folder where they were made; the work folder if not given.
+        progress
+            Told what is sent.
 
         Raises
         ------
         OutputError
-            If that failed; the old export is then whole, or the new one is.
+            If that failed; the old export is then whole, or the new one is. What was made stays on
+            this machine, for a run that resumes.
         """
-        with named_storage_errors(self.out_dir):
-            try:
-                self._bring_in(manifest, progress or Quiet())
-            finally:
-                with suppress(Exception):  # of a broken connection, say; the next export does it
-                    self._remove_unnamed()
-            self._check(manifest)
+        folder = made or self.work
+        try:
+            with named_storage_errors(self.out_dir):
+                try:
+                    self._bring_in(manifest, folder, progress or Quiet())
+                finally:
+                    with suppress(Exception):  # of a lost connection, say; the next export does it
+                        self._remove_unnamed()
+                self._check(manifest, folder)
+        except CellgraphError as error:
+            self.keep = True
+            error.args = (f"{error} What is finished is kept; --resume uploads it.",)
+            raise
 
-    def _bring_in(self, manifest: Manifest, progress: Progress) -> None:
+    def _bring_in(self, manifest: Manifest, folder: Path, progress: Progress) -> None:
         """Upload the new files and show them; under tagged names first if theirs are taken."""
         hop = (self.out_dir / MANIFEST).exists() and any(
             (self.out_dir / manifest.path(side)).exists() for side in SIDES
@@ -163,7 +210,7 @@ class RemoteOutput:
         if not hop:
             self._remove_unnamed()  # of an export that was killed
         shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-        self._upload(shown, progress)
+        self._upload(shown, folder, progress)
         self._show(shown)
         if hop:
             for side in SIDES:
@@ -171,7 +218,7 @@ class RemoteOutput:
                 source.files.cp_file(source.path, target.path)
             self._put_manifest(manifest)
 
-    def _upload(self, manifest: Manifest, progress: Progress) -> None:
+    def _upload(self, manifest: Manifest, folder: Path, progress: Progress) -> None:
         """Upload both files at once, then complete both.
 
         The threads look whether another one has failed, or the user has had enough, at each part.
@@ -180,7 +227,7 @@ class RemoteOutput:
         stop = threading.Event()
         try:
             for side in SIDES:
-                made = self.work / file_name(side, manifest.compression)
+                made = folder / file_name(side, manifest.compression)
                 uploads.append(_Upload(made, self.out_dir / manifest.path(side)))
             progress.start("upload", sum(upload.n_bytes for upload in uploads), "bytes")
             with ThreadPoolExecutor(len(uploads), thread_name_prefix="cellgraph-upload") as pool:
@@ -253,7 +300,7 @@ class RemoteOutput:
                 if name not in named and (name in NAMES or TAGGED.fullmatch(name)):
                     folder.files.rm_file(path)
 
-    def _check(self, manifest: Manifest) -> None:
+    def _check(self, manifest: Manifest, folder: Path) -> None:
         """Read back what readers see now.
 
         Raises
@@ -262,9 +309,7 @@ class RemoteOutput:
             If that is not the export that has been published.
         """
         sizes = [(self.out_dir / manifest.path(side)).size() for side in SIDES]
-        made = [
-            (self.work / file_name(side, manifest.compression)).stat().st_size for side in SIDES
-        ]
+        made = [(folder / file_name(s, manifest.compression)).stat().st_size for s in SIDES]
         if sizes != made or (self.out_dir / MANIFEST).read_text() != manifest.to_json():
             raise OutputError(
                 f"{self.out_dir} does not hold what was written to it: another export into it may "

@@ -25,7 +25,7 @@ def main() -> None:
     # The memory limit is that of each process. An active client is found without being named.
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit="1GB", dashboard_address=None
+            n_workers=2, threads_per_worker=1, memory_limit="1GB", dashboard_address=":0"
         ) as cluster,
         Client(cluster),
     ):

@@ -7,6 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("here", deadline=None)  # tests run on machines that stall
+settings.load_profile("here")
 
 from tests.s3 import S3, Proxy, start_s3
 

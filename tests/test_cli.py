@@ -47,7 +47,7 @@ def test_help(arguments, flag):
 def test_help_names_every_option():
     text = run("export", "--help").stdout
     options = ("--key", "--compression", "--memory-limit", "--threads", "--scratch-dir",
-               "--keep-scratch", "--force", "--json", "--progress")  # fmt: skip
+               "--keep-scratch", "--force", "--resume", "--json", "--progress")  # fmt: skip
     assert all(option in text for option in options)
     assert "512MB" in text
 
@@ -235,7 +235,7 @@ def test_keep_scratch(tmp_path):
     outcome = run("export", source, tmp_path / "out", "--scratch-dir", scratch, "--keep-scratch")
     assert outcome.exit_code == 0
     (folder,) = scratch.iterdir()
-    assert any(path.suffix == ".run" for path in folder.iterdir())
+    assert any(path.suffix == ".run" for path in folder.rglob("*"))
     folder.rename(tmp_path / "moved")  # or it would count as litter
     outcome = run("export", source, tmp_path / "out", "--scratch-dir", scratch, "--force")
     assert outcome.exit_code == 0

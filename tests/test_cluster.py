@@ -122,7 +122,7 @@ def expected(stores, tmp_path_factory) -> dict[tuple[str, int | None], dict[str,
     folder = tmp_path_factory.mktemp("expected")
     result = {}
     for kind, store in stores.items():
-        for compression in (None, 6):
+        for compression in (None, 9):
             written = []
             for threads in (1, 2):
                 out_dir = folder / f"{kind}-{compression}-{threads}"
@@ -134,7 +134,7 @@ def expected(stores, tmp_path_factory) -> dict[tuple[str, int | None], dict[str,
 
 
 @pytest.mark.parametrize("kind", ["directed", "symmetric"])
-@pytest.mark.parametrize("compression", [None, 6])
+@pytest.mark.parametrize("compression", [None, 9])
 def test_a_local_cluster_of_processes_gives_the_same_bytes(
     tmp_path, stores, expected, kind, compression
 ):
@@ -142,7 +142,7 @@ def test_a_local_cluster_of_processes_gives_the_same_bytes(
 
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=2, memory_limit="900MB", dashboard_address=None
+            n_workers=2, threads_per_worker=2, memory_limit="900MB", dashboard_address=":0"
         ) as cluster,
         Client(cluster),
     ):
@@ -164,6 +164,11 @@ def test_the_command_line_on_a_cluster_started_by_hand(tmp_path, stores, expecte
             assert json.loads(done.stdout)["peak_memory_bytes"] <= 600e6
 
 
+def any_finished_in(out_dir: Path) -> bool:
+    """Tell whether the client knows of a finished task."""
+    return any(path.stat().st_size > 50 for path in out_dir.rglob("journal-*"))
+
+
 # What shows in the scratch or work folder when a stage is under way.
 STAGES = {
     "split": "split-*.run",
@@ -172,56 +177,105 @@ STAGES = {
 }
 
 
+@contextmanager
+def caught_in(stage: str, command: list[str], out_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start an export and give it when the stage is under way and the client knows of some task."""
+    export = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_until(
+            lambda: (
+                export.poll() is not None
+                or (any(out_dir.rglob(STAGES[stage])) and any_finished_in(out_dir))
+            )
+        )
+        yield export
+    finally:
+        export.kill()
+        export.communicate()
+
+
+ATTEMPTS = 5  # the export may be done before it is interrupted
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("victim", ["worker", "worker and nanny"])
 def test_a_killed_worker_costs_only_its_tasks(tmp_path, stores, expected, stage, victim):
-    out_dir = tmp_path / "out"
-    with hand_started(tmp_path, 2) as cluster:
-        command = export_command(stores["directed"], out_dir, cluster, "--compression", "6")
-        export = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: any(out_dir.rglob(STAGES[stage])))
-        nanny = cluster.processes[1]
-        if victim == "worker":
-            workers = [
-                child
-                for child in psutil.Process(nanny.pid).children(recursive=True)
-                if "spawn_main" in " ".join(child.cmdline())
-            ]
-            assert workers
-            for worker in workers:
-                worker.kill()
-        else:
-            kill_tree(nanny.pid)
-        assert export.poll() is None, "the export ended before the kill"
-        _, errors = export.communicate(timeout=120)
-        assert export.returncode == 0, errors.decode()
-    assert contents(out_dir) == expected["directed", 6]
+    for attempt in range(ATTEMPTS):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        out_dir = folder / "out"
+        with hand_started(folder, 2) as cluster:
+            command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+            with caught_in(stage, command, out_dir) as export:
+                nanny = psutil.Process(cluster.processes[1].pid)
+                workers = [
+                    child
+                    for child in nanny.children(recursive=True)
+                    if "spawn_main" in " ".join(child.cmdline())
+                ]
+                assert workers
+                if victim == "worker":
+                    for worker in workers:
+                        worker.kill()
+                else:
+                    kill_tree(nanny.pid)
+                in_time = export.poll() is None
+                _, errors = export.communicate(timeout=120)
+                assert export.returncode == 0, errors.decode()
+        assert contents(out_dir) == expected["directed", 9]
+        if in_time:
+            return
+    pytest.fail("every export ended before the kill")
 
 
-@pytest.mark.parametrize("victim", ["scheduler", "client"])
-@pytest.mark.usefixtures("leaves_scratch")
-def test_a_killed_scheduler_or_client_leaves_the_earlier_export(tmp_path, stores, expected, victim):
-    out_dir = tmp_path / "out"
-    matrix = directed_graph(50)
-    write_store(tmp_path / "small.zarr", stored(matrix))
-    export_connectivities(tmp_path / "small.zarr", out_dir)
-    before = contents(out_dir)
-    with hand_started(tmp_path, 2) as cluster:
-        command = export_command(stores["directed"], out_dir, cluster)
-        export = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(lambda: any(out_dir.rglob("split-*.run")))
-        if victim == "client":
-            export.kill()
-            export.communicate()
-        else:
-            cluster.scheduler.kill()
-            _, errors = export.communicate(timeout=120)
-            assert export.returncode == 1
-            assert b"Error: " in errors
-            assert b"the connection to the Dask scheduler was lost in stage" in errors
+def interrupt(cluster: HandStarted, export: subprocess.Popen[bytes], victim: str) -> bool:
+    """Interrupt an export and look at how it ends; False if it was done before."""
+    if victim == "client":
+        export.kill()
+    elif victim == "client by Ctrl-C":
+        export.send_signal(signal.SIGINT)
+    else:
+        cluster.scheduler.kill()
+    _, errors = export.communicate(timeout=120)
+    if export.returncode == 0:
+        return False
+    if victim == "client by Ctrl-C":
+        assert export.returncode == 128 + signal.SIGINT
+        assert errors.startswith(b"Interrupted. What is finished is kept. Go on with:"), errors
+    elif victim == "scheduler":
+        assert export.returncode == 1
+        assert b"Error: the connection to the Dask scheduler was lost" in errors
+        assert b"--resume goes on" in errors
+        assert b"Traceback" not in errors, errors.decode()
+    return True
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("victim", ["scheduler", "client", "client by Ctrl-C"])
+def test_an_interrupted_export_leaves_the_earlier_one_and_goes_on(
+    tmp_path, stores, expected, victim, stage
+):
+    write_store(tmp_path / "small.zarr", stored(directed_graph(50)))
+    for attempt in range(ATTEMPTS):
+        folder = tmp_path / str(attempt)
+        out_dir = folder / "out"
+        export_connectivities(tmp_path / "small.zarr", out_dir)
+        before = contents(out_dir)
+        with hand_started(folder, 2) as cluster:
+            command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+            with caught_in(stage, command, out_dir) as export:
+                in_time = interrupt(cluster, export, victim)
+        if in_time:
+            break
+    else:
+        pytest.fail("every export ended before it was interrupted")
     assert {name: data for name, data in contents(out_dir).items() if name in before} == before
-    export_connectivities(stores["directed"], out_dir, force=True)
-    assert contents(out_dir) == expected["directed", None]
+    (tmp_path / "again").mkdir()
+    with hand_started(tmp_path / "again", 2) as cluster:
+        command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+        done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["kept_tasks"] > 0
+    assert contents(out_dir) == expected["directed", 9]
 
 
 def test_a_cluster_without_workers_is_refused(tmp_path):

@@ -665,7 +665,7 @@ def test_a_read_only_disk(tmp_path, small_disk, earlier):
 
 
 def test_a_disk_with_too_little_room_is_refused_before(tmp_path, small_disk):
-    disk = small_disk("disk", "size=256k")
+    disk = small_disk("disk", "size=128k")
     source = write_store(tmp_path / "s.zarr", directed_graph(4000, 15))
     outcome = run("export", source, disk / "out")
     assert_refused(outcome, r"the scratch disk has .* free, but .* may be needed.*--scratch-dir")

@@ -20,10 +20,9 @@ ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "arrays",
     "chunk_codecs", "objects", "chunks", "hdf5", "layout", "places", "convert", "lazy",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
-    "edge_files", "stream", "plan",
-    "progress", "execute", "cluster", "parts", "stages", "publish", "remote", "upload", "download",
-    "exported", "verify", "spool", "export", "blocks", "demo",
-    "cli", "__main__",
+    "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "spool",
+    "export", "blocks", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {

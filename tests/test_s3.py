@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -168,22 +167,36 @@ def test_faults_that_last(
     assert fault.hits
     assert s3.objects(bucket) == expected
     assert s3.uploads(bucket) == []
+    proxy.faults.clear()
+    report = export_connectivities(
+        stores["new"], url, force=True, scratch_dir=tmp_path, resume=True,
+        output_storage_options=s3.options(proxy.port),
+    )  # fmt: skip
+    assert report.kept_tasks
+    assert s3.objects(bucket) == files["new", PLAIN]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_copy_that_fails_leaves_the_new_export_whole(s3, bucket, url, made, put_old, proxy):
+def test_a_copy_that_fails_leaves_the_new_export_whole(
+    s3, bucket, url, made, put_old, proxy, tmp_path
+):
     stores, files = made
     proxy.inject(500, "PUT", "edges.dst.bin", times=10**9)
     options = s3.options(proxy.port, **ONCE)
-    with pytest.raises(OutputError, match="cannot write to"):
-        export_connectivities(stores["new"], url, force=True, output_storage_options=options)
+    with pytest.raises(OutputError, match=r"cannot write to .* --resume uploads it"):
+        export_connectivities(
+            stores["new"], url, force=True, output_storage_options=options, scratch_dir=tmp_path
+        )
     assert verify_export(url, output_storage_options=options).ok
     with open_export(url, storage_options=options) as opened:
         content = files["new", PLAIN]
         assert opened.manifest.tag
         assert opened.dst.tobytes() == content["exports/a/connectivity/edges.dst.bin"]
     proxy.faults.clear()
-    export_connectivities(stores["new"], url, force=True, output_storage_options=options)
+    export_connectivities(
+        stores["new"], url, force=True, output_storage_options=options, scratch_dir=tmp_path
+    )
+    assert list(tmp_path.iterdir()) == []
     assert s3.objects(bucket) == files["new", PLAIN]
 
 
@@ -199,12 +212,12 @@ def test_killed_while_it_uploads(s3, bucket, url, made, put_old, proxy, tmp_path
     started.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
     assert started[0].wait(60) == -9
     assert s3.objects(bucket) == files["old", PLAIN]
-    (left,) = tmp_path.iterdir()  # nobody but the user can know that it is not needed
-    shutil.rmtree(left)
-    export_connectivities(
-        stores["new"], url, force=True, output_storage_options=s3.options(proxy.port)
+    again = subprocess.run(
+        [*command, "--resume"], env=environment, capture_output=True, text=True, check=True
     )
+    assert "finished tasks of the interrupted run were kept" in again.stdout
     assert s3.objects(bucket) == files["new", PLAIN]
+    assert list(tmp_path.iterdir()) == []
 
 
 # Reading

@@ -1,45 +1,41 @@
-"""The SLURM example: the job script it generates, and a real run where SLURM is there.
-
-Several nodes see the stores only if pytest's folder is shared: name one with ``--basetemp``.
-"""
+"""The SLURM example: the job script it generates, and real runs on a SLURM of one node."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
+from tests.slurm import PATH, NotStartedError, Slurm, own_slurm, wait_until
 
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "slurm_job.py"
-PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-
-
-def run(*command: str, folder: Path, timeout: float = 60) -> str:
-    environment = os.environ | {"PATH": PATH, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout,
-        check=False,
-    )  # fmt: skip
-    logs = [path.read_text() for path in folder.rglob("*.out")]
-    assert done.returncode == 0, "\n".join([done.stdout, done.stderr, *logs])
-    return done.stdout
+BIN = Path(sys.executable).parent
+NOT_ACTIVATED = os.pathsep.join(p for p in PATH.split(os.pathsep) if Path(p) != BIN)
+ACTIVATED = os.pathsep.join([str(BIN), NOT_ACTIVATED])
 
 
 def job_script(folder: Path, *options: str) -> tuple[set[str], str]:
     """Return the directives and the command of the workers' jobs."""
-    script = run(
-        sys.executable, str(SCRIPT), "cells.zarr", "export", "--dry-run", *options, folder=folder
-    )
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "cells.zarr", "export", "--dry-run", *options],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    script = done.stdout
     assert script.startswith("#!/")
     (command,) = [line for line in script.splitlines() if "dask_worker" in line]
     return set(re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)), command
@@ -50,7 +46,7 @@ def test_the_job_script_asks_for_what_a_worker_uses(tmp_path):
     assert {"-J cellgraph-worker", "-n 1", "--cpus-per-task=2", "--mem=4G"} < directives
     assert "-t 02:00:00" in directives
     assert not any(d.startswith(("-p", "-A")) for d in directives)
-    assert command.startswith(sys.executable)
+    assert Path(command.split()[0]).samefile(sys.executable)
     assert " tcp://" in command
     assert "--nthreads 2" in command
     assert "--memory-limit 4.00GiB" in command
@@ -68,31 +64,89 @@ def test_the_job_script_names_partition_account_and_time(tmp_path):
     assert any(d.startswith("-o cellgraph-logs/") for d in directives)
 
 
-def slurm_answers() -> bool:
-    if shutil.which("sbatch") is None:
-        return False
-    return not subprocess.run(["squeue"], check=False, capture_output=True, timeout=60).returncode
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    """Start a SLURM; where CI=true, not being able to is a failure."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(own_slurm())
+        except NotStartedError as error:
+            if os.environ.get("CI") == "true":
+                raise
+            pytest.skip(f"no SLURM: {error}")
+        yield running
 
 
-@pytest.mark.skipif(not slurm_answers(), reason="needs SLURM: sbatch and a controller")
-@pytest.mark.parametrize("kind", ["directed", "symmetric"])
-@pytest.mark.parametrize("compression", [None, 6])
-def test_a_job_that_submits_its_workers_writes_the_same_bytes(tmp_path, kind, compression):
+def contents(out_dir: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out_dir)): p.read_bytes() for p in out_dir.rglob("*") if p.is_file()}
+
+
+def printed(folder: Path, slurm: Slurm) -> str:
+    """Return what jobs and daemons have said."""
+    paths = [*folder.rglob("*.out"), *folder.rglob("*.err")]
+    jobs = [f"{path.name}:\n{path.read_text()}" for path in sorted(paths)]
+    return "\n".join([*jobs, slurm.logs(), str(slurm.jobs())])
+
+
+def submit(slurm: Slurm, folder: Path, *arguments: str, activated: bool = True) -> int:
+    """Submit the example in an activated environment, or by the full name of its Python."""
+    command = [str(SCRIPT), *arguments]
+    if not activated:
+        command = ["--wrap", shlex.join(["exec", sys.executable, *command])]
+    return int(
+        slurm.run(
+            "sbatch", "--parsable", "--cpus-per-task=1", "--mem=1G", "--time=00:10:00",
+            f"--chdir={folder}", "--output=job.out", "--error=job.err", *command,
+            PATH=ACTIVATED if activated else NOT_ACTIVATED, PYTHONPATH=str(ROOT),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "compression", "activated"), [("symmetric", None, True), ("directed", 6, False)]
+)
+def test_a_job_that_submits_its_workers_writes_the_same_bytes(
+    tmp_path, slurm, kind, compression, activated
+):
     store = make_store(
         tmp_path / "cells.zarr", n_cells=200_000, n_neighbors=15, kind=kind, order="random",
         zarr_format=2, chunk=100_000,
     )  # fmt: skip
     export_connectivities(store, tmp_path / "threads", compression=compression)
-    options = [] if compression is None else ["--compression", str(compression)]
-    run(
-        "sbatch", "--wait", "--cpus-per-task=1", "--mem=1G", "--output=job.out", str(SCRIPT),
-        "cells.zarr", "slurm", "--jobs", "2", "--cores", "1", "--memory", "1GB", *options,
-        folder=tmp_path, timeout=300,
-    )  # fmt: skip
-    files = sorted(p.relative_to(tmp_path / "threads") for p in (tmp_path / "threads").rglob("*.*"))
-    assert len(files) == 3
-    for file in files:
-        assert (tmp_path / "slurm" / file).read_bytes() == (
-            tmp_path / "threads" / file
-        ).read_bytes()
-    assert '"n_edges"' in (tmp_path / "job.out").read_text()
+    arguments = ["cells.zarr", "slurm", "--jobs", "2", "--cores", "1", "--memory", "1GB"]
+    if compression is not None:
+        arguments += ["--compression", str(compression)]
+    before = set(slurm.jobs())
+    job = submit(slurm, tmp_path, *arguments, activated=activated)
+    # It ends the workers' jobs itself.
+    assert wait_until(lambda: not slurm.running(), seconds=240), printed(tmp_path, slurm)
+    jobs = {number: ended for number, ended in slurm.jobs().items() if number not in before}
+    assert jobs.pop(job)[1] == "COMPLETED", printed(tmp_path, slurm)
+    assert [name for name, _ in jobs.values()] == ["cellgraph-worker"] * 2
+
+    assert contents(tmp_path / "slurm") == contents(tmp_path / "threads")
+    report = json.loads((tmp_path / "job.out").read_text())
+    # Three quarters of what a worker's job has asked for, and been given.
+    assert report["memory_limit_bytes"] == pytest.approx(0.75e9, rel=0.01)
+    assert report["symmetric"] == (kind == "symmetric")
+
+
+def test_workers_end_when_the_job_that_started_them_is_cancelled(tmp_path, slurm):
+    before = set(slurm.jobs())
+    # Two workers have room; while the third is queued the job waits for it, with a scheduler.
+    job = submit(slurm, tmp_path, "cells.zarr", "slurm", "--jobs", "3", "--cores", "1",
+                 "--memory", "1GB")  # fmt: skip
+    logs = tmp_path / "cellgraph-logs"
+
+    def two_are_connected() -> bool:
+        texts = [path.read_text() for path in logs.glob("*.err")]
+        return sum("Registered to:" in text for text in texts) == 2
+
+    assert wait_until(two_are_connected, seconds=120), printed(tmp_path, slurm)
+    slurm.run("scancel", "--state=PENDING", "--name=cellgraph-worker")
+    slurm.run("scancel", str(job))
+    assert wait_until(lambda: not slurm.running(), seconds=180), printed(tmp_path, slurm)
+    jobs = {number: ended for number, ended in slurm.jobs().items() if number not in before}
+    assert jobs.pop(job)[1] == "CANCELLED"
+    # Only the one that was queued; the others left by themselves.
+    assert sorted(state == "CANCELLED" for _, state in jobs.values()) == [False, False, True]

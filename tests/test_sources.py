@@ -128,7 +128,9 @@ SOURCES: dict[str, Callable[[Path, Any], Any]] = {
         f, write_store(f / "s.zarr", m, chunk=100, shard=400, zarr_format=3)
     ),
     "zarr over HTTP": lambda f, m: write_store(f / "s.zarr", m, chunk=100),
-    "zarr shards over HTTP": lambda f, m: write_store(f / "s.zarr", m, chunk=100, shard=400, zarr_format=3),
+    "zarr shards over HTTP": lambda f, m: write_store(
+        f / "s.zarr", m, chunk=100, shard=400, zarr_format=3
+    ),
     "zarr plain over HTTP": lambda f, m: write_store(f / "s.zarr", m, chunk=100, codec="none"),
     "zarr.Group": lambda f, m: zarr.open_group(write_store(f / "s.zarr", m), mode="r"),
     "zarr.Group inside": lambda f, m: zarr.open_group(
