@@ -494,7 +494,7 @@ def _spool_folder(
     finally:
         if not keep:
             shutil.rmtree(folder, ignore_errors=True)
-            for above in made:
+            for above in (*([base] if base != output.work else []), *made):
                 with suppress(OSError):
                     above.rmdir()  # only if it is empty
 

@@ -212,18 +212,25 @@ def test_chunks_of_several_dtypes(tmp_path):
     assert_exported(tmp_path / "out", whole)
 
 
+@pytest.mark.usefixtures("leaves_scratch")
 def test_a_kept_scratch_folder_holds_the_spool(tmp_path):
     array = da.from_array(GRAPH.toarray(), chunks=(60, 90))
     report = export_connectivities(
         array, tmp_path / "out", scratch_dir=tmp_path / "scratch", keep_scratch=True
     )
-    names = sorted(p.name for p in (tmp_path / "scratch").glob("*/part-*"))
+    names = sorted(p.name for p in (tmp_path / "scratch").glob("*/spool/part-*"))
     assert names == [f"part-{k:06d}" for k in range(4)]  # bands, and no pieces of them
     assert report.scratch_bytes > 8 * GRAPH.nnz
-    for folder in (tmp_path / "scratch").iterdir():  # as the user would
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    export_connectivities(array, tmp_path / "out", scratch_dir=tmp_path / "scratch", force=True)
+    assert not (tmp_path / "scratch").exists() or not list((tmp_path / "scratch").rglob("*"))
+
+
+def test_a_dask_array_cannot_be_gone_on_with(tmp_path, caplog):
+    array = da.from_array(GRAPH.toarray(), chunks=(60, -1))
+    with caplog.at_level("INFO", "cellgraph_dask"):
+        export_connectivities(array, tmp_path / "out", resume=True)
+    assert "starting from the beginning" in caplog.text
+    assert_exported(tmp_path / "out", GRAPH)
 
 
 def test_a_plan_of_a_dask_array_is_an_estimate(tmp_path):
