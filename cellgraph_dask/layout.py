@@ -326,7 +326,10 @@ def open_array(node: Node, full_key: str, name: str) -> Any:
         shape: Any = getattr(array, "shape", None) or ()
         chunks = getattr(array, "chunks", None)
     if len(shape) != 1:
-        raise SourceError(f"{full_key}/{name} is not a one-dimensional array.")
+        raise SourceError(
+            f"{full_key}/{name} is not a one-dimensional array by its metadata. Copy the store "
+            "again, or write the matrix again."
+        )
     for what, n in (("values", shape[0]), ("values in a chunk", chunks[0] if chunks else 1)):
         if not 0 <= int(n) <= _MOST_VALUES:
             raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")

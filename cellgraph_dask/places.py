@@ -232,7 +232,8 @@ class ZarrPlace:
 
     def arrays_in(self, root: Node, key: str) -> dict[str, StoredArray]:
         """Return the arrays of a sparse matrix in the root group, while it is open."""
-        objects = objects_of(root.store)
+        with metadata_of(key):
+            objects = objects_of(root.store)
         arrays: dict[str, StoredArray] = {}
         for name in ARRAYS:
             with metadata_of(f"{key}/{name}"):
@@ -422,15 +423,21 @@ def locate(source: str | os.PathLike[str], options: Mapping[str, Any] | None) ->
         return ZarrPlace(path, options)
     if options:
         raise ValueError("storage options are for URLs, not for paths")
-    if not Path(path).exists():
+    try:
+        there, is_folder = Path(path).exists(), Path(path).is_dir()
+        head = b""
+        if there and not is_folder:
+            with open(path, "rb") as file:
+                head = file.read(4096)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+    if not there:
         raise SourceError(
             f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
             "or an .h5ad file."
         )
-    if Path(path).is_dir():
+    if is_folder:
         return ZarrPlace(path)
-    with open(path, "rb") as file:
-        head = file.read(4096)
     if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
         return HDF5Place(path)
     if head.startswith(_ZIP):
@@ -446,7 +453,7 @@ def _root_in_archive(path: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, OSError) as error:
         raise SourceError(
             f"{path} is not a whole zip archive ({error}). Copy it again from where it came."
         ) from error

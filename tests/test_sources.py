@@ -414,6 +414,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: changed_shape(h5ad(f / "c.h5ad", GRAPHS["directed"]), (299, 299)),
         r"Connectivity matrix shape \(299, 299\) does not match number of cells 300",
     ),
+    "a name that cannot be": (lambda f: f / ("x" * 300), r"cannot be opened: File name too long"),
     "half a zip": (
         lambda f: cut_off(zipped(f, write_store(f / "s.zarr", GRAPHS["directed"])), 0.5),
         r"s\.zarr\.zip is not a whole zip archive|cells\.zarr\.zip is not a whole zip archive",
