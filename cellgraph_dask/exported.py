@@ -111,8 +111,8 @@ class ExportedGraph:
 
         Those above it stand together and are found by bisection. For those below it the
         destinations of all edges with a smaller source are looked through, in parts of some
-        megabytes: of a cell in the middle that is about half of one edge file. For many cells
-        `to_scipy` is the quicker way.
+        megabytes: two thirds of one edge file on average. For many cells `to_scipy` is the quicker
+        way.
 
         Parameters
         ----------

@@ -124,8 +124,10 @@ def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Pat
     url = str(name)
     protocol = urlsplit(url).scheme
     try:
-        # Listings that are kept would hide what others write.
-        files, path = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+        try:  # listings that are kept would hide what others write
+            files, path = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+        except TypeError:  # a file system without them
+            files, path = url_to_fs(url, **(options or {}))
     except ImportError as error:
         raise OutputError(
             f"{url} cannot be used: the package for {protocol}:// is not installed ({error}). For "

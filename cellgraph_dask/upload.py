@@ -148,7 +148,11 @@ class RemoteOutput:
                     f"{self.folder} belongs to another user. Name another place for temporary "
                     "files with --scratch-dir."
                 )
-        self._local.__enter__()
+        try:
+            self._local.__enter__()
+        except OutputError as error:  # another export holds it
+            error.args = (str(error).replace(str(self.folder), self.name),)
+            raise
         try:
             self._try_to_write()
         except BaseException:

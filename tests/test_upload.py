@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cellgraph_dask import (
     verify_export,
 )
 from cellgraph_dask.errors import InvalidExportError, OutputError
+from cellgraph_dask.publish import Output
 from tests.command import run
 from tests.conftest import scratch_below
 from tests.flaky import Flaky
@@ -287,6 +289,28 @@ def test_nothing_is_removed_while_the_manifest_cannot_be_read(made, tmp_path, mo
     monkeypatch.setattr(Flaky, "step", step)
     assert graph_shown() == "new"
     assert export_new(made, tmp_path, PLAIN, monkeypatch, resume=True) is None
+
+
+def test_exports_that_share_their_folder_exclude_each_other(made, tmp_path, monkeypatch):
+    started = prepare(made, PLAIN)
+    folder = upload.local_folder(f"{URL}/", tmp_path / "scratch")
+    assert folder.parent == tmp_path / "scratch"
+    with Output(folder, force=True):
+        problem = export_new(made, tmp_path, PLAIN, monkeypatch)
+        assert f"another export into {URL} is running (process {os.getpid()}" in problem
+    assert Flaky.objects == started
+    assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
+def test_a_folder_of_another_user_is_not_used(made, tmp_path, monkeypatch):
+    folder = upload.local_folder(URL, tmp_path / "scratch")
+    folder.mkdir(parents=True)
+    os.chown(folder, 12345, -1)
+    problem = export_new(made, tmp_path, PLAIN, monkeypatch)
+    assert f"{folder} belongs to another user" in problem
+    assert Flaky.objects == {}
+    folder.rmdir()
 
 
 def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
