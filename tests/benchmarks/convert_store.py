@@ -75,6 +75,7 @@ def write_zarr(
     else:
         target = zarr.open_group(path, mode="w", zarr_format=zarr_format)
         target.attrs.update(dict(root.attrs))
+    target.create_group("obsp", attributes=dict(root["obsp"].attrs))
     matrix = target.create_group(MATRIX, attributes=dict(root[MATRIX].attrs))
     unit = shard or chunk
     for name in ARRAYS:
