@@ -564,7 +564,7 @@ def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
     if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
         if _is(group, "zarr", "Group"):
             place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
-            return _open_place(place, f"{group.path}", None)
+            return _open_place(place, f"/{group.path}", None)
         return _open_place(HDF5Place(group.file.filename), group.name, None)
     layout, *arrays, shape = compress(matrix, key)
     n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)

@@ -155,6 +155,9 @@ SOURCES: dict[str, Callable[[Path, Any], Any]] = {
     "AnnData, backed": lambda f, m: anndata.read_h5ad(h5ad(f / "c.h5ad", m), backed="r"),
     "AnnData, lazy zarr": lambda f, m: lazily(write_anndata(f / "s.zarr", connectivities=m)),
     "AnnData, lazy h5ad": lambda f, m: lazily(h5ad(f / "c.h5ad", m)),
+    "sparse dataset in zarr": lambda f, m: anndata.io.sparse_dataset(
+        zarr.open_group(write_store(f / "s.zarr", m), mode="r")["obsp/connectivities"]
+    ),
     "dense zarr": lambda f, m: write_anndata(f / "s.zarr", connectivities=m.toarray()),
     "dense h5ad": lambda f, m: h5ad(f / "c.h5ad", m.toarray(), compression="gzip"),
     "dense h5ad, contiguous": lambda f, m: h5ad(f / "c.h5ad", m.toarray()),
