@@ -480,7 +480,7 @@ def _spool_folder(
 ) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
     base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
-    folder = base / "spool"
+    folder = base.absolute() / "spool"
     if not needed:
         yield folder
         return
