@@ -11,11 +11,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from .errors import InvalidExportError
+from .files import is_readable
 
 MANIFEST = "connectivity_manifest.json"
 FOLDER = "connectivity"
@@ -116,13 +118,14 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
         If it is missing, or not exactly what this format's manifest is.
     """
     path = out_dir / MANIFEST
+    check_readable(path, out_dir)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidExportError(
             f"{out_dir} holds no {MANIFEST}; there is no export, or it was never finished."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidExportError(f"{path} holds {type(found).__name__}, not an object.")
@@ -146,6 +149,20 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
     if list(found) != list(expected):
         raise InvalidExportError(f"{path}: the keys are in another order than the format has.")
     return manifest
+
+
+def check_readable(path: Any, out_dir: Any) -> None:
+    """Refuse a file of an export that is a link out of its folder, a pipe or a device.
+
+    Raises
+    ------
+    InvalidExportError
+        If it is one.
+    """
+    if isinstance(path, Path) and not is_readable(path, out_dir):
+        raise InvalidExportError(
+            f"{path} is not a file inside {out_dir}; links that leave the folder are not followed."
+        )
 
 
 def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Iterator[bytes]:
@@ -210,6 +227,8 @@ def iter_edges(out_dir: AnyPath, manifest: Manifest) -> Iterator[tuple[Any, Any]
     """
     dtype = index_dtype(manifest.n_cells)
     n_bytes = manifest.n_edges * dtype.itemsize
+    for side in SIDES:
+        check_readable(out_dir / manifest.path(side), out_dir)
     readers = [
         read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
     ]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +46,7 @@ from .journal import (
     new_id,
     now,
     read_run,
+    scratch_name,
     this_process,
 )
 from .lazy import LazyMatrix
@@ -72,7 +72,7 @@ from .plan import (
     tune,
 )
 from .progress import Progress, progress_bars
-from .publish import WORK_FOLDER, Output, read_identity
+from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
 from .remote import find_path
 from .resume import Stages
 from .scratch import Scratch
@@ -358,7 +358,7 @@ def run_export(
     output = open_output(
         out_dir,
         force=force or (record is not None and record.force),
-        resume=resume,
+        resume=record is not None,
         scratch_dir=scratch_dir,
         storage_options=output_storage_options,
         on_cluster=client is not None,
@@ -370,7 +370,7 @@ def run_export(
     if ready and isinstance(source, Source):
         prepared = _prepare(source, output.folder, **settings)
         if record is None:
-            _check_disk(prepared.plan)
+            _check_disk(prepared.plan, output.folder, scratch_dir)
     with (
         output,
         progress_bars(progress) as bars,
@@ -379,7 +379,7 @@ def run_export(
         if prepared is None:
             counted = _spooled(source, spooled, bars, settings)
             prepared = _prepare(counted, output.folder, **settings)
-            _check_disk(prepared.plan)
+            _check_disk(prepared.plan, output.folder, scratch_dir)
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
         while True:
@@ -396,7 +396,7 @@ def run_export(
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
                 prepared = _prepare(prepared.job.source, output.folder, **settings)
-                _check_disk(prepared.plan)
+                _check_disk(prepared.plan, output.folder, scratch_dir)
                 record = None
     plan = prepared.plan
     return ExportReport(
@@ -589,24 +589,26 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def _check_disk(plan: ExportPlan) -> None:
+def _check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) -> None:
     """Refuse what cannot fit even if every edge is stored in both directions."""
     for warning in plan.warnings:
         log.warning("%s", warning)
+    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
-    if (
-        plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-        > plan.scratch_free_bytes
-    ):
+    scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
+    if scratch and _device(scratch_folder) == _device(out_dir):
+        scratch += least  # the runs are there until the edge files are complete
+    if scratch > plan.scratch_free_bytes:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(plan.scratch_bytes)} may be needed. Free some space, or name another "
-            "disk with --scratch-dir."
+            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
+            "another disk with --scratch-dir."
         )
     if least > plan.output_free_bytes:
         raise DiskSpaceError(
             f"the output disk has {format_bytes(plan.output_free_bytes)} free, but at least "
-            f"{format_bytes(least)} are needed. Free some space, or choose another folder."
+            f"{format_bytes(least)} are needed in {out_dir}. Free some space, or choose another "
+            "folder."
         )
 
 
@@ -674,8 +676,7 @@ def _new_record(
 
 def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
     """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
-    name = sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]
-    return Path(scratch_dir).absolute() / f"cellgraph-dask-{name}"
+    return Path(scratch_dir).absolute() / scratch_name(out_dir)
 
 
 @contextmanager
@@ -696,7 +697,9 @@ def _folders(
         with named_disk_errors(scratch.parent.parent):
             if scratch.parent != output.work:
                 made = make_folders(scratch.parent.parent)
-                scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                if not scratch.parent.is_symlink():
+                    scratch.parent.mkdir(mode=0o700, exist_ok=True)
+                check_own_folder(scratch.parent)
                 for other in scratch.parent.iterdir():  # of runs that were killed
                     if other not in (scratch, spooled):
                         shutil.rmtree(other, ignore_errors=True)

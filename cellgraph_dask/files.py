@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,14 +28,66 @@ def _bytes_of(data: Array | bytes) -> memoryview:
     return data.data.cast("B") if data.size else memoryview(b"")
 
 
+class FullError(OSError):
+    """A write that found no room.
+
+    Attributes
+    ----------
+    needed, free : int
+        Bytes that were still to be written, and those that were free.
+    """
+
+    needed = 0
+    free = 0
+
+
+def _full(error: OSError, fd: int, needed: int) -> FullError:
+    """Return an error that also tells the file, and how much room there was and should be."""
+    path = ""
+    with suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
+    full = FullError(error.errno, error.strerror, path or None)
+    status = os.fstatvfs(fd)
+    full.needed, full.free = needed, status.f_bavail * status.f_frsize
+    return full
+
+
 def write_at(fd: int, data: Array | bytes, offset: int) -> int:
-    """Write all of `data` to `fd` at `offset` and return the offset after it."""
+    """Write all of `data` to `fd` at `offset` and return the offset after it.
+
+    Raises
+    ------
+    FullError
+        If the disk or the quota is used up.
+    """
     view = _bytes_of(data)
     while view:
-        n = os.pwrite(fd, view[:_MOST_AT_ONCE], offset)
+        try:
+            n = os.pwrite(fd, view[:_MOST_AT_ONCE], offset)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(error, fd, len(view)) from error
+            raise
         view = view[n:]
         offset += n
     return offset
+
+
+def append(fd: int, data: bytes) -> None:
+    """Write all of `data` to the end of a file that was opened for appending.
+
+    Raises
+    ------
+    FullError
+        If the disk or the quota is used up.
+    """
+    while data:
+        try:
+            data = data[os.write(fd, data) :]
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(error, fd, len(data)) from error
+            raise
 
 
 def read_at(fd: int, out: Array, offset: int) -> None:
@@ -80,13 +133,28 @@ def replace_text(path: Path, text: str, *, aside: Path) -> None:
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        with suppress(OSError):
-            aside.chmod(path.stat().st_mode & 0o7777)
+    fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
+    try:
+        write_at(fd, text.encode(), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    with suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode):
+            aside.chmod(status.st_mode & 0o7777)
+
+
+def is_readable(path: Path, folder: Path) -> bool:
+    """Tell whether a file is one to read: no pipe or device, nor linked from outside a folder.
+
+    What is not there at all, or not to be looked at, is left to whoever opens it.
+    """
+    try:
+        mode = path.stat().st_mode
+        return stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):
+        return not path.is_symlink()
 
 
 def free_bytes(folder: Path) -> int:
@@ -114,10 +182,27 @@ def named_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = f" ({error.filename})" if error.filename else ""
         if error.errno in _FULL:
-            raise DiskSpaceError(
-                f"the disk of {folder} is full: {format_bytes(free_bytes(folder))} are free{name}. "
-                "Free some space, or name another disk for temporary files with --scratch-dir."
-            ) from error
+            raise DiskSpaceError(_no_room(folder, error)) from error
+        name = f" ({error.filename})" if error.filename else ""
         raise OutputError(f"cannot write to {folder}: {error.strerror}{name}.") from error
+
+
+def _no_room(folder: Path, error: OSError) -> str:
+    """Say what a disk lacks: path, needed and free."""
+    where = Path(os.fsdecode(error.filename)) if error.filename else folder
+    remedy = "Free some space, or name another disk for temporary files with --scratch-dir."
+    if isinstance(error, FullError):
+        return (
+            f"the disk of {folder} is full: {format_bytes(error.free)} are free, but "
+            f"{format_bytes(error.needed)} or more are needed ({where}). {remedy}"
+        )
+    while not where.exists():
+        where = where.parent
+    status = os.statvfs(where)
+    free = format_bytes(status.f_bavail * status.f_frsize)
+    files = f", and room for {status.f_favail} more files (inodes)" if status.f_files else ""
+    return (
+        f"the disk of {folder} is full: {free} are free{files}, but another file is needed "
+        f"({error.filename or folder}). {remedy}"
+    )

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from zlib_ng import zlib_ng
 
 from . import __version__
 from .errors import ResumeError
-from .files import write_aside
+from .files import append, write_aside
 from .job import Way
 from .plan import Tuning
 
@@ -116,9 +118,39 @@ def read_run(folder: Path) -> RunRecord | None:
         numbers = [*sizes, *record.seeds]
         if not all(type(n) is int and n >= 0 for n in numbers) or 0 in sizes:
             return None
-        return record
-    except (OSError, ValueError, TypeError, KeyError):
+        return record if _is_ours(record, folder) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None  # none, or torn by a loss of power
+
+
+def scratch_name(out_dir: Path) -> str:
+    """Return the name of the folder of all runs into `out_dir` inside the user's scratch folder."""
+    return f"cellgraph-dask-{sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]}"
+
+
+def _is_ours(record: RunRecord, folder: Path) -> bool:
+    """Tell whether a record has only names that we give, and no link leads out of its folders.
+
+    What it names is written to and removed, and an output folder may be a stranger's.
+    """
+    scratch, work = Path(record.scratch), folder.resolve()
+    inside = scratch.parent.resolve() == work and not folder.is_symlink()
+    return (
+        re.fullmatch(r"[0-9a-f]{8}", record.id) is not None
+        and record.way in get_args(Way)
+        and Path(record.out_dir).resolve() == work.parent
+        and scratch.name == f"run-{record.id}"
+        and (inside or scratch.parent.name == scratch_name(Path(record.out_dir)))
+        and not any(_has_links(top) for top in (folder, scratch.parent))
+    )
+
+
+def _has_links(top: Path) -> bool:
+    return top.is_symlink() or any(
+        Path(above, name).is_symlink()
+        for above, folders, files in os.walk(top)
+        for name in (*folders, *files)
+    )
 
 
 def check_same(
@@ -167,15 +199,16 @@ class Journal:
         self._lock = threading.Lock()
         path = folder / f"{JOURNAL}-{run}"
         self._found = dict(_read_journal(path))
-        self._fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        os.write(self._fd, b"\n")  # ends what a torn last line has left
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o600)
+        append(self._fd, b"\n")  # ends what a torn last line has left
 
     def add(self, stage: str, number: int, summary: tuple[Any, ...]) -> None:
         """Note that a task is finished."""
         text = json.dumps([stage, number, summary], default=_plain)
         line = f"{zlib_ng.crc32(text.encode()):08x} {text}\n".encode()
         with self._lock:
-            os.write(self._fd, line)  # one call, so that lines are whole or last
+            append(self._fd, line)  # mostly one call, so that lines are whole or last
 
     def found(self, stage: str, kind: type[Summary]) -> dict[int, Summary]:
         """Return the summaries that an earlier attempt has noted for a stage, by number."""

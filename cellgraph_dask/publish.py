@@ -9,7 +9,8 @@ to the other. Where both have the same file names, the new files come in under t
     edges.src.bin, edges.dst.bin                 replaced by the same files
     connectivity_manifest.json                   names them; the tagged names go
 
-Killed at any point, a reader finds the old export or the new one.
+The dataset's identity, which holds the number of edges too, says nothing of it while the manifest
+is replaced. Killed at any point, a reader finds the old export or the new one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .edge_pairs import (
     SIDES,
     AnyPath,
     Manifest,
+    check_readable,
     file_name,
     read_manifest,
 )
@@ -79,7 +81,9 @@ class Output:
         self.work = out_dir / WORK_FOLDER
         self._lock = -1
         self._created: list[Path] = []
-        if (out_dir / MANIFEST).exists() and not force:
+        with named_disk_errors(out_dir):
+            taken = (out_dir / MANIFEST).exists()
+        if taken and not force:
             raise OutputError(
                 f"{out_dir} already holds an export. Choose another folder, or replace it with "
                 "--force; the old export stays whole until the new one is complete."
@@ -105,8 +109,9 @@ class Output:
     def __exit__(self, *_: object) -> None:
         if self._lock < 0:
             return
-        if not self.keep:
-            self._clear_work()
+        with suppress(OSError):  # a disk that fails now has no say in what was done
+            if not self.keep:
+                self._clear_work()
         with suppress(OSError):
             (self.work / "lock").unlink(missing_ok=True)
         self._remove_empty_folders()
@@ -123,10 +128,13 @@ class Output:
             try:
                 self._created += make_folders(self.out_dir)
                 self.work.mkdir(mode=0o700, exist_ok=True)
-                lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+                check_own_folder(self.work)
+                lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             except (FileNotFoundError, FileExistsError):
-                if self.out_dir.is_file() or self.work.is_file():
+                if self.out_dir.is_file() or (self.work.exists() and not self.work.is_dir()):
                     raise
+                if self.work.is_symlink():
+                    check_own_folder(self.work)
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,7 +185,11 @@ class Output:
         """
         folder = self.out_dir / FOLDER
         with named_disk_errors(self.out_dir):
-            folder.mkdir(exist_ok=True)
+            if not folder.is_symlink():
+                folder.mkdir(exist_ok=True)
+            _check_folder(folder)
+            for new in (folder, *self._created):  # before a manifest that needs them
+                fsync_folder(new.parent)
             try:
                 self._bring_in(manifest, made or self.work)
             finally:
@@ -209,16 +221,36 @@ class Output:
         replace_text(self.out_dir / MANIFEST, manifest.to_json(), aside=self.work / MANIFEST)
 
     def _show(self, manifest: Manifest) -> None:
-        """Replace the dataset's identity and the manifest, both written before either is shown."""
-        texts = {MANIFEST: manifest.to_json()}
+        """Replace the manifest, and the figures in the dataset's identity, as if in one step.
+
+        Two files cannot be replaced at once. So the identity first says nothing of the number of
+        edges, if what it says is not the new number; then the manifest comes; then the number. All
+        three are written before the first of them is shown.
+        """
+        path = self.out_dir / IDENTITY
         identity = read_identity(self.out_dir, manifest.n_cells)
-        if identity is not None:
-            texts = {IDENTITY: identity_text(identity, manifest.n_edges), **texts}
-        for name, text in texts.items():
-            write_aside(self.out_dir / name, text, aside=self.work / name)
-        for name in texts:
-            (self.work / name).replace(self.out_dir / name)
-        fsync_folder(self.out_dir)
+        steps = [(MANIFEST, self.work / MANIFEST, manifest.to_json())]
+        before = None
+        if identity is not None and not _tells(identity, manifest.n_edges):
+            before = path.read_text(encoding="utf-8")
+            steps.append(
+                (IDENTITY, self.work / IDENTITY, identity_text(identity, manifest.n_edges))
+            )
+            if identity["stats"].get("n_edges") is not None:
+                silent = {"stats": identity["stats"] | {"n_edges": None}}
+                text = json.dumps(identity | silent, indent=2)
+                steps.insert(0, (IDENTITY, self.work / f"{IDENTITY}.silent", text))
+        for name, aside, text in steps:
+            write_aside(self.out_dir / name, text, aside=aside)
+        try:
+            for name, aside, _ in steps:
+                aside.replace(self.out_dir / name)
+                fsync_folder(self.out_dir)
+        except BaseException:
+            if before is not None and (self.work / MANIFEST).exists():  # the old export stays
+                with suppress(OSError):
+                    replace_text(path, before, aside=self.work / f"{IDENTITY}.before")
+            raise
 
     def _remove_unnamed(self, folder: Path) -> None:
         """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
@@ -231,6 +263,28 @@ class Output:
         for path in folder.iterdir():
             if path.name not in named and (path.name in NAMES or TAGGED.fullmatch(path.name)):
                 path.unlink()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse to write into what is not a folder itself: a link may lead anywhere."""
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder} is a symbolic link; nothing outside the export's folder is replaced. Remove "
+            "the link, or export to the folder that should hold the files."
+        )
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a work folder that is a link or open to another user, and close it to others."""
+    _check_folder(folder)
+    if folder.stat().st_mode & 0o077:
+        try:
+            folder.chmod(0o700)
+        except PermissionError:
+            raise OutputError(
+                f"{folder} belongs to another user, who may have an export running. Remove it if "
+                "not, or choose another folder."
+            ) from None
 
 
 def _is_same(fd: int, path: Path) -> bool:
@@ -252,11 +306,12 @@ def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
         If it belongs to a dataset with another number of cells.
     """
     path = out_dir / IDENTITY
+    check_readable(path, out_dir)
     try:
         identity = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
         raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")
@@ -267,6 +322,12 @@ def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
             "the folder of the same dataset."
         )
     return identity
+
+
+def _tells(identity: dict[str, Any], n_edges: int) -> bool:
+    """Tell whether an identity has the graph's figures already."""
+    stats = identity["stats"]
+    return stats.get("has_connectivity") is True and stats.get("n_edges") == n_edges
 
 
 def identity_text(identity: dict[str, Any], n_edges: int) -> str:

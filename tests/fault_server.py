@@ -2,9 +2,9 @@
 
 A process of its own imports the command once and forks a child for each run; so a run takes some
 hundredths of a second. The kernel hands the child's calls to the server before it does them
-(seccomp's user notification); the server looks at the path, and lets the call go on, answers it with
-an error, or kills the child. Nothing in the child knows of it, no thread is counted twice, and other
-paths (libraries, the terminal) are left alone.
+(seccomp's user notification); the server looks at the path, and lets the call go on, answers it
+with an error, or kills the child. Nothing in the child knows of it, calls of all threads are
+counted together, and other paths (libraries, the terminal) are left alone.
 
 ``python -m tests.fault_server`` reads a request a line, as JSON, and answers each with a line.
 """
@@ -78,12 +78,15 @@ class Call(NamedTuple):
         What it is done to; for renames and links, from and to.
     flags : int
         Of an open.
+    content : bytes
+        Of a file that is renamed: what is in it then.
     """
 
     name: str
     path: str
     other: str
     flags: int
+    content: bytes = b""
 
     @property
     def creates(self) -> bool:
@@ -164,6 +167,9 @@ class _Watch:
             return 0
         if call.name in READS and call.name not in self._names:
             return 0
+        if call.name.startswith("rename"):
+            with suppress(OSError):
+                call = call._replace(content=Path(call.path).read_bytes())
         self.calls.append(call)
         full = self._on and self._n <= 0 and (call.name in TAKES_SPACE or call.creates)
         if call.name not in self._names and not full:
@@ -188,10 +194,10 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
     def fd(number: int) -> str:
         number = ctypes.c_int(number & 0xFFFFFFFF).value
         link = "cwd" if number == _AT_FDCWD else f"fd/{number}"
-        return os.readlink(f"/proc/{pid}/{link}")
+        return str(Path(f"/proc/{pid}/{link}").readlink())
 
     def at(folder: int, path: int) -> str:
-        return os.path.normpath(os.path.join(fd(folder), text(path)))
+        return os.path.normpath(Path(fd(folder), text(path)))
 
     here = _AT_FDCWD & 0xFFFFFFFF
     a = arguments
@@ -257,9 +263,13 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         "exit_code": os.waitstatus_to_exitcode(status),
         "stdout": texts[0],
         "stderr": texts[1] + problem,
-        "calls": watch.calls,
-        "hit": watch.hit,
+        "calls": [_sendable(call) for call in watch.calls],
+        "hit": [_sendable(call) for call in watch.hit],
     }
+
+
+def _sendable(call: Call) -> list[Any]:
+    return [*call[:-1], call.content.hex()]
 
 
 def _warm_up() -> None:
@@ -296,6 +306,8 @@ class Run(NamedTuple):
 
 class FaultServer:
     """The server, from outside; a context manager."""
+
+    n_points = 0  # runs that were disturbed
 
     def __enter__(self) -> FaultServer:
         self._process = subprocess.Popen(
@@ -346,11 +358,12 @@ class FaultServer:
             "argv": [str(a) for a in argv], "root": str(root), "names": list(names),
             "n": n if n else -1 if not on else 0, "action": action, "on": on and n > 0,
         }  # fmt: skip
+        self.n_points += n > 0
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
         for name in ("calls", "hit"):
-            answer[name] = [Call(*call) for call in answer[name]]
+            answer[name] = [Call(*call[:-1], bytes.fromhex(call[-1])) for call in answer[name]]
         return Run(**answer)
 
 

@@ -5,8 +5,6 @@ Each case damages a good store in one way and names what the message must say.
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import json
 import os
 import re
@@ -24,6 +22,7 @@ from scipy import sparse
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.errors import DamagedGraphError, SourceError
 from tests.command import Outcome, run, run_process
+from tests.disks import MS_RDONLY, MS_REMOUNT, Disks
 from tests.oracle import assert_exported
 from tests.stores import (
     Stored,
@@ -628,28 +627,11 @@ def test_a_new_scratch_folder_does_not_stay(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-_LIBC = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
-_MS_RDONLY, _MS_REMOUNT, _MNT_DETACH = 1, 32, 2
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """Return a function that mounts a tmpfs, or skip where that is not allowed."""
-    mounted: list[bytes] = []
-
-    def mount(name: str, options: str, flags: int = 0) -> Path:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        target = os.fsencode(folder)
-        if _LIBC.mount(b"tmpfs", target, b"tmpfs", flags, options.encode()):
-            pytest.skip(f"mounting is not allowed here: {os.strerror(ctypes.get_errno())}")
-        if target not in mounted:
-            mounted.append(target)
-        return folder
-
-    yield mount
-    for target in mounted:
-        assert _LIBC.umount2(target, _MNT_DETACH) == 0
+    with Disks(tmp_path) as disks:
+        yield disks.mount
 
 
 def test_a_read_only_disk(tmp_path, small_disk, earlier):
@@ -657,7 +639,7 @@ def test_a_read_only_disk(tmp_path, small_disk, earlier):
     shutil.copytree(earlier, disk / "out")
     source = write_store(tmp_path / "s.zarr", GRAPH)
     before = snapshot(disk)
-    small_disk("disk", "size=8m", _MS_REMOUNT | _MS_RDONLY)
+    small_disk("disk", "size=8m", MS_REMOUNT | MS_RDONLY)
     for out_dir in (disk / "out", disk / "new"):
         outcome = run("export", source, out_dir, "--force")
         assert_refused(outcome, r"cannot write to .*disk/\w+: Read-only file system")
@@ -665,7 +647,7 @@ def test_a_read_only_disk(tmp_path, small_disk, earlier):
 
 
 def test_a_disk_with_too_little_room_is_refused_before(tmp_path, small_disk):
-    disk = small_disk("disk", "size=128k")
+    disk = small_disk("disk", "size=256k")
     source = write_store(tmp_path / "s.zarr", directed_graph(4000, 15))
     outcome = run("export", source, disk / "out")
     assert_refused(outcome, r"the scratch disk has .* free, but .* may be needed.*--scratch-dir")
