@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     from .blocks import read_connectivities as read_connectivities
     from .export import ExportReport as ExportReport
     from .export import export_connectivities as export_connectivities
+    from .export import inspect_path as inspect_path
     from .export import plan_export as plan_export
     from .export import verify_export as verify_export
     from .exported import ExportedGraph as ExportedGraph
     from .exported import open_export as open_export
+    from .inspection import InspectReport as InspectReport
     from .plan import ExportPlan as ExportPlan
     from .verify import VerifyReport as VerifyReport
 
@@ -21,8 +23,10 @@ _HOME = {
     "ExportPlan": "plan",
     "ExportReport": "export",
     "ExportedGraph": "exported",
+    "InspectReport": "inspection",
     "VerifyReport": "verify",
     "export_connectivities": "export",
+    "inspect_path": "export",
     "open_export": "exported",
     "plan_export": "export",
     "read_connectivities": "blocks",

@@ -73,20 +73,29 @@ _verbose_option = click.option(
 )  # fmt: skip
 
 
-_run_options = _options(
-    click.option("--key", default="connectivities", show_default=True,
-                 help="Matrix in obsp; with slashes, a path inside the store."),
+_key_option = click.option(
+    "--key", default="connectivities", show_default=True,
+    help="Matrix in obsp; with slashes, a path inside the store.",
+)  # fmt: skip
+_source_options = _options(
+    _key_option,
     click.option("--neighbors-key", metavar="NAME",
                  help="Instead of --key: one of scanpy's neighbour graphs, by its name in uns."),
     click.option("--storage-options", type=_Json(), metavar="JSON",
                  help="For fsspec, if SOURCE is a URL: endpoint, credentials and the like."),
-    click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
-                 help="Write gzip files of this level.  [default: plain files]"),
+)  # fmt: skip
+_size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
                  help="Most resident memory of this process, such as 512MB; 384MB or more.  "
                       "[default: half of the machine's or cgroup's]"),
     click.option("--threads", type=click.IntRange(1), metavar="N",
                  help="Most threads.  [default: one for each core]"),
+)  # fmt: skip
+_run_options = _options(
+    _source_options,
+    click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
+                 help="Write gzip files of this level.  [default: plain files]"),
+    _size_options,
     click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
                  help="Where temporary files go.  [default: beside the output]"),
 )  # fmt: skip
@@ -267,37 +276,69 @@ def export(
 
 @cli.command(context_settings=_HELP)
 @click.argument("out_dir")
+@click.option(
+    "--source",
+    metavar="STORE",
+    help="Prove that the edges are exactly those of this store's matrix.",
+)
+@_key_option
+@_size_options
+@click.option(
+    "--scratch-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where temporary files go, if --source needs any.  [default: in OUT_DIR]",
+)
+@click.option(
+    "--components/--no-components",
+    default=None,
+    help="Count connected components.  [default: up to 16 million edges]",
+)
 @_output_options
 @_json_option
 @_progress_option
 @click.pass_context
-def verify(
-    context: click.Context,
-    /,
-    out_dir: str,
-    as_json: bool,
-    progress: bool | None,
-    output_storage_options: dict[str, Any] | None,
-) -> None:
+def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
     with _errors(context):
         with _imports():
             from .export import verify_export
+            from .wording import describe_verification
 
-        report = verify_export(
-            out_dir, progress=progress, output_storage_options=output_storage_options
-        )
+        report = verify_export(out_dir, **options)
         if as_json:
             click.echo(report.to_json())
         elif report.ok:
-            click.echo(
-                f"{out_dir} is sound: {report.n_edges:,} edges of {report.n_cells:,} cells, at "
-                f"most {report.max_neighbors:,} neighbors."
-            )
+            click.echo(describe_verification(out_dir, report))
         else:
             for problem in report.problems:
                 click.echo(f"Wrong: {problem}", err=True)
+        for warning in report.warnings:
+            click.echo(f"Warning: {warning}", err=True)
         context.exit(0 if report.ok else DIFFERENT)
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("path")
+@_size_options
+@_json_option
+@_progress_option
+@click.pass_context
+def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
+    """Say what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
+    with _errors(context):
+        with _imports():
+            from .export import inspect_path
+            from .wording import describe_inspection
+
+        report = inspect_path(path, **options)
+        click.echo(report.to_json() if as_json else describe_inspection(report))
+        export = report.export
+        if export is not None and not as_json:
+            for text in export.problems:
+                click.echo(f"Wrong: {text}", err=True)
+            for text in export.warnings:
+                click.echo(f"Warning: {text}", err=True)
 
 
 @cli.command(context_settings=_HELP)

@@ -51,7 +51,7 @@ class DemoResult:
                 "Next:",
                 f"  cellgraph-dask plan {self.store} --memory-limit 512MB",
                 f"  cellgraph-dask export {self.store} {report.out_dir} --compression 6 --force",
-                f"  cellgraph-dask verify {report.out_dir}",
+                f"  cellgraph-dask verify {report.out_dir} --source {self.store}",
             ]
         )
 
@@ -133,7 +133,7 @@ def run_demo(directory: str | Path | None = None, *, n_cells: int = 100_000) -> 
     folder.mkdir(parents=True, exist_ok=True)
     make_demo_store(store, n_cells)
     report = export_connectivities(store, out_dir)
-    verified = verify_export(out_dir)
+    verified = verify_export(out_dir, source=store)
     problems = [*verified.problems, *_compare_with_scipy(store, out_dir)]
     if problems:
         raise OutputError(f"the demo's export is wrong: {'; '.join(problems)}")

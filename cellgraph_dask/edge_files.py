@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from .deflate import deflate_part
-from .edge_pairs import SIDES, file_name
+from .edge_pairs import GZIP_HEADER, SIDES, file_name
 from .files import read_at, write_at
 from .merge import EdgeSink
 
 Array = NDArray[Any]
 
 PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
-_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
 _COPY_BYTES = 1 << 22
 
 
@@ -122,7 +121,7 @@ def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) ->
     int
         Bytes written.
     """
-    end = write_at(fd, _HEADER, 0)
+    end = write_at(fd, GZIP_HEADER, 0)
     crc = 0
     for source, part in parts:
         for at in range(0, part.n_bytes, _COPY_BYTES):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,6 +24,8 @@ FOLDER = "connectivity"
 IDENTITY = "dataset_identity.json"
 SIDES = ("src", "dst")
 FORMAT = "edge_pairs"
+
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
 
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
@@ -165,7 +167,7 @@ def check_readable(path: Any, out_dir: Any) -> None:
         )
 
 
-def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Iterator[bytes]:
+def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generator[bytes]:
     """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
 
     Parameters
@@ -214,6 +216,35 @@ def _parts(file: Any, path: AnyPath) -> Iterator[bytes]:
     if inflate.unused_data or pending or file.read(1):
         raise InvalidExportError(
             f"{path} goes on after its gzip member; browsers refuse such files."
+        )
+
+
+def check_gzip_header(path: Path) -> None:
+    """Refuse a gzip header that neither we nor cellucid 0.0.9 write.
+
+    Nothing in the checksum covers the header, and readers skip most of it. Python's gzip module,
+    with which cellucid writes, notes time and name there.
+
+    Raises
+    ------
+    InvalidExportError
+        If it is another one, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    by_cellucid = (
+        head[:4] == b"\x1f\x8b\x08\x08"
+        and head[8:9] in (b"\x00", b"\x02", b"\x04")
+        and head[9:10] == b"\xff"
+        and head[10:].startswith(path.stem.encode() + b"\x00")
+    )
+    if head[:10] != GZIP_HEADER and not by_cellucid:
+        raise InvalidExportError(
+            f"{path} has the gzip header {head[:10].hex()}, not {GZIP_HEADER.hex()}: it was "
+            "changed, or compressed by another program."
         )
 
 

@@ -138,9 +138,9 @@ def _is_ours(record: RunRecord, folder: Path) -> bool:
     return (
         re.fullmatch(r"[0-9a-f]{8}", record.id) is not None
         and record.way in get_args(Way)
-        and Path(record.out_dir).resolve() == work.parent
+        and ("://" in record.out_dir or Path(record.out_dir).resolve() == work.parent)
         and scratch.name == f"run-{record.id}"
-        and (inside or scratch.parent.name == scratch_name(Path(record.out_dir)))
+        and (inside or scratch.parent.name == scratch_name(folder.parent))
         and not any(_has_links(top) for top in (folder, scratch.parent))
     )
 

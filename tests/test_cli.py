@@ -14,7 +14,7 @@ from tests.oracle import assert_exported, oracle_edges, oracle_max_neighbors, re
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store
 
 GRAPH = symmetric_graph()
-COMMANDS = ["plan", "export", "verify", "demo"]
+COMMANDS = ["plan", "export", "verify", "inspect", "demo"]
 PLAN_FIELDS = {
     "source", "key", "n_cells", "n_entries", "n_blocks", "n_partitions", "threads", "index_dtype",
     "compression", "memory_limit_bytes", "reserved_memory_bytes", "projected_memory_bytes",

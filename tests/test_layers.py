@@ -21,12 +21,24 @@ ORDER = [
     "chunk_codecs", "objects", "chunks", "hdf5", "layout", "places", "convert", "lazy",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
-    "parts", "stages", "publish", "remote", "upload", "download", "exported", "verify", "spool",
+    "parts", "stages", "publish", "remote", "upload", "download", "exported",
+    "verify_loops", "edge_reader", "census", "survey", "pair_file",
+    "proof", "signed_proof", "embeddings", "alignment", "verify", "inspection", "wording", "spool",
     "export", "blocks", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"chunk_codecs", "chunks", "objects", "places", "source", "lazy", "demo"},
+    "zarr": {
+        "chunk_codecs",
+        "chunks",
+        "objects",
+        "places",
+        "source",
+        "lazy",
+        "demo",
+        "embeddings",
+        "inspection",
+    },
     "numcodecs": {"chunk_codecs", "hdf5"},
     "h5py": {"hdf5", "places"},
     "anndata": {"demo"},

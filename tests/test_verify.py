@@ -14,6 +14,7 @@ import pytest
 from cellgraph_dask import export_connectivities, verify_export
 from tests.command import run
 from tests.oracle import read_export
+from tests.planting import gzip_member
 from tests.stores import snapshot, symmetric_graph, write_store
 
 N_CELLS = 300
@@ -87,7 +88,7 @@ def edit(change_edges: Callable[[np.ndarray, np.ndarray], None]) -> Damage:
         change_edges(src, dst)
         for side, values in (("src", src), ("dst", dst)):
             raw = values.tobytes()
-            raw = gzip.compress(raw, mtime=0) if manifest["compression"] else raw
+            raw = gzip_member(raw) if manifest["compression"] else raw
             file_of(out_dir, side).write_bytes(raw)
 
     return damage
