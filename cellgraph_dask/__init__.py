@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .blocks import read_connectivities as read_connectivities
     from .export import ExportReport as ExportReport
     from .export import export_connectivities as export_connectivities
     from .export import inspect_path as inspect_path
@@ -28,6 +29,7 @@ _HOME = {
     "inspect_path": "export",
     "open_export": "exported",
     "plan_export": "export",
+    "read_connectivities": "blocks",
     "verify_export": "export",
 }
 __all__ = [*_HOME, "__version__"]

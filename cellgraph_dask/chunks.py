@@ -2,9 +2,8 @@
 
 zarr-python reads slices through an event loop and thread pools of its own, which multiply with
 Dask's and with the memory of a task. Its metadata is public, and so are the codecs: for the layouts
-that anndata writes (zarr formats 2 and 3, sharded or not, on a file system) this module reads a
-chunk's bytes and decodes them, straight into the caller's array. Other stores go through zarr's own
-slicing.
+that anndata writes (zarr formats 2 and 3, sharded or not) this module reads a chunk's bytes, from
+wherever `objects` finds them, and decodes them straight into the caller's array.
 
 Unlike zarr it tells which chunks are not in the store at all: zarr reads those as zeros without a
 word, whether the writer left them out on purpose or somebody lost them.
@@ -12,26 +11,23 @@ word, whether the writer left them out on purpose or somebody lost them.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from . import workspace
+from .arrays import cut_spans
 from .chunk_codecs import DECODE_ERRORS, ChunkError, array_codecs, is_big_endian
 from .errors import DamagedGraphError, SourceError
+from .objects import Objects, StoredObject, objects_of
 
 Array = NDArray[Any]
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
-_FD_LIMIT_BYTES = 2**30
 _MOST_INDEXES = 4  # of shards, that are remembered
 _INDEX_BYTES = 16  # of a chunk in a shard's index
 
@@ -43,6 +39,8 @@ class ChunkedArray:
     ----------
     array
         The open zarr array.
+    objects
+        Those of its store.
 
     Attributes
     ----------
@@ -56,7 +54,7 @@ class ChunkedArray:
         Values in a chunk, the smallest part that can be decoded (inside a shard: its inner chunk).
     """
 
-    def __init__(self, array: zarr.Array) -> None:
+    def __init__(self, array: zarr.Array, objects: Objects | None = None) -> None:
         self._array = array
         self.name = array.path
         self.size = int(array.shape[0])
@@ -64,7 +62,7 @@ class ChunkedArray:
         self.dtype = self._stored_dtype.newbyteorder("=")
         self.chunk_size = int(array.chunks[0])
         self._shard_size = int(array.shards[0]) if array.shards else self.chunk_size
-        self._root = array.store.root if isinstance(array.store, LocalStore) else None
+        self._objects = objects_of(array.store) if objects is None else objects
         self._fill = array.fill_value
         if is_big_endian(array):
             self._stored_dtype = self._stored_dtype.newbyteorder(">")
@@ -84,22 +82,17 @@ class ChunkedArray:
     @property
     def work_bytes(self) -> int:
         """Most bytes one thread needs to read from this array besides what it reads into."""
-        if self._root is None:  # zarr's own slicing: encoded, decoded and joined, whole shards
-            return int(4 * self._shard_size * self.dtype.itemsize)
         indexes = 0
         if self._is_sharded:  # those remembered, and one as it is read
             indexes = (_MOST_INDEXES + 2) * _INDEX_BYTES * (self._shard_size // self.chunk_size)
         if not self._codecs and self._stored_dtype.isnative:
-            return indexes
+            return indexes + (0 if self._objects.is_local else 2 * self.chunk_bytes)
         # Encoded, a codec's own output, decoded.
         return indexes + self._codecs.most_encoded_bytes + 2 * self.chunk_bytes
 
     def spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """Cut ``[start, stop)`` at chunk borders."""
-        while start < stop:
-            end = min(stop, (start // self.chunk_size + 1) * self.chunk_size)
-            yield start, end
-            start = end
+        return cut_spans(start, stop, self.chunk_size)
 
     def read(self, start: int, stop: int, out: Array) -> list[tuple[int, int]]:
         """Read the values ``[start, stop)`` into `out`.
@@ -138,49 +131,41 @@ class ChunkedArray:
         """Return the store key of the chunk (or shard) that holds value `at`."""
         return str(self._array.metadata.encode_chunk_key((at // self._shard_size,)))
 
-    def _path(self, at: int) -> Path:
-        assert self._root is not None
-        return Path(self._root, self._array.path, self.key_of(at))
-
     def _read_span(self, a: int, b: int, target: Array) -> bool:
         """Read values of one chunk; False if the chunk is not there."""
-        if self._root is None:
-            with zarr.config.set({"threading.max_workers": 1}):
-                target[:] = self._array[a:b]
-            return True
-        try:
-            fd = os.open(self._path(a), os.O_RDONLY | os.O_NONBLOCK)  # a pipe would wait for ever
-        except FileNotFoundError:
+        stored = self._objects.open(f"{self.name}/{self.key_of(a)}".lstrip("/"))
+        if stored is None:
             return False
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ChunkError("it is not a file")
-            begin, length = self._place(fd, a)
-            if length is None:  # the writer noted in the shard that this chunk is all fill value
-                target[:] = self._fill or 0
-                return True
-            self._decode(fd, begin, length, a, b, target)
+            if not self._is_sharded:
+                self._decode(stored, None, a, b, target)
+            else:
+                place = self._place(stored, a)
+                if place is None:  # the writer noted in the shard that all of it is fill value
+                    target[:] = self._fill or 0
+                else:
+                    self._decode(stored, place, a, b, target)
+        except FileNotFoundError:
+            return False
         finally:
-            os.close(fd)
+            stored.close()
         return True
 
-    def _place(self, fd: int, at: int) -> tuple[int, int | None]:
-        """Return where in its file the chunk of value `at` is: offset, and length (or None)."""
-        size = os.fstat(fd).st_size
-        if self._shard_size == self.chunk_size and not self._is_sharded:
-            return 0, size
+    def _place(self, stored: StoredObject, at: int) -> tuple[int, int] | None:
+        """Return where in its shard the chunk of value `at` is, offset and length; None if not."""
         n = self._shard_size // self.chunk_size
         shard = at // self._shard_size
         index = self._shard_indexes.get(shard)
         if index is None:
-            index = self._read_shard_index(fd, size, n)
+            index = self._read_shard_index(stored, n)
             if len(self._shard_indexes) >= _MOST_INDEXES:
                 self._shard_indexes.clear()
             self._shard_indexes[shard] = index
         offset, length = (int(v) for v in index[at // self.chunk_size % n])
         if offset == _EMPTY and length == _EMPTY:
-            return 0, None
-        if offset + length > size:
+            return None
+        size = stored.size
+        if size is not None and offset + length > size:
             raise ChunkError(f"its shard has {size} bytes, but it should end at {offset + length}")
         return offset, length
 
@@ -188,33 +173,48 @@ class ChunkedArray:
     def _is_sharded(self) -> bool:
         return self._array.shards is not None
 
-    def _read_shard_index(self, fd: int, size: int, n: int) -> Array:
+    def _read_shard_index(self, stored: StoredObject, n: int) -> Array:
         n_bytes = _INDEX_BYTES * n + 4
-        if size < n_bytes:
-            raise ChunkError(f"its shard has {size} bytes, fewer than its index of {n_bytes}")
+        if stored.size is not None and stored.size < n_bytes:
+            raise ChunkError(
+                f"its shard has {stored.size} bytes, fewer than its index of {n_bytes}"
+            )
         location = self._array.metadata.codecs[0].index_location
         at_start = getattr(location, "value", location) == "start"
-        raw = os.pread(fd, n_bytes, 0 if at_start else size - n_bytes)
+        out = np.empty(n_bytes, np.uint8)
+        stored.fill(out, 0 if at_start else -n_bytes)
+        raw = out.tobytes()
         if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise ChunkError("the checksum of its shard's index does not match")
         return np.frombuffer(raw[:-4], "<u8").reshape(n, 2)
 
-    def _decode(self, fd: int, begin: int, length: int, a: int, b: int, target: Array) -> None:
+    def _decode(
+        self,
+        stored: StoredObject,
+        place: tuple[int, int] | None,
+        a: int,
+        b: int,
+        target: Array,
+    ) -> None:
+        """Decode a chunk that is a whole object, or has a place in its shard."""
         first = a % self.chunk_size
         whole = first == 0 and b - a == self.chunk_size
+        length = stored.size if place is None else place[1]
         if not self._codecs:
-            if length != self.chunk_bytes:
+            if length is not None and length != self.chunk_bytes:
                 raise ChunkError(f"it has {length} bytes, not {self.chunk_bytes}")
-            item = self._stored_dtype.itemsize
-            raw = target.view(np.uint8)
-            _read_exactly(fd, raw, begin + first * item)
+            begin = (0 if place is None else place[0]) + first * self.dtype.itemsize
+            stored.fill(target.view(np.uint8), begin)
             if not self._stored_dtype.isnative:
                 target.byteswap(inplace=True)
             return
-        if length > self._codecs.most_encoded_bytes:
-            raise ChunkError(f"it has {length} bytes for {self.chunk_bytes} bytes of values")
-        encoded = workspace.take("encoded chunk", length, np.uint8)
-        _read_exactly(fd, encoded, begin)
+        self._check_length(length)
+        if place is None:
+            encoded = stored.whole()
+            self._check_length(encoded.size)
+        else:
+            encoded = workspace.take("encoded chunk", place[1], np.uint8)
+            stored.fill(encoded, place[0])
         if whole and self._stored_dtype.isnative:
             self._codecs.decode(encoded, target.view(np.uint8))
             return
@@ -222,13 +222,6 @@ class ChunkedArray:
         self._codecs.decode(encoded, decoded.view(np.uint8))
         target[:] = decoded[first : first + b - a]
 
-
-def _read_exactly(fd: int, out: Array, offset: int) -> None:
-    """Fill `out` (uint8) from the file at `offset`."""
-    view = out.data
-    while view:
-        n = os.preadv(fd, [view[:_FD_LIMIT_BYTES]], offset)
-        if n == 0:
-            raise ChunkError("its file ends too early")
-        view = view[n:]
-        offset += n
+    def _check_length(self, length: int | None) -> None:
+        if length is not None and length > self._codecs.most_encoded_bytes:
+            raise ChunkError(f"it has {length} bytes for {self.chunk_bytes} bytes of values")

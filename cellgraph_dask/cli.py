@@ -77,6 +77,13 @@ _key_option = click.option(
     "--key", default="connectivities", show_default=True,
     help="Matrix in obsp; with slashes, a path inside the store.",
 )  # fmt: skip
+_source_options = _options(
+    _key_option,
+    click.option("--neighbors-key", metavar="NAME",
+                 help="Instead of --key: one of scanpy's neighbour graphs, by its name in uns."),
+    click.option("--storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and the like."),
+)  # fmt: skip
 _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
                  help="Most resident memory of this process, such as 512MB; 384MB or more.  "
@@ -85,7 +92,7 @@ _size_options = _options(
                  help="Most threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
-    _key_option,
+    _source_options,
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
     _size_options,
@@ -119,6 +126,11 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 @_verbose_option
 def cli() -> None:
     """Export the neighbour graph of a zarr-backed AnnData for the Cellucid viewer, out of core."""
+
+
+def _check_keys(options: dict[str, Any]) -> None:
+    if options["neighbors_key"] is not None and options["key"] != "connectivities":
+        raise click.UsageError("give --key or --neighbors-key, not both")
 
 
 @contextmanager
@@ -206,6 +218,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what exporting SOURCE would do and need; write nothing."""
+    _check_keys(options)
     with _errors(context):
         with _imports():
             from .export import plan_export
@@ -237,7 +250,11 @@ def export(
     scheduler_file: str | None,
     **options: Any,
 ) -> None:
-    """Export the graph of SOURCE, a zarr AnnData store, to OUT_DIR: a folder or a URL."""
+    """Export the graph of SOURCE, a zarr AnnData store or .h5ad file, to OUT_DIR.
+
+    SOURCE may be a folder, a .zarr.zip, an .h5ad, or a URL; OUT_DIR a folder or a URL.
+    """
+    _check_keys(options)
     with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
         with _imports():
             from .export import export_connectivities

@@ -149,7 +149,7 @@ def inspect_workers(client: Client, source: Source, way: str, memory_limit: int 
     )
 
 
-def check_folders(client: Client, source: Source, folders: Sequence[Path]) -> None:
+def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -> None:
     """Make sure that every worker sees the source and can write where we write.
 
     Parameters
@@ -157,7 +157,7 @@ def check_folders(client: Client, source: Source, folders: Sequence[Path]) -> No
     client
         Of the cluster.
     source
-        The matrix.
+        File or folder of the matrix; None if it has none.
     folders
         Scratch and output; they exist.
 
@@ -172,7 +172,7 @@ def check_folders(client: Client, source: Source, folders: Sequence[Path]) -> No
         for name in names:
             name.write_text(token)
         paths = [str(name) for name in names]
-        for worker, problem in _ask(client, partial(_look_at, source.path, paths, token)).items():
+        for worker, problem in _ask(client, partial(_look_at, source, paths, token)).items():
             if problem is not None:
                 raise ClusterError(
                     f"worker {worker} cannot use what this process uses: {problem}. Source, output "
@@ -238,9 +238,9 @@ def _introduce(source: Source, way: str) -> tuple[str, int]:
     return __version__, resident_bytes()
 
 
-def _look_at(source: str, paths: list[str], token: str) -> str | None:
+def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
     """Return what a worker cannot see or write, if anything."""
-    if not Path(source).exists():
+    if source is not None and not Path(source).exists():
         return f"{source} is not there"
     for path in map(Path, paths):
         try:
@@ -252,6 +252,44 @@ def _look_at(source: str, paths: list[str], token: str) -> str | None:
         except OSError as error:
             return f"{path.parent}: {error.strerror}"
     return None
+
+
+def compute_on_workers(
+    client: Client, tasks: Sequence[Any], told: Callable[[Any], None]
+) -> list[Any]:
+    """Compute delayed tasks of the user's graph on the workers of a cluster.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    tasks
+        Dask's delayed objects.
+    told
+        Called with each result as it comes.
+
+    Raises
+    ------
+    ClusterError
+        If workers that ran one task were killed again and again, or the scheduler is gone.
+    """
+    from distributed import KilledWorker, as_completed
+
+    with _named_loss(client, "while computing the array"):
+        futures = client.compute(list(tasks))
+        try:
+            for _, result in as_completed(futures, with_results=True):
+                told(result)
+            return list(client.gather(futures))
+        except KilledWorker as error:
+            raise ClusterError(
+                "while computing the array, a chunk was tried on several workers, and all of them "
+                "died, probably out of memory. Make the chunks smaller, or give workers more "
+                "memory."
+            ) from error
+        finally:
+            with suppress(Exception):
+                client.cancel(futures, force=True)
 
 
 class Cluster:

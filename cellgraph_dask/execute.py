@@ -8,15 +8,18 @@ task may wait for what earlier ones tell it (where its edges go) without ever bl
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import dask
 import dask.threaded
 from dask.system import CPU_COUNT
 
 from . import workspace
+from .errors import MemoryLimitError
+from .memory import format_bytes, peak_bytes, resident_bytes
 from .progress import Progress
 
 Key = TypeVar("Key")
@@ -124,3 +127,86 @@ class Threads:
             raise
         finally:
             workspace.release()
+
+
+class _GatedPool(ThreadPoolExecutor):
+    """Threads of which one works at a time until more are let in."""
+
+    def __init__(self, n_threads: int) -> None:
+        super().__init__(n_threads, thread_name_prefix="cellgraph-spool")
+        self._gate = threading.Semaphore(1)
+        self._inside = 1
+
+    def let_in(self, n: int) -> None:
+        """Let so many threads work at once, and no fewer than before."""
+        if n > self._inside:
+            self._gate.release(n - self._inside)
+            self._inside = n
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand a task to a thread; see `concurrent.futures.Executor.submit`."""
+
+        def task() -> Any:
+            with self._gate:
+                return fn(*args, **kwargs)
+
+        return super().submit(task)
+
+
+def compute_on_threads(
+    tasks: Sequence[Any], told: Callable[[Any], None], *, n_threads: int, limit: int
+) -> list[Any]:
+    """Compute delayed tasks of the user's graph on threads of this process.
+
+    What such a task takes is known to nobody before. So one thread does the first alone, and as
+    many follow as its memory allows.
+
+    Parameters
+    ----------
+    tasks
+        Dask's delayed objects.
+    told
+        Called with each result as it comes.
+    n_threads
+        Most threads.
+    limit
+        Most resident bytes of this process.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the first task has gone beyond the limit.
+    """
+    before = resident_bytes()
+    lock = threading.Lock()
+    is_first = [True]
+
+    with _GatedPool(n_threads) as pool:
+
+        def tell(result: Any) -> Any:
+            with lock:
+                if is_first[0]:
+                    is_first[0] = False
+                    pool.let_in(_threads_that_fit(before, n_threads, limit))
+            told(result)
+            return result
+
+        told_tasks = [dask.delayed(tell, pure=False)(task) for task in tasks]
+        try:
+            results = dask.compute(*told_tasks, scheduler="threads", pool=pool)
+        except BaseException:
+            pool.let_in(n_threads)
+            pool.shutdown(cancel_futures=True)
+            raise
+    return list(results)
+
+
+def _threads_that_fit(before: int, n_threads: int, limit: int) -> int:
+    peak = peak_bytes()
+    if peak > limit:
+        raise MemoryLimitError(
+            f"the memory limit of {format_bytes(limit)} is too small: computing one chunk of the "
+            f"Dask array took this process to {format_bytes(peak)}. Make its chunks smaller, or "
+            f"allow {-(-peak * 5 // 4 // 10**6)}MB (--memory-limit)."
+        )
+    return max(1, min(n_threads, (limit - before) // max(peak - before, 1)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .cluster import (
     Workers,
     active_client,
     check_folders,
+    compute_on_workers,
     inspect_workers,
     worker_peak_bytes,
 )
@@ -32,8 +34,9 @@ from .errors import (
     NegativeWeightError,
     OtherWayError,
     ResumeError,
+    SourceError,
 )
-from .execute import Threads, default_threads
+from .execute import Threads, compute_on_threads, default_threads
 from .files import free_bytes, make_folders, named_disk_errors
 from .inspection import InspectReport, inspect
 from .job import Job, Way
@@ -48,6 +51,7 @@ from .journal import (
     scratch_name,
     this_process,
 )
+from .lazy import LazyMatrix
 from .memory import (
     default_limit,
     format_bytes,
@@ -75,6 +79,7 @@ from .remote import find_path
 from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
+from .spool import Compute, estimate, sketch, spool, spool_memory
 from .stages import run_stages
 from .stream import looks_symmetric
 from .upload import RemoteOutput, local_folder, open_output
@@ -151,10 +156,12 @@ class _Prepared:
 
 
 def plan_export(
-    source: str | Path,
+    source: Any,
     out_dir: str | Path | None = None,
     *,
     key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
@@ -167,11 +174,18 @@ def plan_export(
     Parameters
     ----------
     source
-        Folder of a zarr-backed AnnData.
+        The graph, or where it is: a path or URL of a zarr AnnData store (a folder, or a zip archive
+        of one), an ``.h5ad`` or ``.h5mu`` file, a `zarr.Group` or store, an `anndata.AnnData` in
+        memory, backed or lazy, a matrix of scipy or PyData sparse, anything that numpy makes a
+        two-dimensional array of, or a Dask array of any of these.
     out_dir
         Where the export would go; the working directory's disk is looked at if not given.
     key
         Key of `obsp`, or with slashes a path inside the store.
+    neighbors_key
+        Name of one of scanpy's neighbour graphs (``uns[neighbors_key]``), instead of `key`.
+    storage_options
+        For fsspec, if `source` is a URL: endpoint, credentials and the like.
     compression
         Level of gzip, 1 to 9; None for plain files.
     memory_limit
@@ -206,24 +220,33 @@ def plan_export(
         storage_options=output_storage_options,
         on_cluster=client is not None,
     )
+    way: Way | None = None
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if isinstance(opened, LazyMatrix):
+        opened, way = estimate(opened, _computing(client, memory_limit, 1)), "general"
+    elif client is not None and not opened.place.is_shared:
+        opened, way = sketch(opened), "general"
     prepared = _prepare(
-        open_source(source, key),
+        opened,
         output.folder,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
         client=client,
+        way=way,
         upload_bytes=output.upload_bytes,
     )
     return prepared.plan
 
 
 def export_connectivities(
-    source: str | Path,
+    source: Any,
     out_dir: str | Path,
     *,
     key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
@@ -242,7 +265,7 @@ def export_connectivities(
 
     Parameters
     ----------
-    source, key, compression, memory_limit, threads, scratch_dir
+    source, key, neighbors_key, storage_options, compression, memory_limit, threads, scratch_dir
         As for `plan_export`.
     out_dir
         Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
@@ -285,7 +308,7 @@ def export_connectivities(
     86012345
     """
     return run_export(
-        open_source(source, key),
+        open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options),
         out_dir,
         compression=compression,
         memory_limit=memory_limit,
@@ -306,7 +329,7 @@ def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -
 
 
 def run_export(
-    source: Source,
+    source: Source | LazyMatrix,
     out_dir: str | Path,
     *,
     keep_scratch: bool = False,
@@ -322,10 +345,15 @@ def run_export(
     reset_peak()
     client: Client | None = settings.get("client")
     if client is not None:  # workers may have another working directory
-        source = replace(source, path=str(Path(source.path).absolute()))
+        source = source.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
+    ready = isinstance(source, Source) and (client is None or source.place.is_shared)
+    lasting = isinstance(source, Source) and ready and source.place.is_lasting
+    if resume and not lasting:
+        log.info("only exports of files and URLs can be gone on with; starting from the beginning")
+        resume = False
     record = None
-    if resume:
+    if resume and isinstance(source, Source):
         folder = local_folder(out_dir, scratch_dir)
         record = _interrupted_run(source, folder, settings.get("compression"), scratch_dir)
         settings["record"] = record
@@ -340,17 +368,27 @@ def run_export(
     read_identity(output.out_dir, source.n_cells)
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
     settings["upload_bytes"] = output.upload_bytes
-    prepared = _prepare(source, output.folder, **settings)
-    if record is None:
-        _check_disk(prepared.plan, output.folder, scratch_dir)
-    with output, progress_bars(progress) as bars:
+    prepared: _Prepared | None = None
+    if ready and isinstance(source, Source):
+        prepared = _prepare(source, output.folder, **settings)
+        if record is None:
+            _check_disk(prepared.plan, output.folder, scratch_dir)
+    with (
+        output,
+        progress_bars(progress) as bars,
+        _spool_folder(output, scratch_dir, keep_scratch, needed=not ready) as spooled,
+    ):
+        if prepared is None:
+            counted = _spooled(source, spooled, bars, settings)
+            prepared = _prepare(counted, output.folder, **settings)
+            _check_disk(prepared.plan, output.folder, scratch_dir)
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
         while True:
             if record is None:
                 record = _new_record(prepared, output, scratch_dir, force)
             try:
-                with _folders(record, output, keep_scratch) as edges:
+                with _folders(record, output, keep_scratch, spooled, lasting) as edges:
                     result = _run(prepared, record, output, edges, bars, client)
                     output.publish(result.manifest, edges, bars)
                 break
@@ -359,7 +397,7 @@ def run_export(
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
-                prepared = _prepare(source, output.folder, **settings)
+                prepared = _prepare(prepared.job.source, output.folder, **settings)
                 _check_disk(prepared.plan, output.folder, scratch_dir)
                 record = None
     plan = prepared.plan
@@ -375,7 +413,7 @@ def run_export(
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
-        scratch_bytes=result.scratch_bytes,
+        scratch_bytes=result.scratch_bytes + prepared.job.source.spool_bytes,
         output_bytes=result.output_bytes,
         symmetric=plan.way == "symmetric",
         kept_tasks=result.kept_tasks,
@@ -430,6 +468,11 @@ def verify_export(
     limit, n_threads = _limit(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
     matrix = open_source(source, key) if source is not None else None
+    if isinstance(matrix, LazyMatrix):
+        raise SourceError(
+            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
+            "matrices in stores or in memory."
+        )
     with progress_bars(progress) as bars, ExitStack() as stack:
         if isinstance(path, Path):
             folder = path
@@ -449,6 +492,54 @@ def verify_export(
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
+
+
+def _computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
+    """Return what computes a Dask array: the cluster, or threads within the limit."""
+    if client is not None:
+        return partial(compute_on_workers, client)
+    limit = default_limit() if memory_limit is None else parse_bytes(memory_limit)
+    return partial(compute_on_threads, n_threads=threads, limit=limit)
+
+
+def _spooled(
+    source: Source | LazyMatrix, folder: Path, bars: Progress, settings: Mapping[str, Any]
+) -> Source:
+    """Return a source that is counted and that all see, in files of ours."""
+    client: Client | None = settings.get("client")
+    with named_disk_errors(folder.parent):
+        if client is not None:
+            check_folders(client, None, [folder])
+        if isinstance(source, Source):
+            return spool_memory(source, folder)
+        threads = settings.get("threads") or default_threads()
+        compute = _computing(client, settings.get("memory_limit"), threads)
+        return spool(source, folder, compute, bars)
+
+
+@contextmanager
+def _spool_folder(
+    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, *, needed: bool
+) -> Iterator[Path]:
+    """Give the folder of what has to be spooled, and remove it afterwards."""
+    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
+    folder = base.absolute() / "spool"
+    if not needed:
+        yield folder
+        return
+    made: list[Path] = []
+    try:
+        with named_disk_errors(base.parent):
+            made = make_folders(base)
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+            for above in (*([base] if base != output.work else []), *made):
+                with suppress(OSError):
+                    above.rmdir()  # only if it is empty
 
 
 def inspect_path(
@@ -562,7 +653,7 @@ def _prepare(
         compression=compression,
         limit=limit,
         reserved=reserved,
-        scratch_free=free_bytes(scratch_folder),
+        scratch_free=free_bytes(scratch_folder) + source.spooled_bytes,
         output_free=free_bytes(out_dir),
         same_disk=_device(scratch_folder) == _device(out_dir),
         n_workers=workers.n_workers if workers is not None else 0,
@@ -616,7 +707,7 @@ def _interrupted_run(
         return None
     check_same(
         record,
-        source=str(Path(source.path).absolute()),
+        source=source.absolute().path,
         key=source.key,
         fingerprint=source.fingerprint(),
         compression=compression,
@@ -644,7 +735,7 @@ def _new_record(
     return RunRecord(
         id=run,
         version=__version__,
-        source=str(Path(source.path).absolute()),
+        source=source.absolute().path,
         key=source.key,
         fingerprint=source.fingerprint(),
         out_dir=str(output.name),
@@ -668,7 +759,9 @@ def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
 
 
 @contextmanager
-def _folders(record: RunRecord, output: Output | RemoteOutput, keep: bool) -> Iterator[Path]:
+def _folders(
+    record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
+) -> Iterator[Path]:
     """Make the folders of a run, and remove them afterwards unless it can be gone on with.
 
     Yields
@@ -687,14 +780,14 @@ def _folders(record: RunRecord, output: Output | RemoteOutput, keep: bool) -> It
                     scratch.parent.mkdir(mode=0o700, exist_ok=True)
                 check_own_folder(scratch.parent)
                 for other in scratch.parent.iterdir():  # of runs that were killed
-                    if other != scratch:
+                    if other not in (scratch, spooled):
                         shutil.rmtree(other, ignore_errors=True)
             scratch.mkdir(mode=0o700, exist_ok=True)
             edges.mkdir(mode=0o700, exist_ok=True)
             record.write(output.work)
         yield edges
     except (KeyboardInterrupt, ClusterError) as error:
-        if any_finished(output.work, record.id):
+        if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
                 goes_on = "What is finished is kept; the same export with --resume goes on."
@@ -737,7 +830,7 @@ def _run(
         delivery: EdgeFiles | PartDelivery | None = None
         try:
             if client is not None and prepared.workers is not None:
-                check_folders(client, job.source, [Path(scratch.folder), edges])
+                check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
                 stages = Stages(Cluster(client, prepared.workers.n_threads, progress), journal)
                 delivery = PartDelivery(
                     edges, scratch, dtype, job.cell_dtype, plan.compression, stages

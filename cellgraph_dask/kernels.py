@@ -655,6 +655,54 @@ def first_unsorted_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_
     return -1
 
 
+@compiled(int)
+def decode_lzf(encoded: Array, out: Array) -> int:
+    """Decode LZF, as HDF5's filter writes it.
+
+    Parameters
+    ----------
+    encoded
+        uint8.
+    out
+        uint8, written; as long as what should come out.
+
+    Returns
+    -------
+    int
+        Number of bytes written, or -1 if `encoded` is not sound or holds more.
+    """
+    at: Any = 0
+    n: Any = 0
+    while at < encoded.size:
+        control: Any = np.int64(encoded[at])
+        at += 1
+        if control < 32:  # so many bytes and one more, as they are
+            length: Any = control + 1
+            if at + length > encoded.size or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = encoded[at + k]
+            at += length
+        else:  # some bytes that were there before
+            length = control >> 5
+            if length == 7:
+                if at >= encoded.size:
+                    return -1
+                length += np.int64(encoded[at])
+                at += 1
+            if at >= encoded.size:
+                return -1
+            back: Any = ((control & 31) << 8) + np.int64(encoded[at]) + 1
+            at += 1
+            length += 2
+            if back > n or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = out[n + k - back]
+        n += length
+    return int(n)
+
+
 def warm_up(
     index_dtype: np.dtype[Any], weight_dtype: np.dtype[Any], way: str, *, wide: bool
 ) -> None:

@@ -169,11 +169,13 @@ def tune(
             return tuning
     least = smallest_limit(job, reserved, compression, fewest)
     who = "one thread needs" if fewest == 1 else f"{fewest} threads need"
+    large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
+    smaller = " Or write the matrix again with smaller chunks." if large else ""
     raise MemoryLimitError(
         f"the memory limit of {format_bytes(limit)} is too small: {format_bytes(reserved)} are "
         f"taken by Python and its libraries, and {who} "
         f"{format_bytes(least - reserved)} for chunks of {job.source.chunk_size:,} entries. The "
-        f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit)."
+        f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
     )
 
 
@@ -353,11 +355,12 @@ def make_plan(
     if job.way == "symmetric":
         output //= 2
         scratch = 0
+    scratch += source.spool_bytes
     if n_workers:  # parts before they become edge files
         scratch += 2 * n_entries * job.cell_dtype.itemsize
     if compression is not None:
         scratch += output  # the spool of compressed parts
-    warnings = []
+    warnings = [*source.notes]
     if viewer_bytes(source.n_cells, n_entries // 2) > VIEWER_LIMIT:
         warnings.append(
             f"With about {n_entries // 2:,} edges or more this graph needs over 512 MiB in the "

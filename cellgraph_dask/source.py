@@ -1,45 +1,57 @@
-"""Where a matrix comes from: a sparse `obsp` entry of a zarr-backed AnnData.
+"""Where a matrix comes from, whatever it is: stores, files, and what is in memory already.
 
-The one module that knows zarr's and anndata's layout. It opens a store, checks what metadata can
-tell, and reads *blocks*: runs of stored entries, cut without regard to rows, so that a row of any
-length is nothing special. Every value that leaves it has been checked; the compiled loops rely on
-that.
+It opens a source, checks what metadata can tell, and reads *blocks*: runs of stored entries, cut
+without regard to rows, so that a row of any length is nothing special. Every value that leaves it
+has been checked; the compiled loops rely on that.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from . import kernels, workspace
-from .chunks import ChunkedArray
-from .errors import CellgraphError, DamagedGraphError, SourceError
+from .arrays import MemoryArray, StoredArray
+from .convert import compress
+from .errors import DamagedGraphError
+from .layout import (
+    Found,
+    Tree,
+    check_arrays,
+    check_shape,
+    check_weights,
+    find_matrix,
+    open_array,
+    sparse_layout,
+)
+from .lazy import LazyMatrix, of_dask, of_dense
+from .places import (
+    ARRAYS,
+    HDF5Place,
+    MemoryPlace,
+    Place,
+    RawPlace,
+    ZarrPlace,
+    locate,
+    place_of_group,
+)
 
 Array = NDArray[Any]
 
-_FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc"}
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
 # No graph has more cells without neighbours before its first one: it is indptr that was lost.
 _MOST_ABSENT_ROWS = 2**28
-_MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon beyond int64
-# Metadata are read whole, and take ten times their size as Python's objects.
-_MOST_METADATA_BYTES = 2**24
-_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 
 class Block(NamedTuple):
@@ -85,12 +97,12 @@ class BlockEntries(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A sparse cell × cell matrix in a zarr store; small, and picklable.
+    """A sparse cell × cell matrix; small, and picklable unless it is in memory.
 
     Attributes
     ----------
-    path : str
-        The store.
+    place : Place
+        Where its arrays are.
     key : str
         Where the matrix is inside it.
     layout : {"csr", "csc"}
@@ -99,38 +111,58 @@ class Source:
         Number of rows and of columns.
     n_entries : int
         Number of stored entries.
+    notes : tuple of str
+        What the user should know about it.
+    spool_bytes : int
+        Temporary bytes on disk that it takes up.
     """
 
-    path: str
+    place: Place
     key: str
     layout: str
     n_cells: int
     n_entries: int
+    notes: tuple[str, ...] = ()
+    spool_bytes: int = 0
+
+    @property
+    def path(self) -> str:
+        """Where it is, for people: a path, a URL, or what it is in memory."""
+        return self.place.path
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Of `spool_bytes`, those that are on disk already."""
+        return self.spool_bytes if isinstance(self.place, RawPlace) else 0
+
+    def absolute(self) -> Source:
+        """Return the same matrix, for processes with another working directory."""
+        return replace(self, place=self.place.absolute())
 
     @cached_property
-    def _arrays(self) -> dict[str, ChunkedArray]:
-        with _metadata_of(self.key):
-            group = zarr.open_group(self.path, mode="r")
-            return {
-                name: ChunkedArray(group[f"{self.key}/{name}"])
-                for name in ("indptr", "indices", "data")
-            }
+    def _arrays(self) -> dict[str, StoredArray]:
+        return self.place.arrays(self.key)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open arrays behind."""
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
 
     def fingerprint(self) -> str:
-        """Return a digest that changes when the matrix is written again: of names, sizes, times."""
+        """Return a digest that changes when the matrix is written again.
+
+        It is of the names, sizes and times of its files; elsewhere, of a sample of its chunks.
+        """
         digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
-        for folder, folders, names in os.walk(Path(self.path, self.key)):
-            folders.sort()
-            for name in sorted(names):
-                try:
-                    status = Path(folder, name).stat()
-                except OSError:  # whoever reads it will say so
-                    status = Path(folder, name).lstat()
-                digest.update(f"{folder} {name} {status.st_size} {status.st_mtime_ns}".encode())
+        for path in self.place.files(self.key):
+            try:
+                status = path.stat()
+            except OSError:  # whoever reads it will say so
+                status = path.lstat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+        if self.place.file is None:  # elsewhere: the first, a middle and the last chunk of each
+            for array in self._arrays.values():
+                for at in (0, array.size // 2, max(array.size - 1, 0)):
+                    digest.update(_chunk_of(array, at).tobytes())
         return digest.hexdigest()
 
     @property
@@ -309,6 +341,13 @@ class Source:
             If an index is outside the matrix, a weight is NaN or infinite, or a chunk is missing
             or broken. Without `signed`, negative weights are reported, not refused.
         """
+        indptr = self._indptr_of(block)
+        indices = self._read_indices(block, indptr)
+        weights, has_negative = self._read_weights(block, indptr, indices, signed)
+        return BlockEntries(indices, indptr, weights, has_negative)
+
+    def _indptr_of(self, block: Block) -> Array:
+        """Return where each row of a block starts in it; this thread's."""
         indptr, _ = self._read_indptr(block.first_row, block.last_row)
         if (
             kernels.first_decrease(indptr) >= 0
@@ -321,9 +360,25 @@ class Source:
             )
         np.clip(indptr, block.start, block.stop, out=indptr)
         indptr -= block.start
-        indices = self._read_indices(block, indptr)
-        weights, has_negative = self._read_weights(block, indptr, indices, signed)
-        return BlockEntries(indices, indptr, weights, has_negative)
+        return indptr
+
+    def read_rows(self, block: Block) -> tuple[Array, Array, Array]:
+        """Read whole rows as they are stored: new `indptr` (int64), `indices` and `data`.
+
+        Weights are not looked at, so that users can mend those that are not finite.
+
+        Raises
+        ------
+        DamagedGraphError
+            If an index is outside the matrix, or a chunk is missing or broken.
+        """
+        indptr = self._indptr_of(block).copy()
+        indices = self._read_indices(block, indptr).copy()
+        array = self._arrays["data"]
+        data = np.empty(block.stop - block.start, array.dtype)
+        for a, b in array.spans(block.start, block.stop):
+            self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
+        return indptr, indices, data
 
     def _read_indices(self, block: Block, indptr: Array) -> Array:
         array = self._arrays["indices"]
@@ -367,10 +422,7 @@ class Source:
         has_negative = False
         for a, b in array.spans(block.start, block.stop):
             stored = workspace.take("stored weights", b - a, array.dtype)
-            if array.read(a, b, stored) and array.chunk_size > _TINY_CHUNK:
-                raise DamagedGraphError(
-                    self._missing(array, a, f"the edges of its {b - a} entries would be lost")
-                )
+            self._read_weights_of_span(array, a, b, stored)
             weights = _comparable(stored)
             not_finite, n_zeros, n_negative = kernels.scan_weights(weights)
             if not_finite >= 0:
@@ -390,12 +442,26 @@ class Source:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
 
-    def _missing(self, array: ChunkedArray, at: int, loss: str) -> str:
+    def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
+        if array.read(a, b, out) and array.chunk_size > _TINY_CHUNK:
+            raise DamagedGraphError(
+                self._missing(array, a, f"the edges of its {b - a} entries would be lost")
+            )
+
+    def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
             f"chunk {array.key_of(at)} of {array.name} is missing from the store: {loss}. Copy the "
             "store again from where it came. If those values really are zeros, write it again "
             "with zarr.config.set({'array.write_empty_chunks': True})."
         )
+
+
+def _chunk_of(array: StoredArray, at: int) -> Array:
+    """Return the values of the chunk that holds value `at`."""
+    first = at // array.chunk_size * array.chunk_size
+    values = np.empty(min(array.chunk_size, array.size - first), array.dtype)
+    array.read(first, first + values.size, values)
+    return values
 
 
 def _row_of(block: Block, indptr: Array, entry: int) -> int:
@@ -409,231 +475,102 @@ def _comparable(stored: Array) -> Array:
     return stored.astype(np.float32) if stored.dtype == np.float16 else stored
 
 
-def open_source(path: str | Path, key: str = "connectivities") -> Source:
-    """Open the matrix `key` of a zarr AnnData store and check what its metadata tell.
+def open_source(
+    source: Any,
+    key: str = "connectivities",
+    *,
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source | LazyMatrix:
+    """Open a matrix, wherever it is, and check what its metadata tell.
 
     Parameters
     ----------
-    path
-        Folder of the store; zarr format 2 or 3.
+    source
+        A path or URL of a zarr store or an HDF5 file; a `zarr.Group`, or a store of zarr; an
+        AnnData in memory, backed or lazy; a matrix of scipy or PyData sparse, or anything that
+        numpy makes a two-dimensional array of; a Dask array.
     key
-        A key of `obsp`, or with slashes a path inside the store.
+        A key of `obsp`, or with slashes a path from the root.
+    neighbors_key
+        The name of one of scanpy's neighbour graphs, instead of `key`.
+    storage_options
+        What fsspec is to be told about a URL.
+
+    Returns
+    -------
+    Source or LazyMatrix
+        A `LazyMatrix` has no row pointers yet: it has to be computed or searched first.
 
     Raises
     ------
     SourceError
-        If there is no such store or key, or it is not a sparse matrix over the cells.
+        If there is no such store or key, or it is not a matrix over the cells.
     DamagedGraphError
         If its arrays do not fit together.
     """
-    path = str(path)
-    group = _open_group(path)
-    matrix, full_key = _find_matrix(group, path, key)
-    with _metadata_of(full_key):
-        attributes = dict(matrix.attrs)
-    encoding = attributes.get("encoding-type")
-    if not isinstance(encoding, str) or encoding not in _FORMATS:
-        raise SourceError(
-            f"{full_key} has encoding-type {_short(encoding)}; csr_matrix and csc_matrix can be "
-            "exported."
-        )
-    indptr, indices, data = (
-        _open_array(matrix, path, full_key, name) for name in ("indptr", "indices", "data")
-    )
-    n_rows, n_columns = _shape(attributes, full_key)
-    n_cells = _count_cells(group, path)
-    if n_cells is not None and (n_rows, n_columns) != (n_cells, n_cells):
-        raise SourceError(
-            f"Connectivity matrix shape {(n_rows, n_columns)} does not match number of cells "
-            f"{n_cells}. {full_key} must have one row and one column for each cell of obs."
-        )
-    if n_rows != n_columns:
-        raise SourceError(
-            f"{full_key} is not square: {n_rows} by {n_columns}; a neighbour graph has one row and "
-            "one column for each cell."
-        )
-    _check_arrays(full_key, n_rows, indptr, indices, data)
-    for array in (indptr, indices, data):
-        with _metadata_of(array.path):
-            ChunkedArray(array)  # it refuses codecs that are not read
-    return Source(path, full_key, _FORMATS[encoding], n_rows, int(indices.shape[0]))
+    if neighbors_key is not None and key != "connectivities":
+        raise ValueError("give key or neighbors_key, not both")
+    if isinstance(source, str | os.PathLike):
+        place = locate(source, storage_options)
+        return _open_place(place, key, neighbors_key)
+    if storage_options:
+        raise ValueError("storage options are for URLs")
+    if _is(source, "zarr", "Group"):
+        return _open_place(place_of_group(source), key, neighbors_key)
+    if _is(source, "zarr.abc.store", "Store"):
+        import zarr
+
+        return _open_place(place_of_group(zarr.open_group(source, mode="r")), key, neighbors_key)
+    if _is(source, "anndata", "AnnData") or (hasattr(source, "obsp") and hasattr(source, "uns")):
+        path = "AnnData in memory"
+        root = Tree({"obsp": source.obsp, "uns": source.uns, "obs": source.obs})
+        found = find_matrix(root, path, key, neighbors_key)
+        return _open_matrix(path, found)
+    if neighbors_key is not None or key != "connectivities":
+        raise ValueError("key and neighbors_key are for stores, files and AnnData")
+    return _open_matrix(f"{type(source).__name__} in memory", Found("matrix", source, None, ()))
 
 
-def _open_group(path: str) -> zarr.Group:
-    try:
-        there = Path(path).exists()
-    except OSError as error:
-        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-    if not there:
-        raise SourceError(f"{path} does not exist; give the folder of a zarr AnnData store.")
-    _check_files(path, "")
-    try:
-        return zarr.open_group(path, mode="r")
-    except Exception as e:
-        raise SourceError(
-            f"{path} is not a zarr store that can be opened ({_told(e)}); give the folder that "
-            "AnnData.write_zarr made."
-        ) from e
+def _is(source: object, module: str, name: str) -> bool:
+    """Tell whether an object is of a class, without importing its library."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(source, kind)
 
 
-@contextmanager
-def _metadata_of(what: str) -> Iterator[None]:
-    """Name whatever is raised while metadata are read: of strange ones, zarr raises anything."""
-    try:
-        yield
-    except CellgraphError:
-        raise
-    except Exception as error:
-        raise SourceError(
-            f"the metadata of {what} cannot be used ({_told(error)}). Copy the store again, or "
-            "write the matrix again."
-        ) from error
+def _open_place(
+    place: ZarrPlace | HDF5Place, key: str, neighbors_key: str | None
+) -> Source | LazyMatrix:
+    with place.open() as root:
+        key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
+        if hasattr(node, "shape"):
+            return of_dense(place, key, node, n_cells, notes)
+        layout, n_rows, n_columns = sparse_layout(key, node)
+        indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
+        n_cells = check_shape(key, (n_rows, n_columns), n_cells)
+        check_arrays(key, n_cells, indptr, indices, data)
+        source = Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
+        # They are open already; and those that cannot be read are refused here.
+        source.__dict__["_arrays"] = place.arrays_in(root, key)
+        return source
 
 
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def _check_files(path: str, key: str) -> None:
-    """Refuse metadata that are too large to be read whole, or no files but pipes or devices."""
-    for name in _METADATA_FILES:
-        file = Path(path, key, name)
-        try:
-            status = file.stat()
-        except OSError:
-            continue  # zarr finds out what it means
-        if stat.S_ISDIR(status.st_mode):
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{file} is not a file; write the store again.")
-        if status.st_size > _MOST_METADATA_BYTES:
-            raise SourceError(
-                f"{file} has {status.st_size:,} bytes; metadata of up to {_MOST_METADATA_BYTES:,} "
-                "are read. Write the store again without such large attributes."
-            )
-
-
-def _member(group: zarr.Group, path: str, key: str) -> zarr.Group | zarr.Array | None:
-    """Return what is at a key of the store's root or of another group; None if nothing is.
-
-    Raises
-    ------
-    SourceError
-        If its metadata are broken.
-    """
-    full_key = f"{group.path}/{key}".strip("/")
-    with _metadata_of(full_key):
-        above = ""
-        for part in full_key.split("/"):
-            above = f"{above}/{part}".strip("/")
-            _check_files(path, above)
-        try:
-            return group[key]
-        except KeyError as error:
-            # A field that is missing in the metadata is a KeyError too.
-            consolidated = group.metadata.consolidated_metadata is not None
-            if consolidated or isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-
-
-def _find_matrix(group: zarr.Group, path: str, key: str) -> tuple[zarr.Group, str]:
-    full_key = key.strip("/") if "/" in key else f"obsp/{key}"
-    matrix = _member(group, path, full_key)
-    if matrix is None:
-        obsp = _member(group, path, "obsp")
-        keys: list[str] = []
-        if isinstance(obsp, zarr.Group):
-            with _metadata_of("obsp"):
-                keys = sorted(obsp.keys())
-        near = difflib.get_close_matches(key, keys, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SourceError(
-            f"{path} has no {full_key}; obsp holds {', '.join(keys) or 'nothing'}.{hint} Name the "
-            "matrix with --key, or compute it with scanpy.pp.neighbors."
-        )
-    if not isinstance(matrix, zarr.Group):
-        raise SourceError(
-            f"{full_key} is a dense array of shape {matrix.shape}; a sparse matrix (CSR or CSC) "
-            "can be exported. Write it as scipy.sparse.csr_matrix."
-        )
-    return matrix, full_key
-
-
-def _open_array(matrix: zarr.Group, path: str, full_key: str, name: str) -> zarr.Array:
-    array = _member(matrix, path, name)
-    if array is None:
-        raise SourceError(
-            f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "
-            "again, or write the matrix again."
-        )
-    if not isinstance(array, zarr.Array) or array.ndim != 1:
-        raise SourceError(
-            f"{full_key}/{name} is not a one-dimensional array by its metadata. Copy the store "
-            "again, or write the matrix again."
-        )
-    for what, n in (("values", array.shape[0]), ("values in a chunk", array.chunks[0])):
-        if not isinstance(n, int) or not 0 <= n <= _MOST_VALUES:
-            raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
-    return array
-
-
-def _shape(attributes: dict[str, Any], full_key: str) -> tuple[int, int]:
-    shape = attributes.get("shape")
-    if (
-        not isinstance(shape, list | tuple)
-        or len(shape) != 2
-        or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
-    ):
-        raise SourceError(
-            f"{full_key} has the shape {_short(shape)} in its attributes; two whole numbers are "
-            "needed."
-        )
-    return shape[0], shape[1]
-
-
-def _count_cells(group: zarr.Group, path: str) -> int | None:
-    """Return the number of cells in `obs`, or None if the store does not tell."""
-    obs = _member(group, path, "obs")
-    if obs is None:
-        return None
-    with _metadata_of("obs"):
-        if isinstance(obs, zarr.Array):  # a structured array: AnnData before 0.7
-            return int(obs.shape[0])
-        name = obs.attrs.get("_index")
-        if not isinstance(name, str):
-            return None
-        index = _member(obs, path, name)
-        return int(index.shape[0]) if isinstance(index, zarr.Array) else None
-
-
-def _check_arrays(
-    full_key: str, n_cells: int, indptr: zarr.Array, indices: zarr.Array, data: zarr.Array
-) -> None:
-    if indices.shape != data.shape:
-        raise DamagedGraphError(
-            f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
-            f"{data.shape[0]}. The matrix is damaged; write it again."
-        )
-    if indptr.shape[0] != n_cells + 1:
-        raise DamagedGraphError(
-            f"{full_key}/indptr has {indptr.shape[0]} values; a matrix of {n_cells} cells needs "
-            f"{n_cells + 1}. The matrix is damaged; write it again."
-        )
-    for name, array in (("indptr", indptr), ("indices", indices)):
-        if array.dtype.kind not in "iu":
-            raise DamagedGraphError(
-                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
-                "matrix again with integer indices."
-            )
-    if data.dtype.kind not in "biuf" or data.dtype.itemsize > 8:
-        raise DamagedGraphError(
-            f"{full_key}/data has dtype {data.dtype}; weights must be bool, integers, or floats of "
-            "up to 64 bits. Convert them, for example to float32."
-        )
+def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
+    """Open what is an object of Python."""
+    key, matrix, n_cells, notes = found
+    if _is(matrix, "dask.array", "Array"):
+        return of_dask(path, key, matrix, n_cells, notes)
+    group = getattr(matrix, "group", None)
+    if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
+        if _is(group, "zarr", "Group"):
+            place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
+            return _open_place(place, f"/{group.path}", None)
+        return _open_place(HDF5Place(group.file.filename), group.name, None)
+    layout, *arrays, shape = compress(matrix, key)
+    n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
+    check_weights(key, arrays[2].dtype)
+    content = {
+        name: MemoryArray(f"{key}/{name}", array)
+        for name, array in zip(ARRAYS, arrays, strict=True)
+    }
+    return Source(MemoryPlace(path, content), key, layout, n_cells, arrays[1].size, notes)

@@ -114,8 +114,15 @@ def empty_folder(folder: Path) -> Path:
     return path
 
 
+def written_text(path: Path) -> Path:
+    path.write_text("cell,neighbor\n")
+    return path
+
+
 def dense(folder: Path) -> Path:
-    return write_anndata(folder / "s.zarr", connectivities=np.eye(3), distances=GRAPH[:3, :3])
+    matrix = np.eye(3)
+    matrix[1, 2] = np.nan
+    return write_anndata(folder / "s.zarr", connectivities=matrix, distances=GRAPH[:3, :3])
 
 
 # What is wrong: how to make it, more arguments, and what the message must say.
@@ -123,7 +130,16 @@ Case = tuple[Callable[[Path], Path], list[str], str]
 CASES: dict[str, Case] = {
     "no such folder": (lambda folder: folder / "none.zarr", [], r"none\.zarr does not exist"),
     "an empty folder": (empty_folder, [], r"empty is not a zarr store"),
-    "a file": (only_file, [], r"cells\.h5ad is not a zarr store"),
+    "a file without a graph": (
+        only_file,
+        [],
+        r"cells\.h5ad has no obsp/connectivities; obsp holds nothing",
+    ),
+    "another file": (
+        lambda folder: written_text(folder / "cells.txt"),
+        [],
+        r"cells\.txt is not a zarr store \(a folder, or a zip archive of one\) and not an HDF5",
+    ),
     "no such key": (
         lambda folder: write_anndata(folder / "s.zarr", connectivities=GRAPH, distances=GRAPH),
         ["--key", "connectivity"],
@@ -135,7 +151,7 @@ CASES: dict[str, Case] = {
         [],
         r"obsp holds nothing.*scanpy\.pp\.neighbors",
     ),
-    "a dense matrix": (dense, [], r"is a dense array of shape \(3, 3\)"),
+    "a dense matrix with NaN": (dense, [], r"the weight of cells \(1, 2\) .* is nan"),
     "not a sparse matrix": (
         damaged(set_attribute("encoding-type", "dict"), consolidated=False),
         [],

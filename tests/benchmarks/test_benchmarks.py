@@ -12,7 +12,7 @@ import pytest
 import zarr
 from scipy import sparse
 
-from tests.benchmarks import gzip_levels, run
+from tests.benchmarks import convert_store, gzip_levels, run, source_kinds
 from tests.benchmarks.cgroup import CgroupUnavailableError, memory_cgroup
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured
@@ -221,3 +221,31 @@ def test_gzip_levels(capsys):
 )
 def test_sizes(text, size):
     assert parse_bytes(text) == size
+
+
+def test_source_kinds_are_compared(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
+    kinds = "zarr;zarr zip;zarr v3 shards of 16;h5ad lzf;Dask;scipy, h5ad"
+    options = ["--kinds", kinds, "--repeat", "1", "--workdir", str(tmp_path / "work")]
+    assert source_kinds.main([str(store), *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:28].strip() for line in printed[1:-1]] == kinds.split(";")
+    assert printed[-1] == "[]"  # no failures, and the same files
+
+
+@pytest.mark.parametrize("name", ["s.h5ad", "s.zarr.zip", "t.zarr"])
+def test_anndata_reads_stores_in_other_forms(tmp_path, name):
+    store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
+    path = tmp_path / name
+    convert_store.main([str(store), str(path), "--zarr-format", "2", "--chunk", "700"])
+    if name == "s.h5ad":
+        adata = anndata.read_h5ad(path)
+        assert adata.obs_names.tolist() == [str(k) for k in range(N_CELLS)]
+    elif name == "t.zarr":
+        adata = anndata.read_zarr(path)
+    else:
+        with zarr.storage.ZipStore(path, mode="r") as opened:
+            adata = anndata.read_zarr(opened)
+    assert (
+        adata.obsp["connectivities"] != anndata.read_zarr(store).obsp["connectivities"]
+    ).nnz == 0

@@ -96,7 +96,11 @@ def edge_dir(out_dir: Path) -> Path:
 
 
 def open_matrix(store: Path) -> Any:
-    """Return the zarr group of the graph, which holds ``data``, ``indices`` and ``indptr``."""
+    """Return the group of the graph, which holds ``data``, ``indices`` and ``indptr``."""
+    if store.suffix == ".h5ad":
+        import h5py
+
+        return h5py.File(store, "r")["obsp/connectivities"]
     return zarr.open_group(store, mode="r")["obsp/connectivities"]
 
 
