@@ -75,7 +75,7 @@ from .plan import (
 )
 from .progress import Progress, progress_bars
 from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
-from .remote import find_path
+from .remote import default_options, find_path
 from .resume import Stages
 from .scratch import Scratch
 from .source import Block, Source, open_source
@@ -212,6 +212,9 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     """
+    output_storage_options = default_options(
+        out_dir or "", output_storage_options, source, storage_options
+    )
     client = client if client is not None else active_client()
     output = open_output(
         out_dir if out_dir is not None else Path.cwd(),
@@ -307,6 +310,9 @@ def export_connectivities(
     >>> report.n_edges  # doctest: +SKIP
     86012345
     """
+    output_storage_options = default_options(
+        out_dir, output_storage_options, source, storage_options
+    )
     return run_export(
         open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options),
         out_dir,
