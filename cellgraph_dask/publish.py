@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ class Output:
                 check_own_folder(self.work)
                 lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             except (FileNotFoundError, FileExistsError):
-                if self.out_dir.is_file() or (self.work.exists() and not self.work.is_dir()):
+                if self.out_dir.is_file() or _is_file(self.work):
                     raise
                 if self.work.is_symlink():
                     check_own_folder(self.work)
@@ -285,6 +286,15 @@ def check_own_folder(folder: Path) -> None:
                 f"{folder} belongs to another user, who may have an export running. Remove it if "
                 "not, or choose another folder."
             ) from None
+
+
+def _is_file(path: Path) -> bool:
+    """Tell in one look, as others may come and go, whether something is no folder and no link."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode)
 
 
 def _is_same(fd: int, path: Path) -> bool:

@@ -29,7 +29,7 @@ def judge(source: Path, out_dir: Path) -> tuple[str, str]:
     """Export a store and compare with what zarr reads from it: a verdict, and a reason."""
     shutil.rmtree(out_dir, ignore_errors=True)
     try:
-        export_connectivities(source, out_dir, threads=1, memory_limit="1GB")
+        export_connectivities(source, out_dir, threads=1, memory_limit="4GB")
     except CellgraphError as error:
         if list(out_dir.parent.glob("out*")):
             return "litter", str(error)

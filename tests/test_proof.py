@@ -261,7 +261,7 @@ def test_the_command_line(tmp_path):
     export_connectivities(store, out_dir, key="distances", compression=6)
     outcome = run(
         "verify", out_dir, "--source", store, "--key", "distances", "--scratch-dir", scratch,
-        "--memory-limit", "1GB", "--threads", 1,
+        "--memory-limit", "4GB", "--threads", 1,
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome
     assert f"exactly those of obsp/distances of {store}" in outcome.stdout
