@@ -8,11 +8,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .blocks import read_connectivities as read_connectivities
+    from .examine import inspect_path as inspect_path
+    from .examine import verify_export as verify_export
     from .export import ExportReport as ExportReport
     from .export import export_connectivities as export_connectivities
-    from .export import inspect_path as inspect_path
     from .export import plan_export as plan_export
-    from .export import verify_export as verify_export
     from .exported import ExportedGraph as ExportedGraph
     from .exported import open_export as open_export
     from .inspection import InspectReport as InspectReport
@@ -26,11 +26,11 @@ _HOME = {
     "InspectReport": "inspection",
     "VerifyReport": "verify",
     "export_connectivities": "export",
-    "inspect_path": "export",
+    "inspect_path": "examine",
     "open_export": "exported",
     "plan_export": "export",
     "read_connectivities": "blocks",
-    "verify_export": "export",
+    "verify_export": "examine",
 }
 __all__ = [*_HOME, "__version__"]
 

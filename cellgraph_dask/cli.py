@@ -302,7 +302,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
     with _errors(context):
         with _imports():
-            from .export import verify_export
+            from .examine import verify_export
             from .wording import describe_verification
 
         report = verify_export(out_dir, **options)
@@ -328,7 +328,7 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
     """Say what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
     with _errors(context):
         with _imports():
-            from .export import inspect_path
+            from .examine import inspect_path
             from .wording import describe_inspection
 
         report = inspect_path(path, **options)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .errors import OutputError
-from .export import ExportReport, export_connectivities, verify_export
+from .examine import verify_export
+from .export import ExportReport, export_connectivities
 from .memory import format_bytes
 
 N_NEIGHBORS = 15

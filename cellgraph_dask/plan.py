@@ -29,6 +29,7 @@ _ROUND_BYTES = 8 * 2**20  # reserved memory is rounded up, so that plans repeat
 
 # Larger blocks and pieces gain nothing; smaller ones only cost tasks.
 _MOST_BLOCK_ENTRIES = 1 << 22
+_MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
 _LEAST_BLOCK_ENTRIES = 1 << 16
 _MOST_PIECE_ENTRIES = 1 << 24
 _LEAST_PIECE_ENTRIES = 1 << 19
@@ -255,7 +256,9 @@ def _tune(
 
     # Small graphs are cut into enough blocks and pieces for all threads.
     even = job.source.n_entries // (4 * threads)
-    blocks = _block_sizes(job.source.chunk_size, max(even, _LEAST_BLOCK_ENTRIES))
+    most = _MOST_STREAM_ENTRIES if job.way == "symmetric" else _MOST_BLOCK_ENTRIES
+    wanted = min(max(even, _LEAST_BLOCK_ENTRIES), most)
+    blocks = _block_sizes(job.source.chunk_size, wanted)
     block = next((size for size in reversed(blocks) if fits(size, _LEAST_PIECE_ENTRIES)), None)
     if block is None:
         return None
@@ -281,8 +284,7 @@ def _block_sizes(chunk: int, wanted: int) -> list[int]:
         size *= 2
     # Chunks smaller than the smallest block count in groups.
     step = chunk * max(1, _LEAST_BLOCK_ENTRIES // chunk)
-    most = min(wanted, _MOST_BLOCK_ENTRIES)
-    return sizes + [n * step for n in range(1, max(1, most // step) + 1)]
+    return sizes + [n * step for n in range(1, max(1, wanted // step) + 1)]
 
 
 def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Block]:

@@ -301,18 +301,25 @@ class Source:
 
     def entry(self, at: int) -> tuple[int, int]:
         """Return row and column of the stored entry number `at`, unchecked."""
-        low, high = 0, self.n_cells
-        while high - low > self._arrays["indptr"].chunk_size:  # by halves, then inside a chunk
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._value("indptr", middle) <= at else (low, middle)
-        values, _ = self._read_indptr(low, high)
+        chunk = self._arrays["indptr"].chunk_size
+        # Rows are often of about the same length, which tells the chunk; if not, it is halved down.
+        low = at * self.n_cells // self.n_entries // chunk * chunk
+        high = min(low + chunk, self.n_cells) - 1
+        values, _ = self._read_indptr(low, max(high, low))
+        if not values[0] <= at < values[-1]:
+            low, high = 0, self.n_cells
+            while high - low > chunk:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._value("indptr", middle) <= at else (low, middle)
+            values, _ = self._read_indptr(low, high)
         return low + int(np.searchsorted(values, at, side="right")) - 1, self._value("indices", at)
 
     def has_entry(self, row: int, column: int) -> bool:
         """Tell whether an entry is stored at a row and column, looking at no more than 2²⁰."""
         if not 0 <= row < self.n_cells:
             return False
-        start, stop = self._value("indptr", row), self._value("indptr", row + 1)
+        values, _ = self._read_indptr(row, row + 1)
+        start, stop = int(values[0]), int(values[1])
         if not 0 <= start <= stop <= self.n_entries:
             return False
         stop = min(stop, start + _INDPTR_SLICE)

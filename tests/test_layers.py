@@ -24,7 +24,7 @@ ORDER = [
     "parts", "stages", "publish", "remote", "upload", "download", "exported",
     "verify_loops", "edge_reader", "census", "survey", "pair_file",
     "proof", "signed_proof", "embeddings", "alignment", "encoding", "verify", "inspection",
-    "wording", "spool", "export", "blocks", "demo", "cli", "__main__",
+    "wording", "examine", "spool", "export", "blocks", "demo", "cli", "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
