@@ -193,11 +193,6 @@ class Source:
         return np.dtype(np.int32 if self.n_cells <= np.iinfo(np.int32).max else np.int64)
 
     @property
-    def weights_may_be_negative(self) -> bool:
-        """Whether the dtype of the weights has negative values at all."""
-        return self.stored_weight_dtype.kind in "if"
-
-    @property
     def probe_bytes(self) -> int:
         """Most bytes that `entry` and `has_entry` need."""
         work = max(array.work_bytes for array in self._arrays.values())
