@@ -13,18 +13,18 @@ import bz2
 import lzma
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numcodecs
 import numpy as np
-import zarr
 from numcodecs import Blosc
 from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from .errors import SourceError
+from .zarr_metadata import ArrayMetadata, Codec
 
 Array = NDArray[Any]
 
@@ -36,6 +36,7 @@ _LZMA_MEMORY = 2**27  # for its dictionary: 65 MiB at the highest level
 
 _COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "lzma", "bz2", "lz4"})
 _CHECKSUMS = frozenset({"crc32", "crc32c", "adler32", "fletcher32"})
+_KNOWN = _COMPRESSORS | _CHECKSUMS | {"delta", "shuffle"}
 _V3_PREFIX = "numcodecs."
 
 
@@ -153,7 +154,7 @@ def _unreadable(name: str, codec: Any, dtype: np.dtype[Any], *, first: bool) -> 
     return ""
 
 
-def array_codecs(array: zarr.Array, dtype: np.dtype[Any], n_bytes: int) -> ChunkCodecs:
+def array_codecs(metadata: ArrayMetadata, n_bytes: int) -> ChunkCodecs:
     """Return the codecs of an array's chunks (those inside its shards, if it has any).
 
     Raises
@@ -161,48 +162,33 @@ def array_codecs(array: zarr.Array, dtype: np.dtype[Any], n_bytes: int) -> Chunk
     SourceError
         If it has a codec that is not read here.
     """
-    what = array.path
-    if array.metadata.zarr_format == 2:
-        codecs = [*(array.filters or ()), *array.compressors]
-        return ChunkCodecs([(c.codec_id, c) for c in codecs], dtype, n_bytes, what)
-    chain = array.metadata.codecs
-    if _name(chain[0]) == "sharding_indexed":
-        if len(chain) > 1 or [_name(c) for c in chain[0].index_codecs] != ["bytes", "crc32c"]:
-            raise SourceError(f"{what} has shards of an unusual kind; write the matrix again.")
-        chain = chain[0].codecs
-    kept = [c for c in chain if _name(c) != "transpose"]  # of one dimension: nothing
-    if not kept or _name(kept[0]) != "bytes":
+    what, dtype = metadata.path, metadata.dtype
+    if metadata.zarr_format == 2:
+        codecs = [(codec.name, _numcodec(codec.name, codec.settings)) for codec in metadata.codecs]
+        return ChunkCodecs(codecs, dtype, n_bytes, what)
+    if metadata.shards and [c.name for c in metadata.index_codecs] != ["bytes", "crc32c"]:
+        raise SourceError(f"{what} has shards of an unusual kind; write the matrix again.")
+    chain = [codec for codec in metadata.codecs if codec.name != "transpose"]  # of one dimension
+    if not chain or chain[0].name != "bytes":
         raise SourceError(
-            f"{what} is encoded with {_name(kept[0]) if kept else 'nothing'!r}, which is not "
+            f"{what} is encoded with {chain[0].name if chain else 'nothing'!r}, which is not "
             "known; write the matrix again."
         )
-    return ChunkCodecs([_numcodec(c) for c in kept[1:]], dtype, n_bytes, what)
+    return ChunkCodecs([_codec_of_format_3(c) for c in chain[1:]], dtype, n_bytes, what)
 
 
-def is_big_endian(array: zarr.Array) -> bool:
-    """Tell whether a codec of zarr format 3 writes an array's values big-endian."""
-    if array.metadata.zarr_format == 2:
-        return False
-    chain = array.metadata.codecs
-    inner = chain[0].codecs if _name(chain[0]) == "sharding_indexed" else chain
-    orders = [getattr(c, "endian", None) for c in inner if _name(c) == "bytes"]
-    return any(getattr(order, "value", order) == "big" for order in orders)
+def _numcodec(name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the object of numcodecs for one of its codecs; None if it is not read here."""
+    return numcodecs.get_codec({"id": name, **settings}) if name in _KNOWN else None
 
 
-def _name(codec: Any) -> str:
-    return str(codec.to_dict()["name"])
-
-
-def _numcodec(codec: Any) -> tuple[str, Any]:
-    """Return name and numcodecs object of a codec of zarr format 3."""
-    said = codec.to_dict()
-    name, settings = str(said["name"]), dict(said.get("configuration") or {})
-    if name.startswith(_V3_PREFIX):
-        name = name.removeprefix(_V3_PREFIX)
-        known = name in _COMPRESSORS | _CHECKSUMS | {"delta", "shuffle"}
-        return name, numcodecs.get_codec({"id": name, **settings}) if known else None
+def _codec_of_format_3(codec: Codec) -> tuple[str, Any]:
+    """Return name and numcodecs object; crc32c has none."""
+    name = codec.name.removeprefix(_V3_PREFIX)
+    if name != codec.name:
+        return name, _numcodec(name, codec.settings)
     if name in ("blosc", "gzip", "zstd"):
-        return name, numcodecs.get_codec({"id": name})
+        return name, _numcodec(name, {})
     return name if name == "crc32c" else f"codec {name}", None
 
 

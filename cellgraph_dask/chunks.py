@@ -1,9 +1,10 @@
 """One-dimensional zarr arrays, chunk by chunk, decoded on the calling thread.
 
 zarr-python reads slices through an event loop and thread pools of its own, which multiply with
-Dask's and with the memory of a task. Its metadata is public, and so are the codecs: for the layouts
-that anndata writes (zarr formats 2 and 3, sharded or not) this module reads a chunk's bytes, from
-wherever `objects` finds them, and decodes them straight into the caller's array.
+Dask's and with the memory of a task. The format of the metadata is published, and so are the
+codecs: for the layouts that anndata writes (zarr formats 2 and 3, sharded or not) this module reads
+a chunk's bytes, from wherever `objects` finds them, and decodes them straight into the caller's
+array.
 
 Unlike zarr it tells which chunks are not in the store at all: zarr reads those as zeros without a
 word, whether the writer left them out on purpose or somebody lost them.
@@ -16,14 +17,14 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from . import workspace
 from .arrays import cut_spans
-from .chunk_codecs import DECODE_ERRORS, ChunkError, array_codecs, is_big_endian
+from .chunk_codecs import DECODE_ERRORS, ChunkError, array_codecs
 from .errors import DamagedGraphError, SourceError
-from .objects import Objects, StoredObject, objects_of
+from .objects import Objects, StoredObject
+from .zarr_metadata import ArrayMetadata
 
 Array = NDArray[Any]
 
@@ -37,8 +38,8 @@ class ChunkedArray:
 
     Parameters
     ----------
-    array
-        The open zarr array.
+    metadata
+        What its metadata say.
     objects
         Those of its store.
 
@@ -54,24 +55,22 @@ class ChunkedArray:
         Values in a chunk, the smallest part that can be decoded (inside a shard: its inner chunk).
     """
 
-    def __init__(self, array: zarr.Array, objects: Objects | None = None) -> None:
-        self._array = array
-        self.name = array.path
-        self.size = int(array.shape[0])
-        self._stored_dtype = np.dtype(array.dtype)
+    def __init__(self, metadata: ArrayMetadata, objects: Objects) -> None:
+        self._metadata = metadata
+        self.name = metadata.path
+        (self.size,) = metadata.shape
+        self._stored_dtype = metadata.dtype
         self.dtype = self._stored_dtype.newbyteorder("=")
-        self.chunk_size = int(array.chunks[0])
-        self._shard_size = int(array.shards[0]) if array.shards else self.chunk_size
-        self._objects = objects_of(array.store) if objects is None else objects
-        self._fill = array.fill_value
-        if is_big_endian(array):
-            self._stored_dtype = self._stored_dtype.newbyteorder(">")
+        (self.chunk_size,) = metadata.chunks
+        (self._shard_size,) = metadata.shards or metadata.chunks
+        self._objects = objects
+        self._fill = metadata.fill_value
         if self.chunk_size < 1 or self._shard_size % self.chunk_size:
             raise SourceError(
                 f"{self.name} has chunks of {self.chunk_size} values in shards of "
                 f"{self._shard_size}; write the matrix again."
             )
-        self._codecs = array_codecs(array, self._stored_dtype, self.chunk_bytes)
+        self._codecs = array_codecs(metadata, self.chunk_bytes)
         self._shard_indexes: dict[int, Array] = {}
 
     @property
@@ -129,7 +128,7 @@ class ChunkedArray:
 
     def key_of(self, at: int) -> str:
         """Return the store key of the chunk (or shard) that holds value `at`."""
-        return str(self._array.metadata.encode_chunk_key((at // self._shard_size,)))
+        return f"{self._metadata.key_prefix}{at // self._shard_size}"
 
     def _read_span(self, a: int, b: int, target: Array) -> bool:
         """Read values of one chunk; False if the chunk is not there."""
@@ -171,7 +170,7 @@ class ChunkedArray:
 
     @property
     def _is_sharded(self) -> bool:
-        return self._array.shards is not None
+        return self._metadata.shards is not None
 
     def _read_shard_index(self, stored: StoredObject, n: int) -> Array:
         n_bytes = _INDEX_BYTES * n + 4
@@ -179,10 +178,8 @@ class ChunkedArray:
             raise ChunkError(
                 f"its shard has {stored.size} bytes, fewer than its index of {n_bytes}"
             )
-        location = self._array.metadata.codecs[0].index_location
-        at_start = getattr(location, "value", location) == "start"
         out = np.empty(n_bytes, np.uint8)
-        stored.fill(out, 0 if at_start else -n_bytes)
+        stored.fill(out, 0 if self._metadata.index_at_start else -n_bytes)
         raw = out.tobytes()
         if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise ChunkError("the checksum of its shard's index does not match")

@@ -387,6 +387,9 @@ def _describe(plan: ExportPlan) -> str:
 
 def main() -> None:
     """Run the command line."""
+    # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
+    # multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         cli()
     except SystemExit as end:

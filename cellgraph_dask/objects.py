@@ -1,8 +1,7 @@
-"""The objects of a zarr store, chunk files and shards, as bytes: in a folder, a zip, or elsewhere.
+"""The objects of a zarr store, chunk files and metadata, as bytes: in a folder or a zip archive.
 
 zarr's own stores go through an event loop. Here a thread reads what it needs itself: from a file,
-from the place in a zip archive where a member's bytes lie, or, for stores on other machines, with
-one request that is tried again when it fails.
+or from the place in an archive where a member's bytes lie. `elsewhere` has stores of other kinds.
 """
 
 from __future__ import annotations
@@ -10,29 +9,22 @@ from __future__ import annotations
 import os
 import stat
 import struct
-import time
 import zipfile
-from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
-from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import LocalStore, ZipStore
 
 from . import workspace
 from .chunk_codecs import ChunkError
-from .errors import SourceError
 
 Bytes = NDArray[np.uint8]
 
 _MOST_AT_ONCE = 2**30
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")  # of a member of a zip archive
-_WAITS = (0.1, 0.5, 2.0)  # seconds before a request is tried again
 
 
 class StoredObject(Protocol):
@@ -71,13 +63,19 @@ class Objects(Protocol):
         """Return an object, or None if it is certain that there is none."""
 
 
-def objects_of(store: Store) -> Objects:
-    """Return the objects of a zarr store."""
-    if isinstance(store, LocalStore):
-        return Folder(Path(store.root))
-    if isinstance(store, ZipStore):
-        return Archive(Path(store.path))
-    return Elsewhere(store)
+class LocalObjects(Objects, Protocol):
+    """All objects of a store on this machine.
+
+    Attributes
+    ----------
+    path : str
+        Of the folder or archive.
+    """
+
+    path: str
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of what is below a prefix, sorted."""
 
 
 class Extent:
@@ -119,12 +117,21 @@ class Extent:
         os.close(self._fd)
 
 
-class _InMemory:
-    """An object that has been read as a whole."""
+class _Deflated:
+    """A member of a zip archive that is compressed there: it is read as a whole."""
 
-    def __init__(self, content: Bytes) -> None:
-        self.size: int | None = content.size
-        self._content = content
+    def __init__(self, path: str, name: str, size: int) -> None:
+        self.size: int | None = size
+        self._path = path
+        self._name = name
+
+    @cached_property
+    def _content(self) -> Bytes:
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                return np.frombuffer(archive.read(self._name), np.uint8)
+        except zipfile.BadZipFile as error:
+            raise ChunkError(str(error)) from error
 
     def whole(self) -> Bytes:
         return self._content
@@ -148,13 +155,13 @@ class Folder:
 
     is_local = True
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     def open(self, key: str) -> Extent | None:
         """Open the file of an object."""
         try:  # a pipe would wait for ever
-            fd = os.open(f"{self._root}/{key}", os.O_RDONLY | os.O_NONBLOCK)
+            fd = os.open(f"{self.path}/{key}", os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         status = os.fstat(fd)
@@ -162,6 +169,10 @@ class Folder:
             os.close(fd)
             raise ChunkError("it is not a file")
         return Extent(fd, 0, status.st_size)
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names in a folder of it."""
+        return sorted(entry.name for entry in Path(self.path, prefix).iterdir())
 
 
 class _Member(NamedTuple):
@@ -183,8 +194,8 @@ class Archive:
 
     is_local = True
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: str) -> None:
+        self.path = path
         with zipfile.ZipFile(path) as archive:
             self._members = {
                 member.filename: _Member(
@@ -203,85 +214,23 @@ class Archive:
         member = self._members.get(key)
         if member is None:
             return None
-        fd = os.open(self._path, os.O_RDONLY)
+        if member.deflated:
+            return _Deflated(self.path, key, member.n_bytes)
+        fd = os.open(self.path, os.O_RDONLY)
         try:
-            if member.deflated:
-                with os.fdopen(os.dup(fd), "rb") as file, zipfile.ZipFile(file) as archive:
-                    content = np.frombuffer(archive.read(key), np.uint8)
-                os.close(fd)
-                return _InMemory(content)
             header = os.pread(fd, _LOCAL_HEADER.size, member.header)
             if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
                 raise ChunkError("the zip archive is damaged: no member begins where one should")
             *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
             begin = member.header + _LOCAL_HEADER.size + name_length + extra_length
             return Extent(fd, begin, member.size, member.checksum)
-        except zipfile.BadZipFile as error:
-            os.close(fd)
-            raise ChunkError(str(error)) from error
         except BaseException:
-            with suppress(OSError):
-                os.close(fd)
+            os.close(fd)
             raise
 
-
-class Elsewhere:
-    """The objects of any other zarr store: on other machines, or in memory."""
-
-    is_local = False
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def open(self, key: str) -> _Requested:
-        """Return an object; whether it exists is seen when it is read."""
-        return _Requested(self._store, key)
-
-
-class _Requested:
-    """An object that is read by requests to its store."""
-
-    def __init__(self, store: Store, key: str) -> None:
-        self.size: int | None = None
-        self._store = store
-        self._key = key
-
-    def whole(self) -> Bytes:
-        return self._get(None)
-
-    def fill(self, out: Bytes, offset: int) -> None:
-        request = (
-            RangeByteRequest(offset, offset + out.size)
-            if offset >= 0
-            else SuffixByteRequest(-offset)
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of what is below a prefix."""
+        begin = f"{prefix}/" if prefix else ""
+        return sorted(
+            {n[len(begin) :].partition("/")[0] for n in self._members if n.startswith(begin)}
         )
-        content = self._get(request)
-        if offset < 0:
-            content = content[: out.size]
-        if content.size != out.size:
-            raise ChunkError(
-                f"{content.size} bytes came for the {out.size} from byte {offset} on; the object "
-                "is too short, or its server does not give parts of objects"
-            )
-        out[:] = content
-
-    def _get(self, request: Any) -> Bytes:
-        prototype = default_buffer_prototype()
-        for wait in (*_WAITS, None):
-            try:
-                buffer = sync(self._store.get(self._key, prototype, request))
-            except Exception as error:  # of any library that a store is made with
-                if wait is None:
-                    raise SourceError(
-                        f"{self._key} cannot be read from {self._store}: {type(error).__name__}: "
-                        f"{error}. Look at the connection and the storage options, and try again."
-                    ) from error
-                time.sleep(wait)
-                continue
-            if buffer is None:
-                raise FileNotFoundError(self._key)
-            return np.asarray(buffer.as_numpy_array()).view(np.uint8)
-        raise AssertionError
-
-    def close(self) -> None:
-        pass

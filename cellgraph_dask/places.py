@@ -6,32 +6,30 @@ A *place* is small and can be pickled, unless it is in memory; every process ope
 from __future__ import annotations
 
 import os
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import zarr
-from zarr.abc.store import Store
-from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from .arrays import RawArray, StoredArray
 from .chunks import ChunkedArray
 from .errors import CellgraphError, SourceError
 from .layout import Node, metadata_of, told
-from .objects import objects_of
+from .objects import Archive, Folder, LocalObjects
+from .zarr_nodes import RemoteGroup, open_root
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.store import Store
 
 ARRAYS = ("indptr", "indices", "data")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 _HDF5_STARTS = (0, 512, 1024, 2048)
 _ZIP = b"PK"
-# Metadata are read whole, and take ten times their size as Python's objects.
-_MOST_METADATA_BYTES = 2**24
-_METADATA_FILES = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 
 
 class Place(Protocol):
@@ -75,62 +73,6 @@ class Place(Protocol):
         """Return `indptr`, `indices` and `data` of a sparse matrix."""
 
 
-class ZarrGroup:
-    """A zarr group whose members are looked at before zarr reads their metadata.
-
-    Parameters
-    ----------
-    group
-        The group.
-    folder
-        The store's, if it is one.
-    """
-
-    def __init__(self, group: zarr.Group, folder: Path | None) -> None:
-        self._group = group
-        self._folder = folder
-        self.store = group.store
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        """Its attributes."""
-        with metadata_of(self._group.path or "the store"):
-            return dict(self._group.attrs)
-
-    def __getitem__(self, path: str) -> Node:
-        """Return what is at a path.
-
-        Raises
-        ------
-        KeyError
-            If nothing is.
-        SourceError
-            If its metadata are broken.
-        """
-        full = f"{self._group.path}/{path}".strip("/")
-        with metadata_of(full):
-            if self._folder is not None:
-                above = self._folder
-                for part in full.split("/"):
-                    above /= part
-                    check_files(above)
-            try:
-                node = self._group[path]
-            except KeyError as error:
-                # A field that is missing in the metadata is a KeyError too.
-                consolidated = self._group.metadata.consolidated_metadata is not None
-                if not consolidated and not isinstance(error.__cause__, FileNotFoundError):
-                    raise
-                node = None
-        if node is None:
-            raise KeyError(path)
-        return ZarrGroup(node, self._folder) if isinstance(node, zarr.Group) else node
-
-    def keys(self) -> list[str]:
-        """Return the names in it."""
-        return list(self._group.keys())
-
-
 @dataclass(frozen=True)
 class ZarrPlace:
     """A zarr store: a folder, a zip archive, a URL, or a store object of zarr.
@@ -160,6 +102,10 @@ class ZarrPlace:
     @property
     def is_shared(self) -> bool:
         """Whether it is not in this process's memory."""
+        if self.store is None:
+            return True
+        from zarr.storage import MemoryStore
+
         return not isinstance(self.store, MemoryStore)
 
     @property
@@ -203,27 +149,33 @@ class ZarrPlace:
                 f"{self.path} is not a zarr store that can be opened ({told(error)}); give what "
                 f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
             ) from error
-        try:
-            yield ZarrGroup(root, None if self.file is None else Path(self.file))
-        finally:
-            if isinstance(root.store, ZipStore) and self.store is None:
-                root.store.close()
+        yield root
 
-    def _open(self) -> zarr.Group:
+    def _open(self) -> Node:
+        if self.file is not None:
+            return open_root(self._local_objects, self.prefix, self._read)
+        import zarr
+
         if self.store is not None:
-            return zarr.open_group(self.store, mode="r", path=self.prefix)
-        if is_url(self.path):
-            options = dict(self.options) if self.options else None
-            return zarr.open_group(self.path, mode="r", storage_options=options)
-        if Path(self.path).is_dir():
-            check_files(Path(self.path, self.prefix))
-            return zarr.open_group(self.path, mode="r", path=self.prefix)
-        store = ZipStore(self.path, mode="r", read_only=True)
+            return RemoteGroup(zarr.open_group(self.store, mode="r", path=self.prefix))
+        options = dict(self.options) if self.options else None
+        return RemoteGroup(zarr.open_group(self.path, mode="r", storage_options=options))
+
+    @property
+    def _local_objects(self) -> LocalObjects:
+        return Folder(self.path) if Path(self.path).is_dir() else Archive(self.path)
+
+    def _read(self, path: str, index: Any) -> Any:
+        """Return values of an array in files of this machine, read by zarr."""
+        import zarr
+        from zarr.storage import LocalStore, ZipStore
+
+        is_folder = Path(self.path).is_dir()
+        store = LocalStore(self.path) if is_folder else ZipStore(self.path, mode="r")
         try:
-            return zarr.open_group(store, mode="r", path=self.prefix)
-        except BaseException:
+            return zarr.open_array(store, mode="r", path=path)[index]
+        finally:
             store.close()
-            raise
 
     def arrays(self, key: str) -> dict[str, StoredArray]:
         """Return the arrays of a sparse matrix."""
@@ -232,12 +184,10 @@ class ZarrPlace:
 
     def arrays_in(self, root: Node, key: str) -> dict[str, StoredArray]:
         """Return the arrays of a sparse matrix in the root group, while it is open."""
-        with metadata_of(key):
-            objects = objects_of(root.store)
         arrays: dict[str, StoredArray] = {}
         for name in ARRAYS:
             with metadata_of(f"{key}/{name}"):
-                arrays[name] = ChunkedArray(root[f"{key}/{name}"], objects)
+                arrays[name] = ChunkedArray(root[f"{key}/{name}"].metadata, root.objects)
         return arrays
 
 
@@ -373,31 +323,6 @@ class RawPlace:
         }
 
 
-def check_files(folder: Path) -> None:
-    """Refuse metadata that are too large to be read whole, or no files but pipes or devices.
-
-    Raises
-    ------
-    SourceError
-        With the file.
-    """
-    for name in _METADATA_FILES:
-        file = folder / name
-        try:
-            status = file.stat()
-        except OSError:
-            continue  # zarr finds out what it means
-        if stat.S_ISDIR(status.st_mode):
-            continue
-        if not stat.S_ISREG(status.st_mode):
-            raise SourceError(f"{file} is not a file; write the store again.")
-        if status.st_size > _MOST_METADATA_BYTES:
-            raise SourceError(
-                f"{file} has {status.st_size:,} bytes; metadata of up to {_MOST_METADATA_BYTES:,} "
-                "are read. Write the store again without such large attributes."
-            )
-
-
 def is_url(path: str) -> bool:
     """Tell whether a source is an address for fsspec, and not a path."""
     return "://" in path or "::" in path
@@ -464,6 +389,8 @@ def _root_in_archive(path: str) -> str:
 
 def place_of_group(group: zarr.Group) -> ZarrPlace:
     """Return the place of an open group: its folder or archive, or the store object."""
+    from zarr.storage import LocalStore, ZipStore
+
     store = group.store
     if isinstance(store, LocalStore):
         return ZarrPlace(str(Path(store.root)), prefix=group.path)

@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "all fields missing": (
         lambda store: (store / OBSP / "indices/.zarray").write_text('{"zarr_format": 2}'),
-        r"obsp/connectivities/indices is not a one-dimensional array by its metadata",
+        r"the metadata of obsp/connectivities/indices cannot be used \(KeyError: 'dtype'\)",
     ),
 }
 

@@ -18,7 +18,8 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 # Each module may import those before it.
 ORDER = [
     "errors", "memory", "files", "workspace", "compiled", "kernels", "edge_pairs", "arrays",
-    "chunk_codecs", "objects", "chunks", "hdf5", "layout", "places", "convert", "lazy",
+    "zarr_metadata", "chunk_codecs", "objects", "elsewhere", "chunks", "hdf5", "layout",
+    "zarr_nodes", "places", "convert", "lazy",
     "source", "scratch", "job", "split_runs", "split", "merge", "degrees", "deflate",
     "edge_files", "stream", "plan", "journal", "progress", "execute", "cluster", "resume",
     "parts", "stages", "publish", "remote", "upload", "download", "exported",
@@ -28,17 +29,8 @@ ORDER = [
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {
-        "chunk_codecs",
-        "chunks",
-        "objects",
-        "places",
-        "source",
-        "lazy",
-        "demo",
-        "embeddings",
-        "inspection",
-    },
+    "zarr": {"elsewhere", "zarr_nodes", "places", "source", "lazy", "demo", "embeddings",
+             "inspection"},
     "numcodecs": {"chunk_codecs", "hdf5"},
     "h5py": {"hdf5", "places"},
     "anndata": {"demo"},
@@ -55,7 +47,7 @@ ROOMS = {
     "sparse": {"blocks"},
     "scanpy": set(),
     "cellucid": set(),
-}
+}  # fmt: skip
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
          "anndata", "rich", "sparse", "fsspec")  # fmt: skip
 

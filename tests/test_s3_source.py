@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cellgraph_dask import export_connectivities, objects, verify_export
+from cellgraph_dask import elsewhere, export_connectivities, verify_export
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
 from tests.command import run_process
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -76,7 +76,7 @@ def test_faults_that_pass(s3, stored, tmp_path, proxy, layout, actions):
     ("layout", "action"), [("zarr 2", 500), ("shards", 403), ("shards", "drop")]
 )
 def test_faults_that_last(s3, stored, tmp_path, proxy, monkeypatch, layout, action):
-    monkeypatch.setattr(objects, "_WAITS", (0.05,))
+    monkeypatch.setattr(elsewhere, "_WAITS", (0.05,))
     urls, _ = stored
     chunk = "connectivities/indices/c/0" if layout == "shards" else "connectivities/indices/2"
     fault = proxy.inject(action, "GET", chunk, times=10**9)
