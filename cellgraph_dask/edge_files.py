@@ -25,13 +25,14 @@ from zlib_ng import zlib_ng
 
 from .deflate import deflate_part
 from .edge_pairs import GZIP_HEADER, SIDES, file_name
-from .files import read_at, write_at
+from .files import begin_writeback, read_at, write_at
 from .merge import EdgeSink
 
 Array = NDArray[Any]
 
 PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
 _COPY_BYTES = 1 << 22
+_WRITEBACK_BYTES = 1 << 23  # that the system is asked to write to disk at once
 
 
 class StoppedError(Exception):
@@ -258,7 +259,12 @@ class _PlainFile:
         self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
 
     def write(self, position: int, values: Array) -> None:
-        write_at(self._fd, values.astype(self._dtype, copy=False), position * self._dtype.itemsize)
+        start = position * self._dtype.itemsize
+        stop = write_at(self._fd, values.astype(self._dtype, copy=False), start)
+        # Of the stretches that end here; what other threads still write there can wait for fsync.
+        first, last = start // _WRITEBACK_BYTES, stop // _WRITEBACK_BYTES
+        if first < last:
+            begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
 
     def read(self, position: int, out: Array) -> None:
         stored = out if out.dtype == self._dtype else np.empty(out.size, self._dtype)

@@ -25,6 +25,8 @@ from .compiled import compiled
 
 Array = NDArray[Any]
 
+_AT_ONCE = 16  # values that are written at once
+
 
 @compiled(int)
 def first_invalid_index(indices: Array, n_cells: int) -> int:
@@ -563,6 +565,86 @@ def _mixed_again(mixed: Any, seed: Any) -> Any:
     return x ^ (x >> np.uint64(32))
 
 
+@compiled()
+def _fill_rows(indptr: Array, first_row: int, rows: Array) -> None:
+    """Write the row of each entry of a block."""
+    size = np.uint64(rows.size)
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        e = np.uint64(indptr[r])  # unsigned, so that no negative index has to be thought of
+        stop = np.uint64(indptr[r + 1])
+        while e < stop and e + np.uint64(_AT_ONCE) <= size:
+            for k in range(_AT_ONCE):  # too many, but at once; the next row mends it
+                rows[e + np.uint64(k)] = i
+            e += np.uint64(_AT_ONCE)
+        while e < stop:
+            rows[e] = i
+            e += np.uint64(1)
+
+
+@compiled(int, bool)
+def _weigh(indices: Array, rows: Array, seeds: Array, imbalance: Array) -> tuple[int, bool]:
+    """Add the hashes of a block's entries to `imbalance`; see `stream_block`.
+
+    The loops have no branches and know nothing of rows, so they become vector code.
+
+    Returns
+    -------
+    n_diagonal : int
+        Number of entries on the diagonal.
+    unsorted : bool
+        Whether the columns of a row do not rise strictly.
+    """
+    sum_a = imbalance[0]
+    sum_b = imbalance[1]
+    n_diagonal = 0
+    for e in range(indices.size):
+        i = np.int64(rows[e])
+        j = np.int64(indices[e])
+        key = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+        counts = np.uint64(0) - np.uint64(j != i)  # all ones, or nothing on the diagonal
+        minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
+        mixed = _mixed(key, seeds[0])
+        sum_a += ((mixed & counts) ^ minus) - minus
+        sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
+        n_diagonal += j == i
+    imbalance[0] = sum_a
+    imbalance[1] = sum_b
+    unsorted: Any = False
+    for e in range(1, indices.size):
+        unsorted |= (rows[e] == rows[e - 1]) & (indices[e] <= indices[e - 1])
+    return n_diagonal, unsorted
+
+
+@compiled(int)
+def _keep_upper(indices: Array, rows: Array, dst: Array) -> int:
+    """Move the upper entries of a block to the front of `rows` and `dst`; return their number."""
+    n: Any = np.uint64(0)
+    for e in range(indices.size):
+        i = rows[e]
+        j = indices[e]
+        rows[n] = i
+        dst[n] = j
+        n += np.uint64(np.int64(j) > np.int64(i))
+    return int(np.int64(n))
+
+
+@compiled(bool)
+def _sort_rows(src: Array, dst: Array, n: int) -> bool:
+    """Sort each source's destinations among `n` edges; tell whether any occurs twice."""
+    repeats: Any = False
+    begin = 0
+    while begin < n:
+        end = begin + 1
+        while end < n and src[end] == src[begin]:
+            end += 1
+        _sort(dst, begin, end)
+        for k in range(begin + 1, end):
+            repeats |= dst[k] == dst[k - 1]
+        begin = end
+    return bool(repeats)
+
+
 @compiled(int, bool)
 def stream_block(
     indices: Array,
@@ -599,44 +681,20 @@ def stream_block(
     repeats : bool
         Whether a row holds the same upper entry twice.
     """
-    sum_a = imbalance[0]
-    sum_b = imbalance[1]
-    n: Any = 0
-    repeats: Any = False
+    _fill_rows(indptr, first_row, out_src)
+    n_diagonal, unsorted = _weigh(indices, out_src, seeds, imbalance)
+    n = _keep_upper(indices, out_src, out_dst)
     degrees[:] = 0
     for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        degree: Any = 0
-        for e in range(indptr[r], indptr[r + 1]):  # no branches: this becomes vector code
-            j = np.int64(indices[e])
-            key = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
-            counts = np.uint64(0) - np.uint64(j != i)  # all ones, or nothing on the diagonal
-            minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
-            mixed = _mixed(key, seeds[0])
-            sum_a += ((mixed & counts) ^ minus) - minus
-            sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
-            degree += j != i
-        begin = n
-        previous = np.int64(-1)
-        unsorted: Any = False
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            out_src[n] = i
-            out_dst[n] = j
-            n += j > i
-            unsorted |= j <= previous
-            previous = j
-        if unsorted:
-            _sort(out_dst, begin, n)
-            for k in range(begin + 1, n):
-                repeats |= out_dst[k] == out_dst[k - 1]
+        degree = indptr[r + 1] - indptr[r]
+        if n_diagonal:
+            for e in range(indptr[r], indptr[r + 1]):
+                degree -= indices[e] == first_row + r
         degrees[0] = max(degrees[0], degree)
         if r == 0:
             degrees[1] = degree
         degrees[2] = degree
-    imbalance[0] = sum_a
-    imbalance[1] = sum_b
-    return n, repeats
+    return n, unsorted and _sort_rows(out_src, out_dst, n)
 
 
 @compiled(int)

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from cellgraph_dask import kernels
 from cellgraph_dask.export import run_export
 from cellgraph_dask.plan import Tuning
 from cellgraph_dask.source import open_source
@@ -116,3 +119,58 @@ def test_what_looks_symmetric(tmp_path):
     assert not looks_symmetric(open_source(tmp_path / "d.zarr"))
     write_store(tmp_path / "e.zarr", sp.csr_matrix((N, N)))
     assert not looks_symmetric(open_source(tmp_path / "e.zarr"))
+
+
+SEEDS = np.array([0x0123456789ABCDEF, 0xFEDCBA9876543210], np.uint64)
+MASK = 2**64 - 1
+
+
+def hashed(low, high):
+    """Return the two hashes of an edge: SplitMix64's finaliser, and a product of what it gives."""
+    x = ((low << 32 | high) + int(SEEDS[0])) & MASK
+    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & MASK
+    x ^= x >> 31
+    again = ((x ^ int(SEEDS[1])) * 0xD6E8FEB86659FD93) & MASK
+    return x, again ^ again >> 32
+
+
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 7, 15, 16, 17, 33, 40]), min_size=1, max_size=8),
+    first_row=st.sampled_from([0, 3, 2**31 - 10, 2**32 - 60]),
+    ordered=st.booleans(),
+    wide=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(lengths=[16], first_row=0, ordered=True, wide=False, seed=0)
+@example(lengths=[40, 0, 1], first_row=3, ordered=False, wide=True, seed=1)
+def test_a_streamed_block_is_what_python_makes_of_it(lengths, first_row, ordered, wide, seed):
+    rng = np.random.default_rng(seed)
+    dtype = np.int64 if wide or first_row > 2**31 - 60 else np.int32
+    rows = []
+    for r, n in enumerate(lengths):  # columns around the row itself: above, below, on the diagonal
+        around = max(first_row + r - 25, 0) + np.arange(50)
+        columns = rng.choice(around, n, replace=not ordered)
+        rows.append(np.sort(columns) if ordered else columns)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    indices = np.concatenate(rows).astype(dtype)
+    src, dst = np.empty((2, indices.size), np.uint64 if wide else np.uint32)
+    imbalance, degrees = np.array([5, 7], np.uint64), np.full(3, -1)
+    n_edges, repeats = kernels.stream_block(
+        indices, indptr, first_row, SEEDS, src, dst, imbalance, degrees
+    )
+
+    edges, sums, counts, twice = [], [5, 7], [], False
+    for i, columns in enumerate(rows, first_row):
+        upper = sorted(int(j) for j in columns if j > i)
+        edges += [(i, j) for j in upper]
+        twice |= len(set(upper)) < len(upper)
+        counts.append(int((columns != i).sum()))
+        for j in map(int, columns):
+            if i != j:
+                sign = 1 if j > i else -1
+                sums = [s + sign * h for s, h in zip(sums, hashed(*sorted((i, j))), strict=True)]
+    assert list(zip(src[:n_edges].tolist(), dst[:n_edges].tolist(), strict=True)) == edges
+    assert repeats == twice
+    assert imbalance.tolist() == [s & MASK for s in sums]
+    assert degrees.tolist() == [max(counts), counts[0], counts[-1]]
