@@ -140,8 +140,8 @@ class ChunkCodecs:
 
 def _unreadable(name: str, codec: Any, dtype: np.dtype[Any], *, first: bool) -> str:
     """Return why a codec cannot be read, or nothing."""
-    if name == "lzma" and (codec.format != lzma.FORMAT_XZ):
-        return " in another format than xz"
+    if name == "lzma" and (codec.format != lzma.FORMAT_XZ or codec.filters is not None):
+        return " in another format than xz, or with filters"
     if name == "delta":
         kinds = {np.dtype(codec.dtype).kind, np.dtype(codec.astype).kind}
         if not first or np.dtype(codec.dtype) != dtype or not kinds <= set("iuf"):

@@ -16,7 +16,7 @@ from .errors import InvalidExportError, SourceError
 from .execute import default_threads
 from .inspection import InspectReport, inspect
 from .lazy import LazyMatrix
-from .memory import default_limit, parse_bytes
+from .memory import limit_bytes
 from .progress import progress_bars
 from .remote import find_path
 from .source import open_source
@@ -129,5 +129,4 @@ def _limit(memory_limit: int | str | None, threads: int | None) -> tuple[int, in
     """Return limit and threads, as given or by default."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
-    limit = default_limit() if memory_limit is None else parse_bytes(memory_limit)
-    return limit, threads or default_threads()
+    return limit_bytes(memory_limit), threads or default_threads()

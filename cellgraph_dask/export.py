@@ -4,80 +4,41 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
 from .cluster import (
     Cluster,
-    Workers,
     active_client,
     check_folders,
     compute_on_workers,
-    inspect_workers,
     worker_peak_bytes,
 )
 from .edge_files import DeflatePart, EdgeFiles
 from .edge_pairs import SIDES, Manifest, index_dtype
-from .errors import (
-    ClusterError,
-    DiskSpaceError,
-    NegativeWeightError,
-    OtherWayError,
-    ResumeError,
-)
+from .errors import NegativeWeightError, OtherWayError, ResumeError
 from .execute import Threads, compute_on_threads, default_threads
-from .files import free_bytes, make_folders, named_disk_errors
-from .job import Job, Way
-from .journal import (
-    Journal,
-    RunRecord,
-    any_finished,
-    check_same,
-    new_id,
-    now,
-    read_run,
-    scratch_name,
-    this_process,
-)
+from .files import named_disk_errors
+from .job import Way
+from .journal import Journal, RunRecord, read_run
 from .lazy import LazyMatrix
-from .memory import (
-    default_limit,
-    format_bytes,
-    no_collection,
-    parse_bytes,
-    peak_bytes,
-    reset_peak,
-    resident_bytes,
-)
+from .memory import limit_bytes, peak_bytes, reset_peak
 from .parts import PartDelivery
-from .plan import (
-    ExportPlan,
-    Tuning,
-    adopt,
-    cut_blocks,
-    make_plan,
-    partition_shift,
-    projected_bytes,
-    round_reserved,
-    tune,
-)
+from .plan import ExportPlan
+from .prepare import Prepared, check_disk, prepare
 from .progress import Progress, progress_bars
-from .publish import WORK_FOLDER, Output, check_own_folder, read_identity
+from .publish import WORK_FOLDER, Output, read_identity
 from .remote import default_options
 from .resume import Stages
+from .run_folders import interrupted_run, new_record, run_folders, spool_folder
 from .scratch import Scratch
-from .source import Block, Source, open_source
+from .source import Source, open_source
 from .spool import Compute, estimate, sketch, spool, spool_memory
 from .stages import run_stages
-from .stream import looks_symmetric
 from .upload import RemoteOutput, local_folder, open_output
 
 if TYPE_CHECKING:
@@ -137,17 +98,6 @@ class ExportReport:
     def to_json(self) -> str:
         """Return the report as JSON."""
         return json.dumps(self.to_dict())
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A plan with all that its execution needs."""
-
-    plan: ExportPlan
-    job: Job
-    tuning: Tuning
-    blocks: list[Block]
-    workers: Workers | None
 
 
 def plan_export(
@@ -224,7 +174,7 @@ def plan_export(
         opened, way = estimate(opened, _computing(client, memory_limit, 1)), "general"
     elif client is not None and not opened.place.is_shared:
         opened, way = sketch(opened), "general"
-    prepared = _prepare(
+    prepared = prepare(
         opened,
         output.folder,
         compression=compression,
@@ -356,7 +306,7 @@ def run_export(
     record = None
     if resume and isinstance(source, Source):
         folder = local_folder(out_dir, scratch_dir)
-        record = _interrupted_run(source, folder, settings.get("compression"), scratch_dir)
+        record = interrupted_run(source, folder, settings.get("compression"), scratch_dir)
         settings["record"] = record
     output = open_output(
         out_dir,
@@ -369,27 +319,27 @@ def run_export(
     read_identity(output.out_dir, source.n_cells)
     settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
     settings["upload_bytes"] = output.upload_bytes
-    prepared: _Prepared | None = None
+    prepared: Prepared | None = None
     if ready and isinstance(source, Source):
-        prepared = _prepare(source, output.folder, **settings)
+        prepared = prepare(source, output.folder, **settings)
         if record is None:
-            _check_disk(prepared.plan, output.folder, scratch_dir)
+            check_disk(prepared.plan, output.folder, scratch_dir)
     with (
         output,
         progress_bars(progress) as bars,
-        _spool_folder(output, scratch_dir, keep_scratch, needed=not ready) as spooled,
+        spool_folder(output, scratch_dir, keep_scratch, needed=not ready) as spooled,
     ):
         if prepared is None:
             counted = _spooled(source, spooled, bars, settings)
-            prepared = _prepare(counted, output.folder, **settings)
-            _check_disk(prepared.plan, output.folder, scratch_dir)
+            prepared = prepare(counted, output.folder, **settings)
+            check_disk(prepared.plan, output.folder, scratch_dir)
         if resume and read_run(output.work) != record:
             raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
         while True:
             if record is None:
-                record = _new_record(prepared, output, scratch_dir, force)
+                record = new_record(prepared, output, scratch_dir, force)
             try:
-                with _folders(record, output, keep_scratch, spooled, lasting) as edges:
+                with run_folders(record, output, keep_scratch, spooled, lasting) as edges:
                     result = _run(prepared, record, output, edges, bars, client)
                     output.publish(result.manifest, edges, bars)
                 break
@@ -398,8 +348,8 @@ def run_export(
                 way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
                 log.info("starting again the %s way", way)
                 settings |= {"way": way, "record": None}
-                prepared = _prepare(prepared.job.source, output.folder, **settings)
-                _check_disk(prepared.plan, output.folder, scratch_dir)
+                prepared = prepare(prepared.job.source, output.folder, **settings)
+                check_disk(prepared.plan, output.folder, scratch_dir)
                 record = None
     plan = prepared.plan
     return ExportReport(
@@ -425,8 +375,7 @@ def _computing(client: Client | None, memory_limit: int | str | None, threads: i
     """Return what computes a Dask array: the cluster, or threads within the limit."""
     if client is not None:
         return partial(compute_on_workers, client)
-    limit = default_limit() if memory_limit is None else parse_bytes(memory_limit)
-    return partial(compute_on_threads, n_threads=threads, limit=limit)
+    return partial(compute_on_threads, n_threads=threads, limit=limit_bytes(memory_limit))
 
 
 def _spooled(
@@ -444,256 +393,6 @@ def _spooled(
         return spool(source, folder, compute, bars)
 
 
-@contextmanager
-def _spool_folder(
-    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, *, needed: bool
-) -> Iterator[Path]:
-    """Give the folder of what has to be spooled, and remove it afterwards."""
-    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
-    folder = base.absolute() / "spool"
-    if not needed:
-        yield folder
-        return
-    made: list[Path] = []
-    try:
-        with named_disk_errors(base.parent):
-            made = make_folders(base)
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            folder.mkdir(mode=0o700)
-        yield folder
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
-            for above in (*([base] if base != output.work else []), *made):
-                with suppress(OSError):
-                    above.rmdir()  # only if it is empty
-
-
-def _prepare(
-    source: Source,
-    out_dir: Path,
-    *,
-    compression: int | None = None,
-    memory_limit: int | str | None = None,
-    threads: int | None = None,
-    scratch_dir: str | Path | None = None,
-    client: Client | None = None,
-    way: Way | None = None,
-    tuning: Tuning | None = None,
-    record: RunRecord | None = None,
-    upload_bytes: int = 0,
-) -> _Prepared:
-    if compression is not None and not 1 <= compression <= 9:
-        raise ValueError(f"compression must be None or 1 to 9, not {compression}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    allowed = None if memory_limit is None else parse_bytes(memory_limit)
-    if record is not None:
-        way = record.way
-    if way is None:
-        way = "symmetric" if looks_symmetric(source) else "general"
-    workers = None
-    if client is None:
-        limit = default_limit() if allowed is None else allowed
-        threads = threads or default_threads()
-        with no_collection():
-            source.warm_up(way)
-        reserved = round_reserved(resident_bytes() + upload_bytes)
-    else:
-        workers = inspect_workers(client, source, way, allowed)
-        limit, threads = workers.memory_limit, workers.threads_per_worker
-        reserved = round_reserved(workers.reserved)
-    if record is not None:
-        tuning = record.tuning(threads)
-    shift = tuning.shift if tuning else partition_shift(source.n_cells)
-    job = Job(source, Scratch(""), shift, way)
-    if record is not None and tuning is not None:
-        adopted = adopt(
-            job,
-            tuning,
-            limit=limit,
-            reserved=reserved,
-            compression=compression,
-            fewer=workers is None,
-        )
-        if adopted is None:
-            least = replace(tuning, threads=1) if workers is None else tuning
-            needed = projected_bytes(job, least, reserved, compression)
-            raise ResumeError(
-                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
-                f"going on takes {format_bytes(needed)}, but the limit is {format_bytes(limit)}. "
-                f"Allow {-(-needed // 10**6)}MB with --memory-limit, or start over without "
-                "--resume."
-            )
-        tuning = adopted
-    elif tuning is None:
-        tuning = tune(
-            job,
-            limit=limit,
-            reserved=reserved,
-            threads=threads,
-            compression=compression,
-            fewer=workers is None,
-        )
-    blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
-    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
-    plan = make_plan(
-        job,
-        tuning,
-        len(blocks),
-        compression=compression,
-        limit=limit,
-        reserved=reserved,
-        scratch_free=free_bytes(scratch_folder) + source.spooled_bytes,
-        output_free=free_bytes(out_dir),
-        same_disk=_device(scratch_folder) == _device(out_dir),
-        n_workers=workers.n_workers if workers is not None else 0,
-    )
-    return _Prepared(plan, job, tuning, blocks, workers)
-
-
-def _device(folder: Path) -> int:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder.stat().st_dev
-
-
-def _check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) -> None:
-    """Refuse what cannot fit even if every edge is stored in both directions."""
-    for warning in plan.warnings:
-        log.warning("%s", warning)
-    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
-    least = plan.output_bytes // 2 if plan.compression is None else 0
-    scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-    if scratch and _device(scratch_folder) == _device(out_dir):
-        scratch += least  # the runs are there until the edge files are complete
-    if scratch > plan.scratch_free_bytes:
-        raise DiskSpaceError(
-            f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
-            "another disk with --scratch-dir."
-        )
-    if least > plan.output_free_bytes:
-        raise DiskSpaceError(
-            f"the output disk has {format_bytes(plan.output_free_bytes)} free, but at least "
-            f"{format_bytes(least)} are needed in {out_dir}. Free some space, or choose another "
-            "folder."
-        )
-
-
-def _interrupted_run(
-    source: Source, out_dir: Path, compression: int | None, scratch_dir: str | Path | None
-) -> RunRecord | None:
-    """Return the run to go on with, if there is one.
-
-    Raises
-    ------
-    ResumeError
-        If it is not the one that is asked for.
-    """
-    record = read_run(out_dir / WORK_FOLDER)
-    if record is None:
-        log.info("no interrupted run in %s; starting from the beginning", out_dir)
-        return None
-    check_same(
-        record,
-        source=source.absolute().path,
-        key=source.key,
-        fingerprint=source.fingerprint(),
-        compression=compression,
-    )
-    if (
-        scratch_dir is not None
-        and _scratch_base(out_dir, scratch_dir) != Path(record.scratch).parent
-    ):
-        raise ResumeError(
-            f"the run that was interrupted in {out_dir} has its temporary files in "
-            f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
-        )
-    return record
-
-
-def _new_record(
-    prepared: _Prepared,
-    output: Output | RemoteOutput,
-    scratch_dir: str | Path | None,
-    force: bool,
-) -> RunRecord:
-    source, tuning, run = prepared.job.source, prepared.tuning, new_id()
-    base = output.work if scratch_dir is None else _scratch_base(output.folder, scratch_dir)
-    seeds = (int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8)))
-    return RunRecord(
-        id=run,
-        version=__version__,
-        source=source.absolute().path,
-        key=source.key,
-        fingerprint=source.fingerprint(),
-        out_dir=str(output.name),
-        scratch=str(base.absolute() / f"run-{run}"),
-        compression=prepared.plan.compression,
-        way=prepared.job.way,
-        block_entries=tuning.block_entries,
-        block_rows=tuning.block_rows,
-        piece_entries=tuning.piece_entries,
-        shift=tuning.shift,
-        seeds=seeds,
-        force=force,
-        started=now(),
-        process=this_process(),
-    )
-
-
-def _scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
-    """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
-    return Path(scratch_dir).absolute() / scratch_name(out_dir)
-
-
-@contextmanager
-def _folders(
-    record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
-) -> Iterator[Path]:
-    """Make the folders of a run, and remove them afterwards unless it can be gone on with.
-
-    Yields
-    ------
-    Path
-        Where the edge files are made.
-    """
-    scratch, edges = Path(record.scratch), output.work / f"edges-{record.id}"
-    made: list[Path] = []
-    output.keep = keep
-    try:
-        with named_disk_errors(scratch.parent.parent):
-            if scratch.parent != output.work:
-                made = make_folders(scratch.parent.parent)
-                if not scratch.parent.is_symlink():
-                    scratch.parent.mkdir(mode=0o700, exist_ok=True)
-                check_own_folder(scratch.parent)
-                for other in scratch.parent.iterdir():  # of runs that were killed
-                    if other not in (scratch, spooled):
-                        shutil.rmtree(other, ignore_errors=True)
-            scratch.mkdir(mode=0o700, exist_ok=True)
-            edges.mkdir(mode=0o700, exist_ok=True)
-            record.write(output.work)
-        yield edges
-    except (KeyboardInterrupt, ClusterError) as error:
-        if lasting and any_finished(output.work, record.id):
-            output.keep = True
-            if isinstance(error, ClusterError):
-                goes_on = "What is finished is kept; the same export with --resume goes on."
-                error.args = (f"{error} {goes_on}",)
-        raise
-    finally:
-        if not output.keep:
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.rmtree(edges, ignore_errors=True)
-            above = [scratch.parent] if scratch.parent != output.work else []
-            for folder in (*above, *made):
-                with suppress(OSError):
-                    folder.rmdir()  # only if it is empty
-
-
 @dataclass(frozen=True)
 class _Result:
     """What a run has made."""
@@ -705,7 +404,7 @@ class _Result:
 
 
 def _run(
-    prepared: _Prepared,
+    prepared: Prepared,
     record: RunRecord,
     output: Output | RemoteOutput,
     edges: Path,

@@ -92,6 +92,11 @@ def default_limit() -> int:
     return machine_memory() // 2
 
 
+def limit_bytes(memory_limit: int | str | None) -> int:
+    """Return the limit that the user names, or the default."""
+    return default_limit() if memory_limit is None else parse_bytes(memory_limit)
+
+
 def resident_bytes() -> int:
     """Return the resident bytes of this process now (its peak, where the kernel hides "now")."""
     try:

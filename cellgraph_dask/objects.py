@@ -63,6 +63,10 @@ class Objects(Protocol):
         """Return an object, or None if it is certain that there is none."""
 
 
+class NotAFileError(ChunkError):
+    """A pipe, a device or a folder is where a file should be."""
+
+
 class LocalObjects(Objects, Protocol):
     """All objects of a store on this machine.
 
@@ -167,7 +171,7 @@ class Folder:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
-            raise ChunkError("it is not a file")
+            raise NotAFileError("it is not a file")
         return Extent(fd, 0, status.st_size)
 
     def names(self, prefix: str) -> list[str]:

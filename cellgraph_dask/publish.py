@@ -39,6 +39,7 @@ from .edge_pairs import (
 )
 from .errors import InvalidExportError, OutputError
 from .files import fsync_folder, make_folders, named_disk_errors, replace_text, write_aside
+from .journal import this_process
 from .progress import Progress
 
 WORK_FOLDER = ".cellgraph-dask"
@@ -101,7 +102,7 @@ class Output:
                 if not self._resume:
                     self._clear_work()  # what a killed run may have left
                 os.truncate(self._lock, 0)
-                os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+                os.pwrite(self._lock, this_process().encode(), 0)
             except BaseException:
                 self.__exit__()
                 raise

@@ -20,6 +20,32 @@ _NUMBERS = frozenset(
     | {"float16", "float32", "float64", "complex64", "complex128"}
 )
 _SHARDING = "sharding_indexed"
+_SEPARATORS = (".", "/")
+# What a document of format 3 may hold. Of anything else a reader must know what it means.
+_FIELDS = frozenset(
+    {"zarr_format", "node_type", "attributes", "consolidated_metadata", "shape", "data_type"}
+    | {"chunk_grid", "chunk_key_encoding", "fill_value", "codecs", "storage_transformers"}
+    | {"dimension_names"}
+)
+# Settings of the codecs of format 3, and of what is written in the same way, and their types.
+_SETTINGS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "bytes": {"endian": str},
+    "transpose": {"order": (list, tuple)},
+    "crc32c": {},
+    "gzip": {"level": int},
+    "zstd": {"level": int, "checksum": bool},
+    "blosc": {"cname": str, "clevel": int, "shuffle": str, "typesize": int, "blocksize": int},
+    _SHARDING: {
+        "chunk_shape": (list, tuple),
+        "codecs": (list, tuple),
+        "index_codecs": (list, tuple),
+        "index_location": str,
+    },
+    "regular": {"chunk_shape": (list, tuple)},
+    "default": {"separator": str},
+    "v2": {"separator": str},
+}
+_BYTE_ORDERS = ("little", "big")
 
 
 @dataclass(frozen=True)
@@ -53,7 +79,7 @@ class ArrayMetadata:
     shards : tuple of int or None
         Shape of a shard, if chunks lie in shards.
     dtype : numpy.dtype
-        As stored, with its byte order; object for what is neither a number nor a bool.
+        As stored, with its byte order; object for what numpy has no dtype of.
     fill_value : scalar or None
         What stands where a chunk is not in the store.
     codecs : tuple of Codec
@@ -92,16 +118,22 @@ def array_metadata(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
 
 def _format_2(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
     said = document["dtype"]
-    dtype = np.dtype(said) if isinstance(said, str) else np.dtype(object)  # structured, in old obs
+    # A list stands for a structured dtype, as in obs before AnnData 0.7.
+    dtype = np.dtype(said) if isinstance(said, str) else np.dtype(object)
     codecs = [*(document.get("filters") or ()), *filter(None, [document.get("compressor")])]
+    shape, chunks = _sizes(document["shape"]), _sizes(document["chunks"])
+    _same_length(shape, chunks)
+    order, separator = document["order"], document.get("dimension_separator", ".")
+    if order not in ("C", "F") or separator not in _SEPARATORS:
+        raise ValueError(f"order {str(order)[:80]}, separator {str(separator)[:80]}")
     return ArrayMetadata(
         path,
         zarr_format=2,
-        shape=_sizes(document["shape"]),
-        chunks=_sizes(document["chunks"]),
+        shape=shape,
+        chunks=chunks,
         shards=None,
-        dtype=dtype if dtype.kind in "biufc" else np.dtype(object),
-        fill_value=_fill_value(document.get("fill_value"), dtype),
+        dtype=dtype,
+        fill_value=_fill_value(document["fill_value"], dtype),
         codecs=tuple(
             Codec(str(codec["id"]), {k: v for k, v in codec.items() if k != "id"})
             for codec in codecs
@@ -110,6 +142,7 @@ def _format_2(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
 
 
 def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
+    check_fields(document)
     said = document["data_type"]
     is_number = isinstance(said, str) and said in _NUMBERS
     dtype = np.dtype(said) if is_number else np.dtype(object)
@@ -118,8 +151,11 @@ def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
         raise ValueError(f"its chunks form a {grid.name!r} grid, not a regular one")
     if keys.name not in ("default", "v2"):
         raise ValueError(f"its chunks have keys of the unknown kind {keys.name!r}")
-    separator = str(keys.settings.get("separator", "/"))
+    separator = keys.settings.get("separator", "/" if keys.name == "default" else ".")
+    if separator not in _SEPARATORS:
+        raise ValueError(f"its chunks have keys with {separator!r}")
     shape, chunks = _sizes(document["shape"]), _sizes(grid.settings["chunk_shape"])
+    _same_length(shape, chunks)
     chain = _codecs(document["codecs"])
     shards: tuple[int, ...] | None = None
     index_codecs: tuple[Codec, ...] = ()
@@ -127,13 +163,13 @@ def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
     if chain and chain[0].name == _SHARDING:
         sharding = chain[0].settings
         shards, chunks = chunks, _sizes(sharding["chunk_shape"])
+        _same_length(shape, chunks)
         index_codecs = _codecs(sharding["index_codecs"])
-        index_at_start = _text(sharding.get("index_location", "end")) == "start"
+        index_at_start = sharding.get("index_location", "end") == "start"
         if len(chain) > 1:
             raise ValueError(f"its shards are encoded with {chain[1].name!r} once more")
         chain = _codecs(sharding["codecs"])
-    order = next((codec.settings.get("endian") for codec in chain if codec.name == "bytes"), None)
-    if _text(order) == "big":
+    if any(codec.name == "bytes" and codec.settings.get("endian") == "big" for codec in chain):
         dtype = dtype.newbyteorder(">")
     return ArrayMetadata(
         path,
@@ -155,10 +191,46 @@ def _codecs(said: Sequence[Any]) -> tuple[Codec, ...]:
 
 
 def _codec(said: Any) -> Codec:
-    """Return a name with settings; a name alone has none."""
+    """Return a name with settings; a name alone has none.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If a setting of a codec that is known here is not one, or is missing.
+    """
     if isinstance(said, str):
-        return Codec(said)
-    return Codec(str(said["name"]), dict(said.get("configuration") or {}))
+        said = {"name": said}
+    name, settings = str(said["name"]), said.get("configuration", {})
+    if not isinstance(settings, Mapping) or said.keys() - {"name", "configuration"}:
+        raise TypeError(f"{str(said)[:80]} is no name with a configuration")
+    # Members of enums, as zarr's own objects have them, stand for their values.
+    settings = {key: getattr(value, "value", value) for key, value in settings.items()}
+    known = _SETTINGS.get(name)
+    if known is not None:
+        for key, value in settings.items():
+            if not isinstance(value, known[key]) or (known[key] is int and value is True):
+                raise TypeError(f"{name} has the {key} {str(value)[:80]}")
+        if name == "bytes" and settings.get("endian", "little") not in _BYTE_ORDERS:
+            raise ValueError(f"{name} has the byte order {settings['endian'][:80]!r}")
+    return Codec(name, settings)
+
+
+def check_fields(document: Mapping[str, Any]) -> None:
+    """Check that a document of format 3 holds nothing that has to be understood and is not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it does, or its attributes are none.
+    """
+    for name in document.keys() - _FIELDS:
+        value = document[name]
+        if not isinstance(value, Mapping) or value.get("must_understand") is not False:
+            raise ValueError(f"its metadata hold {name[:80]!r}, which is not known")
+    if document.get("storage_transformers"):
+        raise ValueError("it has storage transformers, which are not known")
+    if not isinstance(document.get("attributes") or {}, Mapping):
+        raise TypeError("its attributes are no object")
 
 
 def _sizes(said: Any) -> tuple[int, ...]:
@@ -168,9 +240,9 @@ def _sizes(said: Any) -> tuple[int, ...]:
     return tuple(said)
 
 
-def _text(said: Any) -> Any:
-    """Return the text of an enum's member, as zarr's own objects have it, or of a text."""
-    return getattr(said, "value", said)
+def _same_length(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    if len(shape) != len(chunks):
+        raise ValueError(f"its shape is {shape}, that of its chunks {chunks}")
 
 
 def _fill_value(said: Any, dtype: np.dtype[Any]) -> Any:

@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .chunk_codecs import ChunkError
 from .errors import SourceError
 from .layout import Node, metadata_of
-from .objects import LocalObjects
-from .zarr_metadata import ArrayMetadata, array_metadata
+from .objects import LocalObjects, NotAFileError
+from .zarr_metadata import ArrayMetadata, array_metadata, check_fields
 
 if TYPE_CHECKING:
     import zarr
 
 # Metadata are read whole, and take ten times their size as Python's objects.
 _MOST_METADATA_BYTES = 2**24
+_FORMATS = {"zarr.json": 3, ".zarray": 2, ".zgroup": 2}
 
 Document = Mapping[str, Any]
 
@@ -87,7 +87,8 @@ class LocalGroup:
             if self._format == 2:
                 return _document(self.objects, self._path, ".zattrs") or {}
             document = _document(self.objects, self._path, "zarr.json") or {}
-            return _checked(document.get("attributes") or {})
+            attributes: Document = document.get("attributes") or {}
+            return attributes
 
     def __getitem__(self, path: str) -> Node:
         """Return what is at a path.
@@ -113,6 +114,8 @@ class LocalGroup:
         if self._format == 2:
             document = _document(self.objects, path, ".zarray")
             is_group = document is None and _document(self.objects, path, ".zgroup") is not None
+            if is_group or document is not None:
+                _document(self.objects, path, ".zattrs")  # it is whole, or nothing is believed
         else:
             document = _document(self.objects, path, "zarr.json")
             is_group = document is not None and _node_type(document) == "group"
@@ -148,12 +151,14 @@ def open_root(objects: LocalObjects, path: str, read: Callable[[str, Any], Any])
         if is_array:
             raise TypeError("it is an array, not a group")
         raise FileNotFoundError("it has neither zarr.json nor .zgroup")
+    _document(objects, path, ".zattrs")
     return LocalGroup(objects, path, 2, read)
 
 
 def _node_type(document: Document) -> str:
-    if document["zarr_format"] != 3 or document["node_type"] not in ("group", "array"):
-        raise ValueError("it is neither a group nor an array of zarr format 3")
+    if document["node_type"] not in ("group", "array"):
+        raise ValueError("it is neither a group nor an array")
+    check_fields(document)
     return str(document["node_type"])
 
 
@@ -165,8 +170,8 @@ def _document(objects: LocalObjects, path: str, name: str) -> Document | None:
         stored = objects.open(key)
     except NotADirectoryError:
         return None
-    except ChunkError as error:
-        raise SourceError(f"{where} cannot be read: {error}; write the store again.") from error
+    except NotAFileError as error:
+        raise SourceError(f"{where} is not a file; write the store again.") from error
     if stored is None:
         return None
     try:
@@ -175,9 +180,12 @@ def _document(objects: LocalObjects, path: str, name: str) -> Document | None:
                 f"{where} has {stored.size:,} bytes; metadata of up to {_MOST_METADATA_BYTES:,} "
                 "are read. Write the store again without such large attributes."
             )
-        return _checked(json.loads(stored.whole().tobytes()))
+        document = _checked(json.loads(stored.whole().tobytes()))
     finally:
         stored.close()
+    if name in _FORMATS and document["zarr_format"] != _FORMATS[name]:
+        raise ValueError(f"{name} has zarr_format {str(document['zarr_format'])[:80]}")
+    return document
 
 
 def _checked(document: Any) -> Document:

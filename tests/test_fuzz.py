@@ -20,6 +20,11 @@ STRICTER = (
     r"\d+ bytes, but says \d+",
     r"its file goes on after its end",
     r"the metadata of obs(/\S+)? cannot be used",
+    # What the specification of format 3 demands, or has no place for.
+    r"\(KeyError: '(node_type|zarr_format)'\)",
+    r"it has storage transformers",
+    r"its attributes are no object",
+    r"is no name with a configuration",
 )
 
 
@@ -49,10 +54,12 @@ def test_mutants(tmp_path):
             if verdict == "refused though valid":
                 assert any(re.search(reason, line["reason"]) for reason in STRICTER), told
             else:
-                assert verdict in ("refused", "exported"), told
+                # No harm: zarr refuses metadata that have no bearing on the edges.
+                assert verdict in ("refused", "exported", "no harm"), told
             if line["number"] < len(LAYOUTS):
                 assert verdict == "exported", told
             verdicts[verdict] += 1
     assert sum(verdicts.values()) == N_MUTANTS + N_PROCESSES * len(LAYOUTS)
-    assert verdicts["exported"] > N_MUTANTS // 4
+    assert verdicts["exported"] > N_MUTANTS // 5
     assert verdicts["refused"] > N_MUTANTS // 4
+    assert verdicts["no harm"] < N_MUTANTS // 50

@@ -25,7 +25,8 @@ ORDER = [
     "parts", "stages", "publish", "remote", "upload", "download", "exported",
     "verify_loops", "edge_reader", "census", "survey", "pair_file",
     "proof", "signed_proof", "embeddings", "alignment", "encoding", "verify", "inspection",
-    "wording", "examine", "spool", "export", "blocks", "demo", "cli", "__main__",
+    "wording", "examine", "spool", "prepare", "run_folders", "export", "blocks", "demo", "cli",
+    "__main__",
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
@@ -40,7 +41,7 @@ ROOMS = {
     "numba": {"compiled"},
     "llvmlite": {"compiled"},
     "dask": {"blocks", "execute", "exported", "lazy", "spool"},
-    "distributed": {"cluster", "export"},
+    "distributed": {"cluster", "prepare", "export"},
     "click": {"cli"},
     "rich": {"progress"},
     "isal": {"deflate", "objects"},

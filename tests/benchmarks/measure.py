@@ -94,3 +94,17 @@ def run_measured(
         stdout=texts[0],
         stderr=texts[1],
     )
+
+
+def touch_memory(n_bytes: int) -> None:
+    """Use so much free memory once, in a process of its own.
+
+    A virtual machine that gives free memory back to its host gets it again page by page, at some
+    hundred MB/s. Whoever runs first after a pause would pay for it.
+    """
+    script = (
+        "import mmap, sys; "
+        "mmap.mmap(-1, int(sys.argv[1]), "
+        "flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", script, str(n_bytes)], check=True)

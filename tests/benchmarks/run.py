@@ -7,6 +7,7 @@ that a noisy minute does not fall on one of them alone.
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import gzip
 import hashlib
@@ -26,7 +27,7 @@ from typing import Any, cast
 
 from tests.benchmarks.cgroup import CgroupUnavailableError, MemoryCgroup, memory_cgroup
 from tests.benchmarks.make_store import add_graph_options
-from tests.benchmarks.measure import Run, run_measured
+from tests.benchmarks.measure import Run, run_measured, touch_memory
 from tests.benchmarks.peers.peer_job import SIDES, edge_dir, parse_bytes
 
 REPOSITORY = Path(__file__).parents[2]
@@ -133,6 +134,8 @@ def run_once(
     command = command_line(tool, job, store, out_dir, n_edges, options)
     if options.drop_caches:
         drop_caches()
+    if options.touch_memory:
+        touch_memory(parse_bytes(options.touch_memory))
     with _limited(tool, options) as cgroup:
         run = run_measured(command, cgroup=cgroup, cwd=REPOSITORY)
     report = {}
@@ -291,6 +294,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory-limit", default="512MB", help="told to this tool and the peers")
     parser.add_argument("--cgroup", action="store_true", help="enforce the limit on this tool")
     parser.add_argument("--drop-caches", action="store_true", help="before each run; needs root")
+    parser.add_argument(
+        "--touch-memory",
+        metavar="SIZE",
+        help="before each run: what a virtual machine has not used of late is slow to come back",
+    )
     parser.add_argument("--no-warm-up", action="store_true", help="time first-run compilation too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run to FILE")
     parser.add_argument(
@@ -329,6 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
     tools = [OURS, *options.peers]
     axes = (options.cells, options.kind, options.order, options.zarr_format, options.compression)
     jobs = [Job(*values) for values in itertools.product(*axes)]
+    compileall.compile_dir(REPOSITORY / "cellgraph_dask", quiet=1)  # as an installation does
     if not options.no_warm_up:
         warm_up = Job(WARM_UP_CELLS, "directed", "random", 2, None)
         small = argparse.Namespace(**vars(options) | {"neighbors": 5, "chunk": None, "shard": None})

@@ -155,6 +155,7 @@ def test_scipy_and_floor(tmp_path, kind, zarr_format):
 @pytest.mark.slow
 def test_runner(tmp_path, capsys):
     small = ["--cells", str(N_CELLS), "--neighbors", "8", "--repeat", "1", "--no-warm-up"]
+    small += ["--touch-memory", "50MB"]
     axes = ["--kind", "symmetric", "directed", "--compression", "none", "6"]
     places = ["--workdir", str(tmp_path), "--json", str(tmp_path / "runs.json")]
     code = run.main([*small, *axes, *places, "--peers", "scipy,floor"])
