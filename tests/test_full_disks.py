@@ -91,7 +91,7 @@ def assert_refused(outcome: Any, folders: list[Path]) -> None:
 @pytest.mark.parametrize("foreseen", [True, False], ids=["foreseen", "filled meanwhile"])
 def test_every_size(tmp_path, monkeypatch, world, compression, small, foreseen):
     if not foreseen:  # as if others had filled the disk after it was looked at
-        monkeypatch.setattr(export, "_check_disk", lambda *_: None)
+        monkeypatch.setattr(export, "check_disk", lambda *_: None)
     options = [] if compression is None else ["--compression", compression]
     refused = 0
     for step in count():
