@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
+
+from .errors import SourceError
+from .places import ZarrPlace, locate
+from .zarr_nodes import ZarrArray
 
 Array = NDArray[Any]
 
@@ -39,9 +43,13 @@ def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
     need not have anything to do with the neighbours. Two dimensions come first, then three.
     """
     try:
-        obsm = zarr.open_group(store, mode="r")["obsm"]
-        arrays = {name: obsm[name] for name in obsm if name.startswith("X_")}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, zarr.errors.BaseZarrError):
+        place = locate(store, None)
+        if not isinstance(place, ZarrPlace):
+            return []
+        with place.open() as root:
+            obsm = root["obsm"]
+            arrays = {name: obsm[name] for name in obsm.keys() if name.startswith("X_")}  # noqa: SIM118
+    except (SourceError, KeyError, AttributeError):  # an array in its place has no keys
         return []
     usable = {name: array for name, array in arrays.items() if _is_usable(array, n_cells)}
 
@@ -55,22 +63,22 @@ def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
 
 def _is_usable(array: Any, n_cells: int) -> bool:
     """Tell whether a member of `obsm` is an array of numbers for all cells, and not too large."""
-    if not isinstance(array, zarr.Array) or array.ndim != 2 or array.shape[0] != n_cells:
+    if not isinstance(array, ZarrArray) or len(array.shape) != 2 or array.shape[0] != n_cells:
         return False
-    item = array.dtype.itemsize
+    item, unit = array.dtype.itemsize, array.metadata.shards or array.chunks
     return bool(
         array.dtype.kind in "fiu"
         and array.shape[1] >= 2
-        and array.size * item <= _MOST_BYTES
-        and int(np.prod(array.shards or array.chunks)) * item <= _MOST_CHUNK_BYTES
+        and math.prod(array.shape) * item <= _MOST_BYTES
+        and 0 < math.prod(unit) * item <= _MOST_CHUNK_BYTES
     )
 
 
-def _taker(array: Any) -> Callable[[Array], Array]:
+def _taker(array: ZarrArray) -> Callable[[Array], Array]:
     def take(cells: Array) -> Array:
         n_columns = min(array.shape[1], _MOST_COLUMNS)
         out = np.empty((cells.size, n_columns), array.dtype)
-        n_rows = (array.shards or array.chunks)[0]
+        n_rows = (array.metadata.shards or array.chunks)[0]
         for first in range(0, array.shape[0], n_rows):
             a, b = np.searchsorted(cells, [first, first + n_rows])
             if a < b:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import zarr
+from typing import TYPE_CHECKING, Any
 
 from .edge_pairs import MANIFEST
 from .embeddings import stored_embeddings
@@ -16,6 +14,9 @@ from .journal import RUN
 from .progress import Progress
 from .publish import WORK_FOLDER
 from .verify import VerifyReport, verify
+
+if TYPE_CHECKING:
+    import zarr
 
 _PREFIXES = ("cellgraph-dask-", WORK_FOLDER)
 _MOST_RUN_BYTES = 2**20
@@ -128,6 +129,8 @@ def inspect(path: Path, progress: Progress, *, limit: int, threads: int) -> Insp
             return _inspect_scratch(folder)
     if not path.exists():
         raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
+    import zarr
+
     try:
         group = zarr.open_group(path, mode="r")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, zarr.errors.BaseZarrError):
@@ -163,6 +166,8 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:
+    import zarr
+
     matrices: list[MatrixInfo] = []
     n_cells = 0
     if "obsp" in group and isinstance(group["obsp"], zarr.Group):
@@ -184,7 +189,7 @@ def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:
 def _describe(key: str, member: Any) -> MatrixInfo:
     """Describe a member of obsp by its metadata alone."""
     kind = str(member.attrs.get("encoding-type", "unknown"))
-    if isinstance(member, zarr.Array):
+    if hasattr(member, "chunks"):  # an array
         return MatrixInfo(
             key, kind, tuple(member.shape), dtype=str(member.dtype), codec=_codec(member)
         )

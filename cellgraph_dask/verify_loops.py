@@ -20,6 +20,7 @@ from .compiled import compiled
 Array = NDArray[Any]
 
 TILE = 1 << 12  # entries whose rows are written out at a time; they stay in the nearest cache
+_AT_ONCE = 16  # values that are written at once
 
 
 @compiled(int)
@@ -143,8 +144,15 @@ def hash_entries(
             while indptr[row + 1] <= e:
                 row += 1
             stop = min(end, indptr[row + 1])
-            for k in range(e, stop):
-                rows[k - begin] = first_row + row
+            p = np.uint64(e - begin)  # unsigned: compiled code need not think of negative indices
+            while p < np.uint64(stop - begin):
+                if p + np.uint64(_AT_ONCE) <= np.uint64(rows.size):
+                    for k in range(_AT_ONCE):  # maybe too many; those of later rows come later
+                        rows[p + np.uint64(k)] = first_row + row
+                    p += np.uint64(_AT_ONCE)
+                else:
+                    rows[p] = first_row + row
+                    p += np.uint64(1)
             e = stop
         for k in range(begin, end):  # no branches: this becomes vector code
             i = np.int64(rows[k - begin])

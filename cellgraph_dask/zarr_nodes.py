@@ -101,33 +101,35 @@ class LocalGroup:
             If its metadata are broken.
         """
         full = f"{self._path}/{path}".strip("/")
-        with metadata_of(full):
-            if not {".", ".."}.isdisjoint(full.split("/")):
-                raise ValueError("a path in a store must not point upwards")
-            node = self._node(full)
+        node = self._node(full)
         if node is None:
             raise KeyError(path)
         return node
 
     def _node(self, path: str) -> LocalGroup | ZarrArray | None:
         """Return what is at a path from the root, or None."""
-        if self._format == 2:
-            document = _document(self.objects, path, ".zarray")
-            is_group = document is None and _document(self.objects, path, ".zgroup") is not None
-            if is_group or document is not None:
-                _document(self.objects, path, ".zattrs")  # it is whole, or nothing is believed
-        else:
-            document = _document(self.objects, path, "zarr.json")
-            is_group = document is not None and _node_type(document) == "group"
-        if is_group:
-            return LocalGroup(self.objects, path, self._format, self._read)
-        if document is None:
-            return None
-        return ZarrArray(array_metadata(path, document), partial(self._read, path))
+        with metadata_of(path):
+            if not {".", ".."}.isdisjoint(path.split("/")):
+                raise ValueError("a path in a store must not point upwards")
+            if self._format == 2:
+                document = _document(self.objects, path, ".zarray")
+                is_group = document is None and _document(self.objects, path, ".zgroup") is not None
+                if is_group or document is not None:
+                    _document(self.objects, path, ".zattrs")  # it is whole, or nothing is believed
+            else:
+                document = _document(self.objects, path, "zarr.json")
+                is_group = document is not None and _node_type(document) == "group"
+            if is_group:
+                return LocalGroup(self.objects, path, self._format, self._read)
+            if document is None:
+                return None
+            return ZarrArray(array_metadata(path, document), partial(self._read, path))
 
     def keys(self) -> list[str]:
         """Return the names in it."""
-        return [name for name in self.objects.names(self._path) if name in self]
+        with metadata_of(self._path or "the store"):
+            names = self.objects.names(self._path)
+        return [name for name in names if name in self]
 
     def __contains__(self, name: str) -> bool:
         return self._node(f"{self._path}/{name}".strip("/")) is not None

@@ -30,8 +30,7 @@ ORDER = [
 ]  # fmt: skip
 # Which modules may import a library; all others must not.
 ROOMS = {
-    "zarr": {"elsewhere", "zarr_nodes", "places", "source", "lazy", "demo", "embeddings",
-             "inspection"},
+    "zarr": {"elsewhere", "zarr_nodes", "places", "source", "lazy", "demo", "inspection"},
     "numcodecs": {"chunk_codecs", "hdf5"},
     "h5py": {"hdf5", "places"},
     "anndata": {"demo"},
