@@ -196,15 +196,55 @@ def _read_cache(digest: str) -> tuple[str, bytes] | None:
 
 
 def _write_cache(digest: str, symbol: str, code: bytes) -> None:
-    """Keep symbol and object code in the first folder that can be written."""
+    """Keep symbol and object code."""
     rest = symbol.encode() + b"\n" + code
-    content = hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
+    _keep(f"loop-{digest}.o", hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+
+
+def start_compiler() -> None:
+    """Bring numba up, so that what it takes is there to be measured; loops then add little."""
+    from numba import njit
+
+    njit("int64(int64)", nogil=True)(_same)
+
+
+def _same(number: int) -> int:
+    return number
+
+
+def is_complete(use: str, *sources: str) -> bool:
+    """Tell whether all loops of a use of this package are known to be in the cache.
+
+    Parameters
+    ----------
+    use
+        What decides which loops are called, and with arguments of which types.
+    sources
+        Files that the loops are in.
+    """
+    name = _mark(use, sources)
+    return any((folder / name).exists() for folder in _folders())
+
+
+def note_complete(use: str, *sources: str) -> None:
+    """Note that all loops of a use have been called, so that they are in the cache now."""
+    if not is_complete(use, *sources):
+        _keep(_mark(use, sources), b"")
+
+
+def _mark(use: str, sources: tuple[str, ...]) -> str:
+    text = "\n".join([*_environment(), *map(_digest_of, sources), use])
+    return f"complete-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _keep(name: str, content: bytes) -> None:
+    """Write a file to the first folder that can be written."""
     for folder in _folders():
-        aside = folder / f"loop-{digest}.{os.getpid()}-{threading.get_ident()}"
+        aside = folder / f"{name}.{os.getpid()}-{threading.get_ident()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             aside.write_bytes(content)
-            aside.replace(folder / f"loop-{digest}.o")
+            aside.replace(folder / name)
         except OSError:
             with suppress(OSError):
                 aside.unlink(missing_ok=True)

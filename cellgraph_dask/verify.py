@@ -24,7 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from . import kernels, verify_loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
+from .census import are_few
+from .compiled import is_complete, note_complete, start_compiler
 from .edge_pairs import (
     MANIFEST,
     SIDES,
@@ -62,6 +65,8 @@ from .survey import Survey, plan_survey, survey, survey_bytes
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
 EDGES_WITH_COMPONENTS = 1 << 24
+_LOOPS = (kernels.__file__, verify_loops.__file__)
+_COMPILER_BYTES = 32 * 2**20  # that numba takes for all loops of a verification, once it is up
 _MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
 
 
@@ -225,6 +230,7 @@ class _Check:
     scratch_dir: Path | None
     components: bool | None
     proof_plan: ProofPlan | None
+    compiler_bytes: int = 0
 
     def run(self) -> VerifyReport:
         try:
@@ -254,6 +260,10 @@ class _Check:
             source = None
         with no_collection():
             seeds = self._warm_up(source)
+            use = self._use(manifest, source, seeds)
+            if not is_complete(use, *_LOOPS):
+                start_compiler()
+                self.compiler_bytes = _COMPILER_BYTES
         try:
             found = self._survey(manifest, seeds)
         except InvalidExportError as error:
@@ -275,6 +285,7 @@ class _Check:
                 f"this version does at level {manifest.compression}: another version wrote it, or "
                 "it has been changed since."
             )
+        note_complete(use, *_LOOPS)
         alignment = self._align(manifest, found, warnings)
         return replace(
             report,
@@ -324,11 +335,29 @@ class _Check:
         source.warm_up("symmetric")
         return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
 
+    def _wants_components(self, manifest: Manifest) -> bool:
+        if self.components is None:
+            return manifest.n_edges <= EDGES_WITH_COMPONENTS
+        return self.components
+
+    def _use(self, manifest: Manifest, source: Source | None, seeds: Any) -> str:
+        """Return what decides which compiled loops are called, and with which types."""
+        n_cells, n_edges = manifest.n_cells, manifest.n_edges
+        edges = (index_dtype(n_cells), manifest.compression is None, n_edges > 0)
+        census = (are_few(n_cells, n_edges), self._wants_components(manifest))
+        if source is None:
+            return f"verify {edges} {census}"
+        matrix = (source.stored_index_dtype, source.stored_weight_dtype, source.row_dtype)
+        return f"verify {edges} {census} {matrix} {seeds is None}"
+
+    def _reserved(self) -> int:
+        return round_reserved(resident_bytes() + self.compiler_bytes)
+
     def _available(self) -> int:
-        return self.limit - round_reserved(resident_bytes()) - SLACK_BYTES
+        return self.limit - self._reserved() - SLACK_BYTES
 
     def _too_small(self, needed: int) -> MemoryLimitError:
-        reserved = round_reserved(resident_bytes())
+        reserved = self._reserved()
         least = reserved + SLACK_BYTES + needed
         return MemoryLimitError(
             f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
@@ -337,9 +366,7 @@ class _Check:
         )
 
     def _survey(self, manifest: Manifest, seeds: Any) -> Survey:
-        components = self.components
-        if components is None:
-            components = manifest.n_edges <= EDGES_WITH_COMPONENTS
+        components = self._wants_components(manifest)
         plan = plan_survey(manifest, self._available(), self.threads, components=components)
         if plan is None:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
