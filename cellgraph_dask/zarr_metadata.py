@@ -20,7 +20,6 @@ _NUMBERS = frozenset(
     | {"float16", "float32", "float64", "complex64", "complex128"}
 )
 _SHARDING = "sharding_indexed"
-_SEPARATORS = (".", "/")
 # What a document of format 3 may hold. Of anything else a reader must know what it means.
 _FIELDS = frozenset(
     {"zarr_format", "node_type", "attributes", "consolidated_metadata", "shape", "data_type"}
@@ -45,7 +44,11 @@ _SETTINGS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "default": {"separator": str},
     "v2": {"separator": str},
 }
-_BYTE_ORDERS = ("little", "big")
+_WORDS = {
+    "endian": ("little", "big"),
+    "index_location": ("start", "end"),
+    "separator": (".", "/"),
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def _format_2(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
     shape, chunks = _sizes(document["shape"]), _sizes(document["chunks"])
     _same_length(shape, chunks)
     order, separator = document["order"], document.get("dimension_separator", ".")
-    if order not in ("C", "F") or separator not in _SEPARATORS:
+    if order not in ("C", "F") or separator not in _WORDS["separator"]:
         raise ValueError(f"order {str(order)[:80]}, separator {str(separator)[:80]}")
     return ArrayMetadata(
         path,
@@ -151,9 +154,6 @@ def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
         raise ValueError(f"its chunks form a {grid.name!r} grid, not a regular one")
     if keys.name not in ("default", "v2"):
         raise ValueError(f"its chunks have keys of the unknown kind {keys.name!r}")
-    separator = keys.settings.get("separator", "/" if keys.name == "default" else ".")
-    if separator not in _SEPARATORS:
-        raise ValueError(f"its chunks have keys with {separator!r}")
     shape, chunks = _sizes(document["shape"]), _sizes(grid.settings["chunk_shape"])
     _same_length(shape, chunks)
     chain = _codecs(document["codecs"])
@@ -180,7 +180,7 @@ def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
         dtype=dtype,
         fill_value=_fill_value(document["fill_value"], dtype),
         codecs=chain,
-        key_prefix=f"c{separator}" if keys.name == "default" else "",
+        key_prefix=f"c{keys.settings.get('separator', '/')}" if keys.name == "default" else "",
         index_codecs=index_codecs,
         index_at_start=index_at_start,
     )
@@ -208,10 +208,11 @@ def _codec(said: Any) -> Codec:
     known = _SETTINGS.get(name)
     if known is not None:
         for key, value in settings.items():
-            if not isinstance(value, known[key]) or (known[key] is int and value is True):
+            is_bool = isinstance(value, bool)  # which is an int to Python
+            if not isinstance(value, known[key]) or is_bool != (known[key] is bool):
                 raise TypeError(f"{name} has the {key} {str(value)[:80]}")
-        if name == "bytes" and settings.get("endian", "little") not in _BYTE_ORDERS:
-            raise ValueError(f"{name} has the byte order {settings['endian'][:80]!r}")
+            if key in _WORDS and value not in _WORDS[key]:
+                raise ValueError(f"{name} has the {key} {str(value)[:80]!r}")
     return Codec(name, settings)
 
 

@@ -149,8 +149,7 @@ def open_root(objects: LocalObjects, path: str, read: Callable[[str, Any], Any])
             raise TypeError("it is an array, not a group")
         return LocalGroup(objects, path, 3, read)
     if _document(objects, path, ".zgroup") is None:
-        is_array = _document(objects, path, ".zarray") is not None
-        if is_array:
+        if _document(objects, path, ".zarray") is not None:
             raise TypeError("it is an array, not a group")
         raise FileNotFoundError("it has neither zarr.json nor .zgroup")
     _document(objects, path, ".zattrs")

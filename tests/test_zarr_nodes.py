@@ -138,13 +138,45 @@ def test_what_is_no_number_has_a_shape_all_the_same(tmp_path, zarr_format):
         ({"shape": "203"}, "is no shape"),
         ({"shape": [True]}, "is no shape"),
         ({"fill_value": "seven"}, "no fill value of int32"),
+        ({"shape": [203, 1]}, "that of its chunks"),
+        ({"attributes": [1]}, "attributes are no object"),
+        ({"storage_transformers": [{"name": "x"}]}, "storage transformers"),
+        ({"compressor": None}, "metadata hold 'compressor'"),
+        ({"codecs": [{"name": "bytes", "configuration": {"endian": "middle"}}]}, "endian 'middle'"),
+        ({"codecs": [{"name": "gzip", "configuration": {"level": True}}]}, "the level True"),
+        ({"codecs": [{"name": "zstd", "configuration": {"checksum": 1}}]}, "the checksum 1"),
+        ({"codecs": [{"name": "gzip", "config": {}}]}, "no name with a configuration"),
+        ({"codecs": [{"name": "crc32c", "configuration": {"x": 1}}]}, "'x'"),
+        (
+            {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "-"}}},
+            "separator '-'",
+        ),
+        (
+            {
+                "codecs": [
+                    {
+                        "name": "sharding_indexed",
+                        "configuration": {"chunk_shape": [10], "codecs": [], "index_codecs": []},
+                    },
+                    {"name": "gzip", "configuration": {"level": 1}},
+                ]
+            },
+            "encoded with 'gzip' once more",
+        ),
     ],
 )
 def test_strange_metadata(tmp_path, changes, message):
     made(tmp_path / "s.zarr", 3, "int32", {})
     document = document_of(tmp_path / "s.zarr/inner/values") | changes
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((KeyError, TypeError, ValueError), match=message):
         array_metadata("x", document)
+
+
+def test_what_a_reader_need_not_understand_is_passed_over(tmp_path):
+    made(tmp_path / "s.zarr", 3, "int32", {})
+    document = document_of(tmp_path / "s.zarr/inner/values")
+    extended = document | {"x": {"must_understand": False}, "dimension_names": ["cells"]}
+    assert array_metadata("x", extended) == array_metadata("x", document)
 
 
 def no_read(path: str, index: Any) -> Any:
