@@ -11,6 +11,7 @@ from .edge_pairs import MANIFEST
 from .embeddings import stored_embeddings
 from .errors import SourceError
 from .journal import RUN
+from .layout import is_array
 from .progress import Progress
 from .publish import WORK_FOLDER
 from .verify import VerifyReport, verify
@@ -166,11 +167,9 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:
-    import zarr
-
     matrices: list[MatrixInfo] = []
     n_cells = 0
-    if "obsp" in group and isinstance(group["obsp"], zarr.Group):
+    if "obsp" in group and not is_array(group["obsp"]):
         for key in sorted(group["obsp"].keys()):
             try:
                 matrices.append(_describe(key, group["obsp"][key]))
@@ -189,7 +188,7 @@ def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:
 def _describe(key: str, member: Any) -> MatrixInfo:
     """Describe a member of obsp by its metadata alone."""
     kind = str(member.attrs.get("encoding-type", "unknown"))
-    if hasattr(member, "chunks"):  # an array
+    if is_array(member):
         return MatrixInfo(
             key, kind, tuple(member.shape), dtype=str(member.dtype), codec=_codec(member)
         )

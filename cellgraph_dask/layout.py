@@ -105,7 +105,7 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
     notes: tuple[str, ...] = ()
     if node is None and "/" not in key and neighbors_key is None:
         node = _get(root, f"{_OLD}/{key}")
-        if node is not None and (_is_array(node) or _format(node)[0]):
+        if node is not None and (is_array(node) or _format(node)[0]):
             full_key = f"{_OLD}/{key}"
         else:
             node = None
@@ -159,7 +159,8 @@ def _get(group: Node, path: str) -> Node | None:
             return None
 
 
-def _is_array(node: Node) -> bool:
+def is_array(node: Node) -> bool:
+    """Tell arrays from groups."""
     return hasattr(node, "shape")
 
 
@@ -192,7 +193,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     """Return where the connectivities of one of scanpy's neighbour graphs are."""
     named = _get(root, f"uns/{neighbors_key}/connectivities_key")
     if named is not None:
-        value = named[()] if _is_array(named) else named
+        value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
     old = f"uns/{neighbors_key}/connectivities"
@@ -249,12 +250,12 @@ def _count_cells(root: Node, full_key: str) -> int | None:
         if obs is None:
             continue
         with metadata_of(above):
-            if _is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
+            if is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
                 return int(obs.shape[0])
             index = obs.attrs.get("_index")
             index = index.decode() if isinstance(index, bytes) else index
             values = _get(obs, index) if isinstance(index, str) else None
-            return int(values.shape[0]) if values is not None and _is_array(values) else None
+            return int(values.shape[0]) if values is not None and is_array(values) else None
     return None
 
 

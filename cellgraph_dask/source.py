@@ -29,6 +29,7 @@ from .layout import (
     check_shape,
     check_weights,
     find_matrix,
+    is_array,
     open_array,
     sparse_layout,
 )
@@ -545,7 +546,7 @@ def _open_place(
 ) -> Source | LazyMatrix:
     with place.open() as root:
         key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
-        if hasattr(node, "shape"):
+        if is_array(node):
             return of_dense(place, key, node, n_cells, notes)
         layout, n_rows, n_columns = sparse_layout(key, node)
         indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)

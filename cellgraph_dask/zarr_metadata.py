@@ -196,7 +196,7 @@ def _codec(said: Any) -> Codec:
     Raises
     ------
     KeyError, TypeError, ValueError
-        If a setting of a codec that is known here is not one, or is missing.
+        If a setting of a codec that is known here is not one.
     """
     if isinstance(said, str):
         said = {"name": said}

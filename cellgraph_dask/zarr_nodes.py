@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .errors import SourceError
-from .layout import Node, metadata_of
+from .layout import Node, is_array, metadata_of
 from .objects import LocalObjects, NotAFileError
 from .zarr_metadata import ArrayMetadata, array_metadata, check_fields
 
@@ -59,6 +59,8 @@ class LocalGroup:
         Path of the group in it.
     zarr_format
         Its format, which is that of everything in it.
+    attrs
+        Its attributes.
     read
         Returns the values at an index of an array of the store, given its path. zarr does that.
 
@@ -73,22 +75,14 @@ class LocalGroup:
         objects: LocalObjects,
         path: str,
         zarr_format: int,
+        attrs: Document,
         read: Callable[[str, Any], Any],
     ) -> None:
         self.objects = objects
+        self.attrs = attrs
         self._path = path
         self._format = zarr_format
         self._read = read
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        """Its attributes."""
-        with metadata_of(self._path or "the store"):
-            if self._format == 2:
-                return _document(self.objects, self._path, ".zattrs") or {}
-            document = _document(self.objects, self._path, "zarr.json") or {}
-            attributes: Document = document.get("attributes") or {}
-            return attributes
 
     def __getitem__(self, path: str) -> Node:
         """Return what is at a path.
@@ -111,18 +105,11 @@ class LocalGroup:
         with metadata_of(path):
             if not {".", ".."}.isdisjoint(path.split("/")):
                 raise ValueError("a path in a store must not point upwards")
-            if self._format == 2:
-                document = _document(self.objects, path, ".zarray")
-                is_group = document is None and _document(self.objects, path, ".zgroup") is not None
-                if is_group or document is not None:
-                    _document(self.objects, path, ".zattrs")  # it is whole, or nothing is believed
-            else:
-                document = _document(self.objects, path, "zarr.json")
-                is_group = document is not None and _node_type(document) == "group"
-            if is_group:
-                return LocalGroup(self.objects, path, self._format, self._read)
+            document, is_group, attrs = _look_up(self.objects, path, self._format)
             if document is None:
                 return None
+            if is_group:
+                return LocalGroup(self.objects, path, self._format, attrs, self._read)
             return ZarrArray(array_metadata(path, document), partial(self._read, path))
 
     def keys(self) -> list[str]:
@@ -143,24 +130,35 @@ def open_root(objects: LocalObjects, path: str, read: Callable[[str, Any], Any])
     FileNotFoundError, TypeError, ValueError
         If there is no group.
     """
-    document = _document(objects, path, "zarr.json")
-    if document is not None:
-        if _node_type(document) != "group":
+    for zarr_format in (3, 2):
+        document, is_group, attrs = _look_up(objects, path, zarr_format)
+        if is_group:
+            return LocalGroup(objects, path, zarr_format, attrs, read)
+        if document is not None:
             raise TypeError("it is an array, not a group")
-        return LocalGroup(objects, path, 3, read)
-    if _document(objects, path, ".zgroup") is None:
-        if _document(objects, path, ".zarray") is not None:
-            raise TypeError("it is an array, not a group")
-        raise FileNotFoundError("it has neither zarr.json nor .zgroup")
-    _document(objects, path, ".zattrs")
-    return LocalGroup(objects, path, 2, read)
+    raise FileNotFoundError("it has neither zarr.json nor .zgroup")
 
 
-def _node_type(document: Document) -> str:
-    if document["node_type"] not in ("group", "array"):
-        raise ValueError("it is neither a group nor an array")
-    check_fields(document)
-    return str(document["node_type"])
+def _look_up(
+    objects: LocalObjects, path: str, zarr_format: int
+) -> tuple[Document | None, bool, Document]:
+    """Return the document of a node, None if there is no node; if it is a group; its attributes."""
+    if zarr_format == 3:
+        document = _document(objects, path, "zarr.json")
+        if document is None:
+            return None, False, {}
+        if document["node_type"] not in ("group", "array"):
+            raise ValueError("it is neither a group nor an array")
+        check_fields(document)
+        return document, document["node_type"] == "group", document.get("attributes") or {}
+    document = _document(objects, path, ".zarray")
+    is_group = False
+    if document is None:
+        document = _document(objects, path, ".zgroup")
+        is_group = document is not None
+    # Attributes are whole, of arrays as well, or nothing is believed.
+    attrs = None if document is None else _document(objects, path, ".zattrs")
+    return document, is_group, attrs or {}
 
 
 def _document(objects: LocalObjects, path: str, name: str) -> Document | None:
@@ -233,7 +231,7 @@ class RemoteGroup:
                 if not consolidated and not isinstance(error.__cause__, FileNotFoundError):
                     raise
                 node = None
-            if node is not None and hasattr(node, "shape"):
+            if node is not None and is_array(node):
                 return ZarrArray(
                     array_metadata(node.path, node.metadata.to_dict()), node.__getitem__
                 )
