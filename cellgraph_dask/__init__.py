@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from .blocks import read_connectivities as read_connectivities
-    from .examine import inspect_path as inspect_path
-    from .examine import verify_export as verify_export
-    from .export import ExportReport as ExportReport
-    from .export import export_connectivities as export_connectivities
-    from .export import plan_export as plan_export
-    from .exported import ExportedGraph as ExportedGraph
-    from .exported import open_export as open_export
+    from .edge_pairs.graph import ExportedGraph as ExportedGraph
+    from .edge_pairs.graph import open_export as open_export
+    from .export.api import ExportReport as ExportReport
+    from .export.api import export_connectivities as export_connectivities
+    from .export.api import plan_export as plan_export
     from .inspection import InspectReport as InspectReport
-    from .plan import ExportPlan as ExportPlan
-    from .verify import VerifyReport as VerifyReport
+    from .plan.tuning import ExportPlan as ExportPlan
+    from .source.blocks import read_connectivities as read_connectivities
+    from .verify.checks import VerifyReport as VerifyReport
+    from .verify.examine import inspect_path as inspect_path
+    from .verify.examine import verify_export as verify_export
 
 _HOME = {
-    "ExportPlan": "plan",
-    "ExportReport": "export",
-    "ExportedGraph": "exported",
+    "ExportPlan": "plan.tuning",
+    "ExportReport": "export.api",
+    "ExportedGraph": "edge_pairs.graph",
     "InspectReport": "inspection",
-    "VerifyReport": "verify",
-    "export_connectivities": "export",
-    "inspect_path": "examine",
-    "open_export": "exported",
-    "plan_export": "export",
-    "read_connectivities": "blocks",
-    "verify_export": "examine",
+    "VerifyReport": "verify.checks",
+    "export_connectivities": "export.api",
+    "inspect_path": "verify.examine",
+    "open_export": "edge_pairs.graph",
+    "plan_export": "export.api",
+    "read_connectivities": "source.blocks",
+    "verify_export": "verify.examine",
 }
 __all__ = [*_HOME, "__version__"]
 

@@ -1,6 +1,6 @@
 """Run the command line as ``python -m cellgraph_dask``."""
 
-from .cli import main
+from .cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .errors import OutputError
-from .examine import verify_export
-from .export import ExportReport, export_connectivities
-from .memory import format_bytes
+from .export.api import ExportReport, export_connectivities
+from .machine.memory import format_bytes
+from .verify.examine import verify_export
 
 N_NEIGHBORS = 15
 _N_CLUSTERS = 12
@@ -154,7 +154,7 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     import zarr
     from scipy.sparse import csr_matrix, triu
 
-    from .edge_pairs import iter_edges, read_manifest
+    from .edge_pairs.format import iter_edges, read_manifest
 
     group = zarr.open_group(store, mode="r")["obsp/connectivities"]
     matrix = csr_matrix(

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .edge_pairs import MANIFEST
-from .embeddings import stored_embeddings
+from .edge_pairs.format import MANIFEST
 from .errors import SourceError
-from .journal import RUN
-from .layout import is_array
-from .progress import Progress
-from .publish import WORK_FOLDER
-from .verify import VerifyReport, verify
+from .export.journal import RUN
+from .publish.publish import WORK_FOLDER
+from .runtime.progress import Progress
+from .source.layout import is_array
+from .verify.checks import VerifyReport, verify
+from .verify.embeddings import stored_embeddings
 
 if TYPE_CHECKING:
     import zarr

@@ -11,7 +11,7 @@ import numpy as np
 
 from cellgraph_dask import export_connectivities, plan_export, verify_export
 from cellgraph_dask.demo import make_demo_store
-from cellgraph_dask.edge_pairs import read_manifest
+from cellgraph_dask.edge_pairs.format import read_manifest
 
 store, out_dir = Path("cells.zarr"), Path("export")
 make_demo_store(store, n_cells=20_000)

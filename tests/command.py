@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from click.testing import CliRunner
 
-from cellgraph_dask.cli import cli
+from cellgraph_dask.cli.commands import cli
 
 
 class Outcome(NamedTuple):

@@ -217,7 +217,7 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
 
 
 def _child(argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
-    from cellgraph_dask import cli
+    from cellgraph_dask.cli import commands
 
     status = 70
     try:
@@ -225,7 +225,7 @@ def _child(argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
             os.dup2(fd, k + 1)
         sys.argv = ["cellgraph-dask", *argv]
         _install(channel)
-        cli.main()
+        commands.main()
     except BaseException:
         traceback.print_exc()
     finally:
@@ -276,11 +276,13 @@ def _warm_up() -> None:
     """Import and load whatever an export needs, without starting a thread."""
     import numpy as np
 
-    from cellgraph_dask import cli, export, kernels  # noqa: F401
+    from cellgraph_dask.cli import commands
+    from cellgraph_dask.export import api
+    from cellgraph_dask.stages import loops  # noqa: F401
 
     for way in ("symmetric", "general", "signed"):
         for weights in (np.float32, np.float64):
-            kernels.warm_up(np.dtype(np.int32), np.dtype(weights), way, wide=False)
+            loops.warm_up(np.dtype(np.int32), np.dtype(weights), way, wide=False)
     assert threading.active_count() == 1
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellgraph_dask.edge_pairs import GZIP_HEADER, MANIFEST, Manifest, index_dtype
+from cellgraph_dask.edge_pairs.format import GZIP_HEADER, MANIFEST, Manifest, index_dtype
 from tests.oracle import read_export
 
 

@@ -14,7 +14,7 @@ import zarr
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.demo import make_demo_store
-from cellgraph_dask.embeddings import stored_embeddings
+from cellgraph_dask.verify.embeddings import stored_embeddings
 from tests.command import run
 from tests.stores import symmetric_graph, write_store
 

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cellgraph_dask import edge_files, export_connectivities
+from cellgraph_dask import export_connectivities
+from cellgraph_dask.delivery import edge_files
 from tests.oracle import oracle_edges, read_export
 from tests.stores import symmetric_graph, write_store
 

@@ -11,10 +11,10 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from cellgraph_dask import verify_export
-from cellgraph_dask.census import Degrees, forest_bytes
-from cellgraph_dask.edge_pairs import read_manifest
-from cellgraph_dask.progress import Quiet
-from cellgraph_dask.survey import SurveyPlan, plan_survey, survey, survey_bytes
+from cellgraph_dask.edge_pairs.format import read_manifest
+from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.verify.scan import SurveyPlan, plan_survey, survey, survey_bytes
+from cellgraph_dask.verify.statistics import Degrees, forest_bytes
 from tests.command import run
 from tests.planting import plant
 
@@ -81,9 +81,9 @@ def test_against_scipy(tmp_path, name, compression):
 
 def test_stretches_and_settling(tmp_path, monkeypatch):
     """Large graphs are cut into stretches, and most of their edges are answered by settled bits."""
-    monkeypatch.setattr("cellgraph_dask.survey._STRETCH_EDGES", 1_000)
-    monkeypatch.setattr("cellgraph_dask.edge_reader.SLAB_EDGES", 64)
-    monkeypatch.setattr("cellgraph_dask.census._FIRST_SETTLING", 200)
+    monkeypatch.setattr("cellgraph_dask.verify.scan._STRETCH_EDGES", 1_000)
+    monkeypatch.setattr("cellgraph_dask.edge_pairs.reader.SLAB_EDGES", 64)
+    monkeypatch.setattr("cellgraph_dask.verify.statistics._FIRST_SETTLING", 200)
     edges = random_edges(3_000, 12_000)
     degrees, n_components, largest = expected(3_000, edges)
     manifest = read_manifest(plant(tmp_path, edges, 3_000))
@@ -98,8 +98,8 @@ def test_stretches_and_settling(tmp_path, monkeypatch):
 
 
 def test_the_first_bad_edge_is_named_wherever_stretches_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("cellgraph_dask.survey._STRETCH_EDGES", 100)
-    monkeypatch.setattr("cellgraph_dask.edge_reader.SLAB_EDGES", 30)
+    monkeypatch.setattr("cellgraph_dask.verify.scan._STRETCH_EDGES", 100)
+    monkeypatch.setattr("cellgraph_dask.edge_pairs.reader.SLAB_EDGES", 30)
     edges = random_edges(500, 1_000)
     plant(tmp_path, edges, 500)
     path = tmp_path / "connectivity/edges.dst.bin"

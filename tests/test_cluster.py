@@ -333,7 +333,7 @@ def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path):
 def test_another_version_on_a_worker_is_named(tmp_path, monkeypatch):
     from distributed import Client
 
-    from cellgraph_dask import cluster as module
+    from cellgraph_dask.runtime import cluster as module
 
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
     monkeypatch.setattr(module, "__version__", "9.9.9")

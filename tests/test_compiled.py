@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import cellgraph_dask
-from cellgraph_dask import kernels
-from cellgraph_dask.compiled import compiled
+from cellgraph_dask.machine.compiled import compiled
+from cellgraph_dask.stages import loops
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured
 
@@ -26,8 +26,8 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 CALL = """
 import json, sys
 import numpy as np
-from cellgraph_dask import kernels
-decrease = kernels.first_decrease(np.array([0, 3, 2, 5]))
+from cellgraph_dask.stages import loops
+decrease = loops.first_decrease(np.array([0, 3, 2, 5]))
 print(json.dumps({"decrease": decrease, "numba": "numba" in sys.modules}))
 """
 
@@ -55,13 +55,13 @@ def package(tmp_path) -> Path:
 def test_the_second_start_needs_no_numba(package, tmp_path):
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
     assert call(package, tmp_path) == {"decrease": 1, "numba": False}
-    assert list((package / "cellgraph_dask" / "__pycache__").glob("loop-*.o"))
+    assert list((package / "cellgraph_dask" / "machine" / "__pycache__").glob("loop-*.o"))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
     call(package, tmp_path)
-    (path,) = (package / "cellgraph_dask" / "__pycache__").glob("loop-*.o")
+    (path,) = (package / "cellgraph_dask" / "machine" / "__pycache__").glob("loop-*.o")
     content = bytearray(path.read_bytes())
     if damage == "truncate":
         del content[-20:]
@@ -76,7 +76,7 @@ def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
 
 @pytest.mark.usefixtures("leaves_scratch")  # the cache folder has the package's name
 def test_the_users_cache_serves_where_the_package_cannot_be_written(package, tmp_path):
-    (package / "cellgraph_dask" / "__pycache__").write_text("a file in the place of the folder")
+    (package / "cellgraph_dask" / "machine" / "__pycache__").write_text("a file in the place of the folder")
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
     assert call(package, tmp_path) == {"decrease": 1, "numba": False}
     assert list((tmp_path / "cellgraph-dask").glob("loop-*.o"))
@@ -84,7 +84,7 @@ def test_the_users_cache_serves_where_the_package_cannot_be_written(package, tmp
 
 def test_a_change_of_the_source_is_a_new_cache_entry(package, tmp_path):
     call(package, tmp_path)
-    source = package / "cellgraph_dask" / "kernels.py"
+    source = package / "cellgraph_dask" / "stages" / "loops.py"
     source.write_text(source.read_text() + "\n# changed\n")
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
 
@@ -123,7 +123,7 @@ def test_the_first_verification_keeps_to_its_limit(package, tmp_path):
 
 def test_arrays_must_be_contiguous():
     with pytest.raises(ValueError, match="contiguous"):
-        kernels.first_decrease(np.arange(10)[::2])
+        loops.first_decrease(np.arange(10)[::2])
 
 
 def test_loops_return_nothing_one_or_several_values():
@@ -133,8 +133,8 @@ def test_loops_return_nothing_one_or_several_values():
 
     assert both(np.arange(3), -1) == (3, True)
     assert both(np.arange(3), 0) == (3, False)
-    assert kernels.scan_weights(np.array([0.0, -1.0, np.nan])) == (2, 1, 1)
-    assert kernels.count_values(np.zeros(3, np.uint16), 0, np.zeros(1, np.int64)) is None
+    assert loops.scan_weights(np.array([0.0, -1.0, np.nan])) == (2, 1, 1)
+    assert loops.count_values(np.zeros(3, np.uint16), 0, np.zeros(1, np.int64)) is None
 
 
 @given(values=arrays(np.uint32, st.integers(0, 200), elements=st.integers(0, 300)), data=st.data())
@@ -143,7 +143,7 @@ def test_sorting_a_part_leaves_the_rest_alone(values, data):
     stop = data.draw(st.integers(start, values.size))
     expected = values.copy()
     expected[start:stop].sort()
-    kernels._sort(values, start, stop)
+    loops._sort(values, start, stop)
     assert values.tolist() == expected.tolist()
 
 
@@ -153,5 +153,5 @@ def test_sorting_a_part_leaves_the_rest_alone(values, data):
     n_cells=st.integers(1, 60),
 )
 def test_the_compiled_loop_does_what_its_python_does(values, n_cells):
-    expected = kernels.first_invalid_index.function(values, n_cells)
-    assert kernels.first_invalid_index(values, n_cells) == expected
+    expected = loops.first_invalid_index.function(values, n_cells)
+    assert loops.first_invalid_index(values, n_cells) == expected

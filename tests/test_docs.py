@@ -19,8 +19,8 @@ import pytest
 
 import cellgraph_dask
 from cellgraph_dask import errors
-from cellgraph_dask.cli import cli
-from cellgraph_dask.edge_pairs import Manifest
+from cellgraph_dask.cli.commands import cli
+from cellgraph_dask.edge_pairs.format import Manifest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cellgraph_dask"

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cellgraph_dask import export, export_connectivities
+from cellgraph_dask import export_connectivities
+from cellgraph_dask.export import api
 from tests.command import run
 from tests.disks import Disks
 from tests.oracle import Export, oracle_edges, read_export
@@ -91,7 +92,7 @@ def assert_refused(outcome: Any, folders: list[Path]) -> None:
 @pytest.mark.parametrize("foreseen", [True, False], ids=["foreseen", "filled meanwhile"])
 def test_every_size(tmp_path, monkeypatch, world, compression, small, foreseen):
     if not foreseen:  # as if others had filled the disk after it was looked at
-        monkeypatch.setattr(export, "check_disk", lambda *_: None)
+        monkeypatch.setattr(api, "check_disk", lambda *_: None)
     options = [] if compression is None else ["--compression", compression]
     refused = 0
     for step in count():

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from cellgraph_dask import memory
-from cellgraph_dask.memory import format_bytes, machine_memory, parse_bytes
+from cellgraph_dask.machine import memory
+from cellgraph_dask.machine.memory import format_bytes, machine_memory, parse_bytes
 from tests.benchmarks.cgroup import CgroupUnavailableError, memory_cgroup
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured

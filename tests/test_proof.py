@@ -18,10 +18,10 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
-from cellgraph_dask.progress import Quiet
-from cellgraph_dask.proof import ProofPlan, plan_proof, proof_bytes
-from cellgraph_dask.source import open_source
-from cellgraph_dask.verify import verify
+from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.verify.checks import verify
+from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.command import run, run_process
 from tests.oracle import oracle_edges
 from tests.planting import edges_of, plant

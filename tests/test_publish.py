@@ -18,7 +18,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import OutputError
-from cellgraph_dask.publish import Output
+from cellgraph_dask.publish.publish import Output
 from tests.command import run, run_process
 from tests.oracle import assert_exported, oracle_edges, read_export
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store

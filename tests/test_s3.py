@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cellgraph_dask import export_connectivities, open_export, remote, upload, verify_export
+from cellgraph_dask import export_connectivities, open_export, verify_export
 from cellgraph_dask.errors import InvalidExportError, OutputError
+from cellgraph_dask.machine import remote
+from cellgraph_dask.publish import upload
 from tests.command import run, run_process
 from tests.stores import snapshot, write_store
 

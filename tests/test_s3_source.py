@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from cellgraph_dask import elsewhere, export_connectivities, verify_export
+from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
+from cellgraph_dask.source import elsewhere
 from tests.command import run_process
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store
 

@@ -23,8 +23,9 @@ import sparse as pydata
 import zarr
 from scipy import sparse
 
-from cellgraph_dask import elsewhere, export_connectivities, plan_export
+from cellgraph_dask import export_connectivities, plan_export
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
+from cellgraph_dask.source import elsewhere
 from tests.command import run, run_process
 from tests.oracle import assert_exported
 from tests.servers import serving

@@ -6,11 +6,11 @@ import scipy.sparse as sp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cellgraph_dask import kernels
-from cellgraph_dask.export import run_export
-from cellgraph_dask.plan import Tuning
-from cellgraph_dask.source import open_source
-from cellgraph_dask.stream import looks_symmetric
+from cellgraph_dask.export.api import run_export
+from cellgraph_dask.plan.tuning import Tuning
+from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.stages import loops
+from cellgraph_dask.stages.stream import looks_symmetric
 from tests.oracle import assert_exported
 from tests.stores import stored, write_store
 
@@ -156,7 +156,7 @@ def test_a_streamed_block_is_what_python_makes_of_it(lengths, first_row, ordered
     indices = np.concatenate(rows).astype(dtype)
     src, dst = np.empty((2, indices.size), np.uint64 if wide else np.uint32)
     imbalance, degrees = np.array([5, 7], np.uint64), np.full(3, -1)
-    n_edges, repeats = kernels.stream_block(
+    n_edges, repeats = loops.stream_block(
         indices, indptr, first_row, SEEDS, src, dst, imbalance, degrees
     )
 

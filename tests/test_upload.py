@@ -10,16 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cellgraph_dask import (
-    export_connectivities,
-    open_export,
-    plan_export,
-    remote,
-    upload,
-    verify_export,
-)
+from cellgraph_dask import export_connectivities, open_export, plan_export, verify_export
 from cellgraph_dask.errors import InvalidExportError, OutputError
-from cellgraph_dask.publish import Output
+from cellgraph_dask.machine import remote
+from cellgraph_dask.publish import upload
+from cellgraph_dask.publish.publish import Output
 from tests.command import run
 from tests.conftest import scratch_below
 from tests.flaky import Flaky

@@ -16,12 +16,12 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
-from cellgraph_dask.chunks import ChunkedArray
 from cellgraph_dask.errors import SourceError
-from cellgraph_dask.objects import Archive, Folder
-from cellgraph_dask.source import open_source
-from cellgraph_dask.zarr_metadata import array_metadata
-from cellgraph_dask.zarr_nodes import LocalGroup, RemoteGroup, ZarrArray, open_root
+from cellgraph_dask.source.chunks import ChunkedArray
+from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.source.objects import Archive, Folder
+from cellgraph_dask.source.zarr_nodes import LocalGroup, RemoteGroup, ZarrArray, open_root
+from cellgraph_dask.source.zarr_store import array_metadata
 from tests.stores import directed_graph, write_anndata, write_store
 
 NUMBERS = ["bool", "int8", "uint8", ">i2", "uint16", "int32", ">u4", "int64", "uint64",

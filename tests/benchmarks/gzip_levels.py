@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellgraph_dask.deflate import deflate_part
+from cellgraph_dask.edge_pairs.gzip_member import deflate_part
 from tests.benchmarks.ring_graph import Order, count_rows, fill_entries, ring_graph
 
 PIECE_BYTES = 4 << 20

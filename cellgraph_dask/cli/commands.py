@@ -1,0 +1,402 @@
+"""The command line: parsing and printing."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._version import __version__
+from ..errors import CellgraphError
+from ..machine.memory import format_bytes, no_collection, parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..plan.tuning import ExportPlan
+
+FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Json(click.ParamType):  # type: ignore[type-arg]
+    name = "json"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(found, dict):
+            self.fail('not a JSON object, such as {"anon": true}', param, ctx)
+        return found
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _set_verbose(context: click.Context, _: click.Parameter, verbose: bool) -> None:
+    context.obj = context.obj or verbose
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("cellgraph_dask").setLevel(logging.INFO if context.obj else logging.WARNING)
+
+
+_verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
+    help="Say more, and show where errors come from.",
+)  # fmt: skip
+
+
+_key_option = click.option(
+    "--key", default="connectivities", show_default=True,
+    help="Matrix in obsp; with slashes, a path inside the store.",
+)  # fmt: skip
+_source_options = _options(
+    _key_option,
+    click.option("--neighbors-key", metavar="NAME",
+                 help="Instead of --key: one of scanpy's neighbour graphs, by its name in uns."),
+    click.option("--storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and the like."),
+)  # fmt: skip
+_size_options = _options(
+    click.option("--memory-limit", type=_Size(), metavar="SIZE",
+                 help="Most resident memory of this process, such as 512MB; 384MB or more.  "
+                      "[default: half of the machine's or cgroup's]"),
+    click.option("--threads", type=click.IntRange(1), metavar="N",
+                 help="Most threads.  [default: one for each core]"),
+)  # fmt: skip
+_run_options = _options(
+    _source_options,
+    click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
+                 help="Write gzip files of this level.  [default: plain files]"),
+    _size_options,
+    click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
+                 help="Where temporary files go.  [default: beside the output]"),
+)  # fmt: skip
+_cluster_options = _options(
+    click.option("--scheduler-address", metavar="ADDRESS",
+                 help="Work on the Dask cluster of this scheduler, such as tcp://host:8786; the "
+                      "memory limit is then that of each worker."),
+    click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
+                 help="The same, by the file that the scheduler wrote."),
+)  # fmt: skip
+_output_options = _options(
+    click.option("--output-storage-options", type=_Json(), metavar="JSON",
+                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and the like."),
+)  # fmt: skip
+_json_option = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
+)
+_progress_option = click.option(
+    "--progress/--no-progress", default=None, help="Show progress bars.  [default: on a terminal]"
+)
+
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(__version__, prog_name="cellgraph-dask")
+@_verbose_option
+def cli() -> None:
+    """Export the neighbour graph of a zarr-backed AnnData for the Cellucid viewer, out of core."""
+
+
+def _check_keys(options: dict[str, Any]) -> None:
+    if options["neighbors_key"] is not None and options["key"] != "connectivities":
+        raise click.UsageError("give --key or --neighbors-key, not both")
+
+
+@contextmanager
+def _imports() -> Iterator[None]:
+    """Import fast, and keep what was imported out of all later garbage collections."""
+    with no_collection():
+        yield
+    gc.freeze()
+
+
+@contextmanager
+def _client(address: str | None, file: str | None) -> Iterator[Any]:
+    """Connect to the user's cluster, if there is one; give None if not."""
+    if address is None and file is None:
+        yield None
+        return
+    if address is not None and file is not None:
+        raise click.UsageError("give --scheduler-address or --scheduler-file, not both")
+    from ..runtime.cluster import connect
+
+    if logging.getLogger("cellgraph_dask").level != logging.INFO:
+        for handler in logging.getLogger().handlers:  # what it logs, our errors say in a line
+            handler.addFilter(lambda record: not record.name.startswith("distributed"))
+    with connect(address, file) as client:
+        yield client
+
+
+@contextmanager
+def _errors(context: click.Context) -> Iterator[None]:
+    """Print our own errors as one message and exit with 1; with -v, let them through."""
+    try:
+        yield
+    except CellgraphError as error:
+        if context.obj:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        context.exit(FAILED)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: the queue of a cluster has ended our time."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end an export in order, and say how to go on."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        from ..export.api import is_interrupted
+
+        if is_interrupted(out_dir, scratch_dir):
+            command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
+            message = "What is finished is kept. Go on with:\n" + shlex.join([*command, "--resume"])
+        else:
+            message = "Nothing is left behind."
+        click.echo(f"Interrupted. {message}", err=True)
+        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
+        context.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("source")
+@click.argument("out_dir", required=False)
+@_run_options
+@_output_options
+@_cluster_options
+@_json_option
+@click.pass_context
+def plan(
+    context: click.Context,
+    /,
+    source: str,
+    out_dir: str | None,
+    as_json: bool,
+    scheduler_address: str | None,
+    scheduler_file: str | None,
+    **options: Any,
+) -> None:
+    """Say what exporting SOURCE would do and need; write nothing."""
+    _check_keys(options)
+    with _errors(context):
+        with _imports():
+            from ..export.api import plan_export
+
+        with _client(scheduler_address, scheduler_file) as client:
+            result = plan_export(source, out_dir, client=client, **options)
+        click.echo(result.to_json() if as_json else _describe(result))
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("source")
+@click.argument("out_dir")
+@_run_options
+@click.option("--keep-scratch", is_flag=True, help="Leave temporary files, done or failed.")
+@click.option("--force", is_flag=True, help="Replace an export that is there.")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@_output_options
+@_cluster_options
+@_json_option
+@_progress_option
+@click.pass_context
+def export(
+    context: click.Context,
+    /,
+    source: str,
+    out_dir: str,
+    as_json: bool,
+    scheduler_address: str | None,
+    scheduler_file: str | None,
+    **options: Any,
+) -> None:
+    """Export the graph of SOURCE, a zarr AnnData store or .h5ad file, to OUT_DIR.
+
+    SOURCE may be a folder, a .zarr.zip, an .h5ad, or a URL; OUT_DIR a folder or a URL.
+    """
+    _check_keys(options)
+    with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
+        with _imports():
+            from ..export.api import export_connectivities
+
+        with _client(scheduler_address, scheduler_file) as client:
+            report = export_connectivities(source, out_dir, client=client, **options)
+        if as_json:
+            click.echo(report.to_json())
+        else:
+            click.echo(
+                f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
+                f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
+            )
+            if report.kept_tasks:
+                click.echo(
+                    f"{report.kept_tasks:,} finished tasks of the interrupted run were kept."
+                )
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("out_dir")
+@click.option(
+    "--source",
+    metavar="STORE",
+    help="Prove that the edges are exactly those of this store's matrix.",
+)
+@_key_option
+@_size_options
+@click.option(
+    "--scratch-dir",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Where temporary files go, if --source needs any.  [default: in OUT_DIR]",
+)
+@click.option(
+    "--components/--no-components",
+    default=None,
+    help="Count connected components.  [default: up to 16 million edges]",
+)
+@_output_options
+@_json_option
+@_progress_option
+@click.pass_context
+def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
+    """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
+    with _errors(context):
+        with _imports():
+            from ..verify.examine import verify_export
+            from .words import describe_verification
+
+        report = verify_export(out_dir, **options)
+        if as_json:
+            click.echo(report.to_json())
+        elif report.ok:
+            click.echo(describe_verification(out_dir, report))
+        else:
+            for problem in report.problems:
+                click.echo(f"Wrong: {problem}", err=True)
+        for warning in report.warnings:
+            click.echo(f"Warning: {warning}", err=True)
+        context.exit(0 if report.ok else DIFFERENT)
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("path")
+@_size_options
+@_json_option
+@_progress_option
+@click.pass_context
+def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
+    """Say what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
+    with _errors(context):
+        with _imports():
+            from ..verify.examine import inspect_path
+            from .words import describe_inspection
+
+        report = inspect_path(path, **options)
+        click.echo(report.to_json() if as_json else describe_inspection(report))
+        export = report.export
+        if export is not None and not as_json:
+            for text in export.problems:
+                click.echo(f"Wrong: {text}", err=True)
+            for text in export.warnings:
+                click.echo(f"Warning: {text}", err=True)
+
+
+@cli.command(context_settings=_HELP)
+@click.argument("directory", required=False, metavar="[DIR]")
+@click.option("--cells", type=click.IntRange(2), default=100_000, show_default=True)
+@_json_option
+@click.pass_context
+def demo(context: click.Context, /, directory: str | None, cells: int, as_json: bool) -> None:
+    """Make a small AnnData store in DIR, export its graph, and check the export."""
+    with _errors(context):
+        from ..demo import run_demo
+
+        result = run_demo(directory, n_cells=cells)
+        click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+
+
+_WAYS = {
+    "symmetric": "one pass, as the matrix looks symmetric",
+    "general": "split and merge",
+    "signed": "split and merge with weights, as some are negative",
+}
+
+
+def _describe(plan: ExportPlan) -> str:
+    """Return a plan for a person."""
+    rows = [
+        ("matrix", f"{plan.key} of {plan.source}"),
+        ("cells", f"{plan.n_cells:,}"),
+        ("stored entries", f"{plan.n_entries:,}"),
+        ("way", _WAYS[plan.way]),
+        ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
+                 f"{plan.threads} threads"),
+        ("edge files", f"{plan.index_dtype}, "
+                       + (f"gzip level {plan.compression}" if plan.compression else "plain")),
+        ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
+                   f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
+                   f"{format_bytes(plan.memory_limit_bytes)}"),
+        ("scratch", f"at most {format_bytes(plan.scratch_bytes)}, "
+                    f"{format_bytes(plan.scratch_free_bytes)} free"),
+        ("output", f"at most {format_bytes(plan.output_bytes)}, "
+                   f"{format_bytes(plan.output_free_bytes)} free"),
+    ]  # fmt: skip
+    lines = [f"{name + ':':<16}{value}" for name, value in rows]
+    return "\n".join(lines + [f"Warning: {warning}" for warning in plan.warnings])
+
+
+def main() -> None:
+    """Run the command line."""
+    # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
+    # multiplies matrices.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        cli()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # All files are closed and all threads have ended. Taking Python and LLVM apart object by
+        # object would cost a small export a third of its time.
+        os._exit(code)

@@ -1,0 +1,113 @@
+"""Reports in words, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ..machine.memory import format_bytes
+
+_PROOFS = {
+    "sums": "exactly those of {}, by sums of hashes over both",
+    "comparison": "exactly those of {}, each compared",
+    "signed": "exactly those of {}, each compared, weights added up",
+}
+
+
+def rows(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return names and values in two columns."""
+    return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
+
+
+def describe_graph(report: Any) -> list[tuple[str, str]]:
+    """Return what a `VerifyReport` tells of the graph, as names and values."""
+    if report.degree_quantiles is None:
+        return []
+    least, _, low, middle, high, _, most = report.degree_quantiles
+    facts = [
+        ("graph", f"{report.n_edges:,} edges of {report.n_cells:,} cells"),
+        ("neighbors", f"{least:,} to {most:,} a cell, {report.mean_degree:.1f} on average; half of "
+                      f"the cells have {low:,} to {high:,}, the median is {middle:,}"),
+        ("isolated", f"{report.n_isolated:,} cells without neighbors"),
+    ]  # fmt: skip
+    if report.n_components is None:
+        facts.append(("components", "not counted (--components counts them, if memory allows)"))
+    elif report.n_components > 1:
+        facts.append(
+            ("components", f"{report.n_components:,}, the largest of {report.largest_component:,} "
+                           "cells; with a disconnected graph some features of the viewer may "
+                           "behave unexpectedly")
+        )  # fmt: skip
+    else:
+        facts.append(("components", "1: the graph is connected"))
+    facts.append(
+        ("viewer", f"{format_bytes(report.viewer_memory_bytes)} of memory to load it (cellucid "
+                   "0.9.1 to 0.9.4, which refuses more than 512 MiB)")
+    )  # fmt: skip
+    if report.alignment is not None:
+        aligned = report.alignment
+        facts.append(
+            ("embedding", f"{aligned.value:.0%} of {aligned.n_sampled:,} sampled edges are shorter "
+                          f"than a random pair in {aligned.embedding}")
+        )  # fmt: skip
+    return facts
+
+
+def describe_verification(out_dir: str, report: Any) -> str:
+    """Return a `VerifyReport` that found nothing wrong."""
+    facts = []
+    if report.proof is not None:
+        matrix = f"{report.key} of {report.source}"
+        facts.append(("edges", _PROOFS[report.proof].format(matrix)))
+    facts += describe_graph(report)
+    facts.append(
+        ("time", f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}")
+    )
+    first = (
+        f"{out_dir} is sound: {report.n_edges:,} edges of {report.n_cells:,} cells, at most "
+        f"{report.max_neighbors:,} neighbors."
+    )
+    return f"{first}\n{rows(facts)}"
+
+
+def describe_inspection(report: Any) -> str:
+    """Return an `InspectReport`."""
+    if report.kind == "export":
+        export = report.export
+        head = f"{report.path} is an export" + ("." if export.ok else ", and it is damaged.")
+        lines = [head, *filter(None, [rows(describe_graph(export))])]
+        if report.run:
+            started = report.run.get("started", "at an unknown time")
+            lines.append(f"A run to replace it, started {started}, was interrupted or is going on.")
+        return "\n".join(lines)
+    if report.kind == "scratch":
+        run = report.run or {}
+        facts = [(str(name).replace("_", " "), str(value)) for name, value in run.items()]
+        facts.append(("files", f"{report.n_files:,}, {format_bytes(report.n_bytes)} together"))
+        head = f"{report.path} is the scratch folder of a run" + (
+            ":" if run else " that left no note of what it was doing."
+        )
+        return f"{head}\n{rows(facts)}"
+    lines = [f"{report.path} is a zarr store, format {report.zarr_format}."]
+    if not report.matrices:
+        lines.append("obsp holds no matrix; scanpy.pp.neighbors computes one.")
+    for matrix in report.matrices:
+        if matrix.problem:
+            lines.append(f"obsp/{matrix.key}: {matrix.problem}")
+            continue
+        facts = [
+            ("matrix", f"obsp/{matrix.key}"),
+            ("format", f"{matrix.format}, {' by '.join(f'{n:,}' for n in matrix.shape)}"),
+        ]
+        if matrix.n_entries is not None:
+            chunk = f"{matrix.chunk:,} entries"
+            shard = f" in shards of {matrix.shard:,}" if matrix.shard else ""
+            facts += [
+                ("stored entries", f"{matrix.n_entries:,}"),
+                ("dtypes", f"weights {matrix.dtype}, indices {matrix.index_dtype}"),
+                ("chunks", f"{chunk}{shard}, {matrix.codec or 'not compressed'}"),
+            ]
+        lines.append(rows(facts))
+    if report.embeddings:
+        lines.append(rows([("embeddings", ", ".join(report.embeddings))]))
+    return "\n".join(lines)

@@ -1,0 +1,388 @@
+"""Writing the two edge files from many threads at once.
+
+Pieces of edges are merged in parallel, but the place of one is known only when all before it have
+been counted: `EdgeFiles.place` waits for that. Plain files are then written at their offset,
+in any order. Gzip files are one member each (browsers read no second one), made the way pigz does
+it: raw deflate parts of a fixed number of edges, each ending in a sync flush and the last one
+finished, between one header and one checksum that is combined from theirs. Parts are cut by edge
+number, so their bytes do not depend on who writes them, or when.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
+
+from ..edge_pairs.format import GZIP_HEADER, SIDES, file_name
+from ..edge_pairs.gzip_member import deflate_part
+from ..machine.files import begin_writeback, read_at, write_at
+from ..stages.merge import EdgeSink
+
+Array = NDArray[Any]
+
+PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
+_COPY_BYTES = 1 << 22
+_WRITEBACK_BYTES = 1 << 23  # that the system is asked to write to disk at once
+
+
+class StoppedError(Exception):
+    """Another task has failed, so the one that waited has to end."""
+
+
+class _Positions:
+    """Hands out the position of each piece once the sizes of all before it are known."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next_index = 0
+        self._next_position = 0
+        self._stopped = False
+        self._kept: dict[int, int] = {}
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Take the sizes of pieces that will not come, because they are written already."""
+        with self._changed:
+            self._kept = dict(sizes)
+            self._pass_kept()
+
+    def _pass_kept(self) -> None:
+        while self._next_index in self._kept:
+            self._next_position += self._kept.pop(self._next_index)
+            self._next_index += 1
+
+    def take(self, index: int, size: int) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
+            if self._stopped:
+                raise StoppedError
+            position = self._next_position
+            self._next_index += 1
+            self._next_position += size
+            self._pass_kept()
+            self._changed.notify_all()
+            return position
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    @property
+    def total(self) -> int:
+        return self._next_position
+
+
+class DeflatePart(NamedTuple):
+    """A deflate part in a file: where, how long, and what its input was.
+
+    Attributes
+    ----------
+    offset, n_bytes : int
+        Its bytes in the file that holds it.
+    crc, n_raw : int
+        CRC-32 and length of its input.
+    """
+
+    offset: int
+    n_bytes: int
+    crc: int
+    n_raw: int
+
+
+def deflate_edges(values: Array, level: int, *, last: bool) -> tuple[bytes, int]:
+    """Return the deflate part of some edges, and the CRC-32 of their bytes."""
+    raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else b""
+    return deflate_part(raw, level, last=last), zlib_ng.crc32(raw)
+
+
+def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) -> int:
+    """Write one gzip member to `fd`: a header, all parts, the checksum of their input.
+
+    Parameters
+    ----------
+    fd
+        The open output file.
+    parts
+        The parts in order, each with the open file that holds it.
+    n_raw
+        Bytes of input in all parts.
+
+    Returns
+    -------
+    int
+        Bytes written.
+    """
+    end = write_at(fd, GZIP_HEADER, 0)
+    crc = 0
+    for source, part in parts:
+        for at in range(0, part.n_bytes, _COPY_BYTES):
+            n = min(_COPY_BYTES, part.n_bytes - at)
+            end = write_at(fd, os.pread(source, n, part.offset + at), end)
+        crc = zlib_ng.crc32_combine(crc, part.crc, part.n_raw)
+    return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
+
+
+NotePart = Callable[[str, int, DeflatePart], None]
+
+
+class EdgeFiles:
+    """The edge files of one export while they are written.
+
+    Parameters
+    ----------
+    folder
+        Where they are written, under their final names. What an interrupted run has left there is
+        gone on with.
+    dtype
+        Dtype of the indices.
+    compression
+        Level of gzip, or None.
+    parts
+        Deflate parts of each side that an interrupted run has left.
+    note
+        Told of each deflate part that is written: side, number, part.
+    """
+
+    kind = "files"
+    scratch_bytes = 0
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: np.dtype[Any],
+        compression: int | None,
+        parts: Mapping[str, Mapping[int, DeflatePart]] | None = None,
+        note: NotePart = lambda _side, _number, _part: None,
+    ) -> None:
+        self.sink: EdgeSink = self
+        self._positions = _Positions()
+        self._files: dict[str, _PlainFile | _GzipFile] = {}
+        for side in SIDES:
+            path = folder / file_name(side, compression)
+            if compression is None:
+                self._files[side] = _PlainFile(path, dtype)
+            else:
+                known = dict(parts[side]) if parts else {}
+                self._files[side] = _GzipFile(path, dtype, compression, known, partial(note, side))
+
+        if parts:
+            with ThreadPoolExecutor(len(SIDES)) as pool:
+                list(pool.map(lambda file: file.drop_damaged(), self._files.values()))
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Count on pieces, by number their edges, that are written already."""
+        self._positions.keep(sizes)
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read back edges that were written at a position.
+
+        Raises
+        ------
+        EOFError, ValueError
+            If they are not there, or damaged.
+        """
+        self._files["src"].read(position, src)
+        self._files["dst"].read(position, dst)
+
+    def place(self, index: int, n_edges: int) -> int:
+        """Return the position of piece `index`, waiting until all pieces before it were placed."""
+        return self._positions.take(index, n_edges)
+
+    def write(self, position: int, src: Array, dst: Array) -> None:
+        """Write edges at a position."""
+        self._files["src"].write(position, src)
+        self._files["dst"].write(position, dst)
+
+    def stop(self) -> None:
+        """End the waiting of all tasks; they raise `StoppedError`."""
+        self._positions.stop()
+
+    def finish(self, counts: Sequence[int]) -> int:
+        """Complete the files, make them durable, and return their size together.
+
+        `counts` holds the edges of each piece; all have been placed.
+        """
+        assert sum(counts) == self._positions.total
+        with ThreadPoolExecutor(len(SIDES)) as pool:  # it is compression and waiting for the disk
+            return sum(
+                pool.map(lambda file: file.finish(self._positions.total), self._files.values())
+            )
+
+    def close(self) -> None:
+        """Close the files, finished or not."""
+        for file in self._files.values():
+            file.close()
+
+
+def _cut_at_parts(position: int, n_edges: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut edges at the borders of deflate parts.
+
+    Yields
+    ------
+    part, first, at, n : int
+        Number of the part, where in it the edges begin, where in the edges, and how many.
+    """
+    at = 0
+    while at < n_edges:
+        part, first = divmod(position + at, PART_EDGES)
+        n = min(PART_EDGES - first, n_edges - at)
+        yield part, first, at, n
+        at += n
+
+
+def writer_bytes(dtype: np.dtype[Any], compression: int | None, threads: int, n: int) -> int:
+    """Return the most bytes that `EdgeFiles` needs while threads write pieces of `n` edges."""
+    narrow = n * dtype.itemsize * threads if dtype.itemsize < 4 else 0
+    if compression is None:
+        return narrow
+    part = PART_EDGES * dtype.itemsize
+    # Parts not yet full, two to a thread and file; and what each thread compresses: input, output,
+    # the state of deflate.
+    return narrow + threads * (2 * len(SIDES) * part + 2 * part + 2**20)
+
+
+class _PlainFile:
+    """A file of bare integers."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+
+    def write(self, position: int, values: Array) -> None:
+        start = position * self._dtype.itemsize
+        stop = write_at(self._fd, values.astype(self._dtype, copy=False), start)
+        # Of the stretches that end here; what other threads still write there can wait for fsync.
+        first, last = start // _WRITEBACK_BYTES, stop // _WRITEBACK_BYTES
+        if first < last:
+            begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
+
+    def read(self, position: int, out: Array) -> None:
+        stored = out if out.dtype == self._dtype else np.empty(out.size, self._dtype)
+        read_at(self._fd, stored, position * self._dtype.itemsize)
+        if stored is not out:
+            out[:] = stored
+
+    def drop_damaged(self) -> None:
+        """Do nothing: whoever reads a piece back has its checksum."""
+
+    def finish(self, n_edges: int) -> int:
+        os.fsync(self._fd)
+        return n_edges * self._dtype.itemsize
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _GzipFile:
+    """A file of one gzip member. Parts wait in a spool beside it until all are there."""
+
+    def __init__(
+        self,
+        path: Path,
+        dtype: np.dtype[Any],
+        compression: int,
+        parts: dict[int, DeflatePart],
+        note: Callable[[int, DeflatePart], None],
+    ) -> None:
+        self._dtype = dtype
+        self._level = compression
+        self._parts = parts
+        self._note = note
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        self._spool_path = path.with_name(path.name + ".spool")
+        self._spool = os.open(self._spool_path, os.O_CREAT | os.O_RDWR, 0o600)
+        self._spool_end = max((part.offset + part.n_bytes for part in parts.values()), default=0)
+        self._lock = threading.Lock()
+        self._filling: dict[int, tuple[Array, int]] = {}
+
+    def write(self, position: int, values: Array) -> None:
+        values = values.astype(self._dtype, copy=False)
+        for part, first, at, n in _cut_at_parts(position, values.size):
+            if part in self._parts:  # an interrupted run has got that far
+                continue
+            piece = values[at : at + n]
+            if n < PART_EDGES:
+                full = self._fill(part, first, piece)
+                if full is not None:
+                    self._compress(part, full, last=False)
+            else:
+                self._compress(part, piece, last=False)
+
+    def read(self, position: int, out: Array) -> None:
+        for part, first, at, n in _cut_at_parts(position, out.size):
+            if part not in self._parts:
+                raise EOFError(f"part {part} is not there")
+            out[at : at + n] = self._inflate(self._parts[part])[first : first + n]
+
+    def drop_damaged(self) -> None:
+        """Forget the parts of an interrupted run that do not inflate to what they were made of."""
+        for number, part in list(self._parts.items()):
+            try:
+                self._inflate(part)
+            except (EOFError, ValueError):
+                del self._parts[number]
+
+    def _inflate(self, part: DeflatePart) -> Array:
+        """Return the values of a part that an interrupted run has left."""
+        encoded = np.empty(part.n_bytes, np.uint8)
+        read_at(self._spool, encoded, part.offset)
+        try:
+            raw = zlib_ng.decompressobj(-15).decompress(encoded.data, part.n_raw)
+        except zlib_ng.error as error:  # type: ignore[misc]
+            raise ValueError(f"a part does not inflate: {error}") from error
+        if len(raw) != part.n_raw or zlib_ng.crc32(raw) != part.crc:
+            raise ValueError("a part is damaged")
+        return np.frombuffer(raw, self._dtype)
+
+    def _fill(self, part: int, first: int, values: Array) -> Array | None:
+        """Put values into a part that comes in pieces; return it when it is complete."""
+        with self._lock:
+            buffer, filled = self._filling.get(part) or (np.empty(PART_EDGES, self._dtype), 0)
+            buffer[first : first + values.size] = values
+            filled += values.size
+            if filled < PART_EDGES:
+                self._filling[part] = buffer, filled
+                return None
+            self._filling.pop(part, None)
+            return buffer
+
+    def _compress(self, part: int, values: Array, *, last: bool) -> None:
+        encoded, crc = deflate_edges(values, self._level, last=last)
+        with self._lock:
+            offset = self._spool_end
+            self._spool_end += len(encoded)
+        write_at(self._spool, encoded, offset)
+        self._parts[part] = DeflatePart(offset, len(encoded), crc, values.nbytes)
+        if not last:  # the last one is made when all edges are there
+            self._note(part, self._parts[part])
+
+    def finish(self, n_edges: int) -> int:
+        last, rest = divmod(n_edges, PART_EDGES)
+        buffer = self._filling.pop(last)[0] if rest else np.empty(0, self._dtype)
+        self._compress(last, buffer[:rest], last=True)
+        parts = ((self._spool, self._parts[k]) for k in range(last + 1))
+        end = join_parts(self._fd, parts, n_edges * self._dtype.itemsize)
+        os.ftruncate(self._fd, end)
+        os.fsync(self._fd)
+        os.close(self._spool)
+        self._spool = -1
+        self._spool_path.unlink()
+        return end
+
+    def close(self) -> None:
+        for fd in (self._fd, self._spool):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._spool = -1

@@ -1,0 +1,321 @@
+"""Delivery across processes: parts in the scratch folder first, then the edge files from them.
+
+Where a piece of edges goes is known only when all pieces before it are counted, and on a cluster no
+task can wait for another. So each task leaves its edges as a *part* in the scratch folder, and when
+all are counted a stage of its own writes the files: each task a stretch of the output, from
+whatever parts it takes. Plain files are written in place; of gzip files each task leaves deflate
+parts, which are joined to the one member at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
+
+from ..edge_pairs.format import SIDES, file_name
+from ..machine import buffers
+from ..machine.files import read_at, write_at
+from ..runtime.stage import Stages
+from ..stages.merge import EdgeSink
+from ..stages.runs import RunReader, Scratch, Written, holds, write_run
+from . import edge_files
+from .edge_files import DeflatePart, deflate_edges, join_parts
+
+Array = NDArray[Any]
+
+_STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
+
+
+@dataclass(frozen=True)
+class PartSink:
+    """Takes the edges of pieces from tasks anywhere; picklable.
+
+    Attributes
+    ----------
+    scratch : Scratch
+        Where the parts go.
+    """
+
+    scratch: Scratch
+
+    def place(self, number: int, n_edges: int) -> int:
+        """Return the number of the piece: its place is not known yet."""
+        return number
+
+    def write(self, position: int, src: Array, dst: Array) -> None:
+        """Write the edges of piece `position` as a part."""
+        write_run(self.scratch.run("part", position), [({"src": src, "dst": dst}, np.zeros(0))])
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read the part of piece `position` back."""
+        columns = {"src": src.dtype, "dst": dst.dtype}
+        path = self.scratch.run("part", position)
+        with RunReader.of_columns(path, columns, src.size) as part:
+            part.read(0, "src", 0, src)
+            part.read(0, "dst", 0, dst)
+
+
+class Stretch(NamedTuple):
+    """What one task writes.
+
+    Attributes
+    ----------
+    number : int
+        Number of the stretch.
+    first, last : int
+        Its deflate parts, ``[first, last)``; in plain files, ranges of as many edges.
+    n_edges : int
+        Edges in it.
+    """
+
+    number: int
+    first: int
+    last: int
+    n_edges: int
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a task must know to write stretches."""
+
+    scratch: Scratch
+    folder: str
+    dtype: str
+    cell_dtype: str
+    compression: int | None
+    positions: tuple[int, ...]  # of each part's first edge, and the end
+
+    def path(self, side: str) -> Path:
+        """Return the path of an edge file."""
+        return Path(self.folder, file_name(side, self.compression))
+
+
+class PartDelivery:
+    """Makes edge files of parts.
+
+    Parameters
+    ----------
+    folder
+        Where the edge files go; every worker sees it.
+    scratch
+        Where the parts are; every worker sees it too.
+    dtype, cell_dtype
+        Dtypes of indices in the files and in the parts.
+    compression
+        Level of gzip, or None.
+    stages
+        Runs the writing.
+    """
+
+    kind = "parts"
+    scratch_bytes = 0
+
+    def __init__(
+        self,
+        folder: Path,
+        scratch: Scratch,
+        dtype: np.dtype[Any],
+        cell_dtype: np.dtype[Any],
+        compression: int | None,
+        stages: Stages,
+    ) -> None:
+        self.sink: EdgeSink = PartSink(scratch)
+        self._scratch = scratch
+        self._folder = folder
+        self._dtype = dtype
+        self._cell_dtype = cell_dtype
+        self._compression = compression
+        self._stages = stages
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Do nothing: parts that are there are found by their names."""
+
+    def stop(self) -> None:
+        """Do nothing: no task waits."""
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
+    def finish(self, counts: Sequence[int]) -> int:
+        """Write the edge files from the parts; return their bytes."""
+        positions = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
+        target = _Target(
+            self._scratch,
+            str(self._folder),
+            self._dtype.str,
+            self._cell_dtype.str,
+            self._compression,
+            tuple(positions),
+        )
+        paths = [self._folder / file_name(side, self._compression) for side in SIDES]
+        for path in paths:
+            with path.open("ab") as file:
+                file.truncate(0 if self._compression else positions[-1] * self._dtype.itemsize)
+        stretches = cut_stretches(positions[-1], self._compression)
+        written = self._stages.run(
+            "write",
+            partial(write_stretch, target),
+            stretches,
+            summary=StretchSummary,
+            holds=partial(stretch_holds, target),
+            sizes=[stretch.n_edges for stretch in stretches],
+            unit="edges",
+        )
+        self.scratch_bytes = len(SIDES) * positions[-1] * self._cell_dtype.itemsize
+        if self._compression is not None:
+            self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
+        for side, path in enumerate(paths):
+            fd = os.open(path, os.O_WRONLY)
+            try:
+                if self._compression is not None:
+                    join_parts(
+                        fd, self._deflated(side, written), positions[-1] * self._dtype.itemsize
+                    )
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        return sum(path.stat().st_size for path in paths)
+
+    def _deflated(
+        self, side: int, written: Sequence[StretchSummary]
+    ) -> Iterator[tuple[int, DeflatePart]]:
+        """Yield the deflate parts of a file in order, each with the open file that holds it."""
+        for number, stretch in enumerate(written):
+            fd = os.open(self._scratch.run(f"deflated-{SIDES[side]}", number), os.O_RDONLY)
+            try:
+                for part in stretch.parts[side]:
+                    yield fd, DeflatePart(*part)
+            finally:
+                os.close(fd)
+
+
+def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
+    """Cut all edges into stretches. Of gzip files the last part is there even without edges."""
+    size = edge_files.PART_EDGES
+    n_parts = -(-n_edges // size) if compression is None else n_edges // size + 1
+    stretches: list[Stretch] = []
+    for first in range(0, n_parts, _STRETCH_PARTS):
+        last = min(first + _STRETCH_PARTS, n_parts)
+        n = min(last * size, n_edges) - first * size
+        stretches.append(Stretch(len(stretches), first, last, n))
+    return stretches
+
+
+class StretchSummary(NamedTuple):
+    """What a written stretch leaves behind.
+
+    Attributes
+    ----------
+    parts : list
+        The deflate parts of both sides; none in plain files.
+    written : list of Written
+        Of both sides size and checksum: of the stretch in the plain file, or of the file that
+        holds the deflate parts.
+    """
+
+    parts: list[list[DeflatePart]]
+    written: list[Written]
+
+
+def write_stretch(target: _Target, stretch: Stretch) -> StretchSummary:
+    """Write a stretch of both edge files.
+
+    Doing it twice, or twice at once, gives the same bytes in the same places.
+    """
+    write = _write_plain if target.compression is None else _write_deflated
+    sides = [write(target, stretch, side) for side in SIDES]
+    return StretchSummary([parts for parts, _ in sides], [written for _, written in sides])
+
+
+Side = tuple[list[DeflatePart], Written]
+
+
+def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
+    item = np.dtype(target.dtype).itemsize
+    n_bytes = crc = 0
+    fd = os.open(target.path(side), os.O_WRONLY)
+    try:
+        for start, stop in _parts(target, stretch):
+            values = _read_edges(target, side, start, stop)
+            n_bytes += values.nbytes
+            crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
+            write_at(fd, values, start * item)
+    finally:
+        os.close(fd)
+    return [], Written(n_bytes, crc)
+
+
+def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
+    parts: list[DeflatePart] = []
+    encoded: list[bytes] = []
+    assert target.compression is not None
+    for start, stop in _parts(target, stretch):
+        values = _read_edges(target, side, start, stop)
+        last = start // edge_files.PART_EDGES == target.positions[-1] // edge_files.PART_EDGES
+        data, crc = deflate_edges(values, target.compression, last=last)
+        parts.append(DeflatePart(sum(map(len, encoded)), len(data), crc, values.nbytes))
+        encoded.append(data)
+    joined = np.frombuffer(b"".join(encoded), np.uint8)
+    path = target.scratch.run(f"deflated-{side}", stretch.number)
+    return parts, write_run(path, [({"data": joined}, np.zeros(0))])
+
+
+def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool:
+    """Tell whether what a written stretch has left is still there."""
+    stretch, summary = kept
+    for side, written in zip(SIDES, summary.written, strict=True):
+        if target.compression is not None:
+            path = target.scratch.run(f"deflated-{side}", stretch.number)
+            if not holds(path, Written(*written)):
+                return False
+        elif _plain_crc(target, stretch, side) != written[1]:
+            return False
+    return True
+
+
+def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
+    dtype, crc = np.dtype(target.dtype), 0
+    fd = os.open(target.path(side), os.O_RDONLY)
+    try:
+        for start, stop in _parts(target, stretch):
+            values = buffers.take("written stretch", stop - start, dtype)
+            read_at(fd, values, start * dtype.itemsize)
+            crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
+    finally:
+        os.close(fd)
+    return crc
+
+
+def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
+    """Yield the edges of each deflate part of a stretch (in plain files, as many)."""
+    size = edge_files.PART_EDGES
+    for part in range(stretch.first, stretch.last):
+        yield part * size, min((part + 1) * size, target.positions[-1])
+
+
+def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
+    """Read the edges ``[start, stop)`` of one side, in their final dtype, from their parts."""
+    dtype = np.dtype(target.cell_dtype)
+    out = buffers.take("stretch", stop - start, dtype)
+    number = bisect_right(target.positions, start) - 1
+    at = start
+    while at < stop:
+        begin, end = target.positions[number], target.positions[number + 1]
+        if end > at:
+            n = min(end, stop) - at
+            path = target.scratch.run("part", number)
+            columns = {"src": dtype, "dst": dtype}
+            with RunReader.of_columns(path, columns, end - begin) as part:
+                part.read(0, side, at - begin, out[at - start : at - start + n])
+            at += n
+        number += 1
+    return out.astype(target.dtype, copy=False)

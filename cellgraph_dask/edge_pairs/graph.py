@@ -1,0 +1,385 @@
+"""Reading an export back: memory maps, Dask arrays, a scipy matrix, the neighbors of a cell.
+
+Plain files are mapped where they are. Of gzip files, and of files in remote storage, a private copy
+is made and mapped; it has no name, so the system removes it with the last map of it, whatever
+happens to this process.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DiskSpaceError, InvalidExportError
+from ..machine.files import free_bytes, named_disk_errors
+from ..machine.memory import format_bytes
+from ..machine.remote import find_path
+from ..stages import loops
+from .format import SIDES, AnyPath, Manifest, index_dtype, read_edges, read_manifest
+
+if TYPE_CHECKING:
+    import dask.array
+    import scipy.sparse
+
+Array = NDArray[Any]
+
+_SCAN_EDGES = 1 << 20  # edges that are looked at in one go: some megabytes
+_ATTEMPTS = 3
+
+
+class ExportedGraph:
+    """The edges of an export, opened by `open_export`; read-only, and a context manager.
+
+    Nothing is read before it is asked for. The edges are taken to be sound: `verify_export` tells.
+
+    Attributes
+    ----------
+    manifest : Manifest
+        What the export's manifest says.
+    n_cells, n_edges, max_neighbors : int
+        Cells, undirected edges, the largest degree.
+    src, dst : numpy.memmap
+        The edges ``src[k] < dst[k]``, sorted by source and destination.
+    """
+
+    def __init__(self, name: str, manifest: Manifest, columns: list[_Column]) -> None:
+        self._name = name
+        self._manifest = manifest
+        self._columns = columns
+
+    def __repr__(self) -> str:
+        return (
+            f"ExportedGraph({self._name!r}, n_cells={self.n_cells}, n_edges={self.n_edges}, "
+            f"max_neighbors={self.max_neighbors})"
+        )
+
+    def __enter__(self) -> ExportedGraph:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; arrays that were taken from here keep them until they go too."""
+        self._columns = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the export's manifest says."""
+        return self._manifest
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self._manifest.n_cells
+
+    @property
+    def n_edges(self) -> int:
+        """Number of undirected edges."""
+        return self._manifest.n_edges
+
+    @property
+    def max_neighbors(self) -> int:
+        """The largest degree."""
+        return self._manifest.max_neighbors
+
+    @property
+    def src(self) -> Array:
+        """Sources of the edges, rising; a memory map."""
+        return self._column(0).values
+
+    @property
+    def dst(self) -> Array:
+        """Destinations of the edges; a memory map."""
+        return self._column(1).values
+
+    def _column(self, side: int) -> _Column:
+        if not self._columns:
+            raise ValueError(f"{self!r} is closed; open it again with open_export.")
+        return self._columns[side]
+
+    def neighbors(self, cell: int) -> NDArray[np.int64]:
+        """Return the neighbors of a cell, rising.
+
+        Those above it stand together and are found by bisection. For those below it the
+        destinations of all edges with a smaller source are looked through, in parts of some
+        megabytes: two thirds of one edge file on average. For many cells `to_scipy` is the quicker
+        way.
+
+        Parameters
+        ----------
+        cell
+            Its number, from 0.
+
+        Raises
+        ------
+        IndexError
+            If there is no such cell.
+        """
+        src, dst = self.src, self.dst
+        if not 0 <= cell < self.n_cells:
+            raise IndexError(f"there is no cell {cell}; cells are 0 to {self.n_cells - 1}.")
+        wanted = src.dtype.type(cell)  # of another type, numpy would convert the whole array
+        first, last = (int(src.searchsorted(wanted, side)) for side in ("left", "right"))
+        found = []
+        for start in range(0, first, _SCAN_EDGES):
+            hits = np.flatnonzero(dst[start : min(start + _SCAN_EDGES, first)] == wanted)
+            found.append(src[start + hits])
+        return np.concatenate([*found, dst[first:last]]).astype(np.int64)
+
+    def to_dask(self, chunk_edges: int = 1 << 22) -> tuple[dask.array.Array, dask.array.Array]:
+        """Return sources and destinations as two Dask arrays with the same chunks.
+
+        Tasks read their part of a plain export from its files, so they may run on the workers of a
+        cluster that see them. The private copy of a gzip or remote export is of this process:
+        compute such arrays on its threads.
+
+        Parameters
+        ----------
+        chunk_edges
+            Edges in a chunk.
+        """
+        import dask.array as da
+
+        src, dst = (
+            da.from_array(
+                self._column(side),
+                chunks=(chunk_edges,),
+                meta=np.empty(0, self.src.dtype),
+                asarray=False,
+            )
+            for side in range(len(SIDES))
+        )
+        return src, dst
+
+    def to_scipy(self, dtype: Any = np.float32) -> scipy.sparse.csr_matrix:
+        """Return the symmetric matrix of the graph, with a one for both directions of each edge.
+
+        It takes 8 bytes a cell, and for each edge twice the bytes of an index (4; 8 above 2³¹
+        entries or cells) and of `dtype`; a tenth of a gigabyte for 5 million edges. Nothing more
+        is needed on the way but another 8 bytes a cell.
+
+        Parameters
+        ----------
+        dtype
+            Of the ones.
+
+        Raises
+        ------
+        InvalidExportError
+            If the edges are not sorted, or name cells that do not exist.
+        """
+        from scipy.sparse import csr_matrix
+
+        n_entries = 2 * self.n_edges
+        indptr = np.zeros(self.n_cells + 1, np.int64)
+        self._count_degrees(indptr[1:])
+        np.cumsum(indptr, out=indptr)
+        narrow = max(n_entries, self.n_cells) < 2**31
+        indices = np.empty(n_entries, np.int32 if narrow else np.int64)
+        next_slot = indptr[:-1].copy()
+        # Sources first: a row's smaller neighbors come, rising, before its larger ones.
+        for of, at in ((self.dst, self.src), (self.src, self.dst)):
+            for start in range(0, self.n_edges, _SCAN_EDGES):
+                part = slice(start, start + _SCAN_EDGES)
+                loops.place_neighbors(
+                    np.asarray(of[part]), np.asarray(at[part]), next_slot, indices
+                )
+        del next_slot
+        matrix = csr_matrix((self.n_cells, self.n_cells), dtype=dtype)
+        matrix.data = np.ones(n_entries, dtype)
+        matrix.indices = indices
+        matrix.indptr = indptr.astype(indices.dtype)
+        matrix.has_canonical_format = True
+        return matrix
+
+    def _count_degrees(self, degrees: Array) -> None:
+        """Count the degree of each cell, and see that the edges are sorted and in range."""
+        last = (-1, -1)
+        for start in range(0, self.n_edges, _SCAN_EDGES):
+            src, dst = (
+                np.asarray(side[start : start + _SCAN_EDGES]) for side in (self.src, self.dst)
+            )
+            bad = loops.first_unsorted_edge(src, dst, *last, self.n_cells)
+            if bad >= 0:
+                raise InvalidExportError(
+                    f"{self._name}: edge {start + bad} is out of order or of no cell; "
+                    "verify_export says more."
+                )
+            loops.count_in_range(src, 0, degrees)
+            loops.count_in_range(dst, 0, degrees)
+            last = (int(src[-1]), int(dst[-1]))
+
+
+def open_export(
+    out_dir: str | Path,
+    *,
+    scratch_dir: str | Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ExportedGraph:
+    """Open the edges of an export for reading.
+
+    Parameters
+    ----------
+    out_dir
+        Folder of the export, or its URL.
+    scratch_dir
+        Where the copy of a gzip or remote export goes; by default the system's folder for temporary
+        files. It has no name there, and needs the bytes of the plain edge files. Plain exports on
+        disk are not copied.
+    storage_options
+        For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
+
+    Returns
+    -------
+    ExportedGraph
+
+    Raises
+    ------
+    InvalidExportError
+        If there is no export, its manifest is not sound, or the files are not as long as it says.
+    DiskSpaceError, OutputError
+        If the copy cannot be made.
+
+    Examples
+    --------
+    >>> with open_export("export") as graph:  # doctest: +SKIP
+    ...     print(graph.n_edges, graph.neighbors(0))
+    """
+    origin = find_path(out_dir, storage_options)
+    folder = Path(scratch_dir) if scratch_dir is not None else Path(tempfile.gettempdir())
+    for _ in range(_ATTEMPTS):
+        manifest = read_manifest(origin)
+        try:
+            columns = _open_columns(origin, manifest, folder)
+        except InvalidExportError:
+            if read_manifest(origin) == manifest:
+                raise
+            continue
+        # A manifest that still names these files has named them all the time.
+        if read_manifest(origin) == manifest:
+            return ExportedGraph(str(origin), manifest, columns)
+    raise InvalidExportError(
+        f"{origin} is being replaced again and again; open it when the exports into it are done."
+    )
+
+
+def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:
+    """Map the edge files, or copies of them."""
+    dtype = index_dtype(manifest.n_cells)
+    if isinstance(origin, Path) and manifest.compression is None:
+        return [_FileColumn.of(origin / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
+    n_bytes = manifest.n_edges * dtype.itemsize
+
+    def copy(side: str) -> _Column:
+        with tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder) as file:
+            for part in read_edges(origin / manifest.path(side), manifest.compression, n_bytes):
+                file.write(part)
+            file.flush()
+            return _CopiedColumn(_map(file, dtype, manifest.n_edges), os.urandom(16).hex())
+
+    with named_disk_errors(folder):
+        free = free_bytes(folder)
+        if free < len(SIDES) * n_bytes:
+            raise DiskSpaceError(
+                f"the copy of {origin} takes {format_bytes(len(SIDES) * n_bytes)}, but "
+                f"{format_bytes(free)} are free in {folder}. Name another folder with scratch_dir."
+            )
+        with ThreadPoolExecutor(len(SIDES)) as pool:
+            return list(pool.map(copy, SIDES))
+
+
+def _map(file: Any, dtype: np.dtype[Any], n: int) -> Array:
+    """Map a file of `n` values; an empty one cannot be."""
+    return np.memmap(file, dtype, "r", shape=(n,)) if n else np.empty(0, dtype)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Sources or destinations, as an array that Dask takes parts of."""
+
+    values: Array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return 1
+
+    def __getitem__(self, key: Any) -> Array:
+        """Return a part, read."""
+        return np.array(self.values[key])
+
+
+@dataclass(frozen=True)
+class _FileColumn(_Column):
+    """An edge file; it travels as its path, and is opened where it arrives."""
+
+    path: Path
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, dtype: np.dtype[Any], n: int) -> _FileColumn:
+        """Map an edge file of `n` edges.
+
+        Raises
+        ------
+        InvalidExportError
+            If it is missing, or has another size.
+        """
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_size != n * dtype.itemsize:
+                    raise InvalidExportError(
+                        f"{path} holds {status.st_size} instead of {n * dtype.itemsize} bytes of "
+                        "edges."
+                    )
+                values = _map(file, dtype, n)
+        except OSError as error:
+            raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+        return cls(values, path.absolute(), (status.st_mtime_ns, status.st_size))
+
+    def __reduce__(self) -> Any:
+        return _open_again, (self.path, self.dtype, self.values.size, self.stamp)
+
+    def __dask_tokenize__(self) -> Any:
+        return str(self.path), self.stamp, self.dtype.str
+
+
+def _open_again(path: Path, dtype: np.dtype[Any], n: int, stamp: tuple[int, int]) -> _FileColumn:
+    """Map an edge file in another process, if it is still the same."""
+    column = _FileColumn.of(path, dtype, n)
+    if column.stamp != stamp:
+        raise InvalidExportError(f"{path} has been replaced since it was opened.")
+    return column
+
+
+@dataclass(frozen=True)
+class _CopiedColumn(_Column):
+    """A private copy; it cannot travel."""
+
+    token: str
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "the edges of a gzip or remote export are in a temporary file of this process: compute "
+            "them on its threads, or make a plain export on storage that the workers see."
+        )
+
+    def __dask_tokenize__(self) -> Any:
+        return self.token

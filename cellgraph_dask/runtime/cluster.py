@@ -1,0 +1,382 @@
+"""Running stages on a `distributed` cluster: the one module that knows it.
+
+The scheduler sees small keys and small summaries only; everything large goes through the scratch
+folder, which every worker must see. The client hands out a bounded number of tasks at a time.
+Tasks can be repeated, even twice at once, so a worker that dies costs its tasks and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from .._version import __version__
+from ..errors import CellgraphError, ClusterError, MemoryLimitError
+from ..machine import buffers
+from ..machine.memory import format_bytes, peak_bytes, reset_peak, resident_bytes
+from ..source.matrix import Source
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Key = TypeVar("Key")
+Summary = TypeVar("Summary")
+
+_TASKS_PER_THREAD = 3  # in flight: one that runs, and some that wait for a thread
+# distributed pauses a worker at 80 % of its memory; we stay below that.
+_USABLE = 0.75
+
+
+class Workers(NamedTuple):
+    """What a cluster has, as far as a plan needs it.
+
+    Attributes
+    ----------
+    n_workers, n_threads : int
+        Worker processes, and threads of all of them.
+    threads_per_worker : int
+        Of the worker that has most.
+    memory_limit : int
+        Most resident bytes of one worker, of the one that may hold least.
+    reserved : int
+        Resident bytes that a worker holds before it starts, at most.
+    """
+
+    n_workers: int
+    n_threads: int
+    threads_per_worker: int
+    memory_limit: int
+    reserved: int
+
+
+def connect(address: str | None, scheduler_file: str | None) -> Client:
+    """Return a client of a running scheduler.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be reached.
+    """
+    from distributed import Client
+
+    try:
+        return Client(address=address, scheduler_file=scheduler_file, timeout="20s")
+    except (OSError, ValueError) as error:
+        where = address or scheduler_file
+        raise ClusterError(
+            f"no Dask scheduler answers at {where} ({error}). Start one with `dask scheduler`, or "
+            "leave the option out to use the threads of this machine."
+        ) from error
+
+
+def active_client() -> Client | None:
+    """Return the client that is active in this process, if any; nothing is imported for it."""
+    import sys
+
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None
+
+
+def inspect_workers(client: Client, source: Source, way: str, memory_limit: int | None) -> Workers:
+    """Look at all workers: versions, threads, memory.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    source
+        The matrix.
+    way
+        How its edges are found; each worker loads the loops for that.
+    memory_limit
+        What the user allows for each worker, in bytes; None for what the workers allow.
+
+    Raises
+    ------
+    ClusterError
+        If there are no workers, or one has another version of this package.
+    MemoryLimitError
+        If a worker has less memory than the user's limit.
+    """
+    info = client.scheduler_info(n_workers=-1)["workers"]
+    if not info:
+        raise ClusterError(
+            "the cluster has no workers. Start some (`dask worker ADDRESS`), or wait until the "
+            "queue has started them."
+        )
+    found = _ask(client, partial(_introduce, source, way))
+    for worker, (version, _) in found.items():
+        if version != __version__:
+            raise ClusterError(
+                f"worker {worker} has cellgraph_dask {version}, but this is {__version__}. Install "
+                "the same version everywhere."
+            )
+    limit = None
+    for worker, state in info.items():
+        allowed = int(state["memory_limit"] or 0)
+        if not allowed:
+            continue
+        if memory_limit is not None and memory_limit > allowed:
+            raise MemoryLimitError(
+                f"worker {worker} may use {format_bytes(allowed)}, less than the memory limit of "
+                f"{format_bytes(memory_limit)}. Start workers with a larger --memory-limit, or "
+                f"name a limit of at most {allowed // 10**6}MB."
+            )
+        limit = min(limit or allowed, int(allowed * _USABLE))
+    if memory_limit is not None:
+        limit = min(limit or memory_limit, memory_limit)
+    if limit is None:
+        raise ClusterError(
+            "the workers have no memory limit. Name what each may use with --memory-limit."
+        )
+    return Workers(
+        n_workers=len(info),
+        n_threads=sum(state["nthreads"] for state in info.values()),
+        threads_per_worker=max(state["nthreads"] for state in info.values()),
+        memory_limit=limit,
+        reserved=max(resident for _, resident in found.values()),
+    )
+
+
+def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -> None:
+    """Make sure that every worker sees the source and can write where we write.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    source
+        File or folder of the matrix; None if it has none.
+    folders
+        Scratch and output; they exist.
+
+    Raises
+    ------
+    ClusterError
+        With the worker and the folder.
+    """
+    token = os.urandom(8).hex()
+    names = [folder / f"token-{token}" for folder in folders]
+    try:
+        for name in names:
+            name.write_text(token)
+        paths = [str(name) for name in names]
+        for worker, problem in _ask(client, partial(_look_at, source, paths, token)).items():
+            if problem is not None:
+                raise ClusterError(
+                    f"worker {worker} cannot use what this process uses: {problem}. Source, output "
+                    "and scratch must be on storage that all workers share, under the same paths; "
+                    "name another place with --scratch-dir."
+                )
+    finally:
+        for name in names:
+            name.unlink(missing_ok=True)
+
+
+def _ask(client: Client, question: Callable[[], Any]) -> dict[str, Any]:
+    """Return every worker's answer.
+
+    Raises
+    ------
+    ClusterError
+        If one cannot answer.
+    """
+    with _named_loss(client, "while asking the workers"):
+        answers: dict[str, Any] = client.run(question, on_error="return")
+    for worker, answer in answers.items():
+        if isinstance(answer, CellgraphError):
+            raise ClusterError(f"worker {worker} cannot work: {answer}") from answer
+        if isinstance(answer, BaseException):
+            raise ClusterError(
+                f"worker {worker} cannot work: {type(answer).__name__}: {answer}. Install "
+                f"cellgraph_dask {__version__} and what it needs on all workers, and see its log."
+            ) from answer
+    return answers
+
+
+@contextmanager
+def _named_loss(client: Client, when: str) -> Iterator[None]:
+    """Turn the many ways in which a client says that its scheduler is gone into one error."""
+    try:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
+        # CommClosedError is an OSError without a number, unlike what a task on a worker meets.
+        lost = isinstance(error, ConnectionError | CancelledError | TimeoutError) or (
+            isinstance(error, OSError) and error.errno is None
+        )
+        if not lost and client.status == "running":
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ClusterError(
+            f"the connection to the Dask scheduler was lost {when} ({type(error).__name__}: "
+            f"{reason}). See the scheduler's log, and start it again."
+        ) from error
+
+
+def worker_peak_bytes(client: Client) -> int:
+    """Return the most resident bytes that a worker has held since it was inspected."""
+    return max(_ask(client, peak_bytes).values(), default=0)
+
+
+def _introduce(source: Source, way: str) -> tuple[str, int]:
+    """Load the compiled loops on a worker; return its version and its resident bytes."""
+    source.warm_up(way)
+    reset_peak()
+    return __version__, resident_bytes()
+
+
+def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
+    """Return what a worker cannot see or write, if anything."""
+    if source is not None and not Path(source).exists():
+        return f"{source} is not there"
+    for path in map(Path, paths):
+        try:
+            if path.read_text() != token:
+                return f"{path.parent} is another folder there"
+            own = path.with_name(f"{path.name}-{os.getpid()}")
+            own.write_text(token)
+            own.unlink()
+        except OSError as error:
+            return f"{path.parent}: {error.strerror}"
+    return None
+
+
+def compute_on_workers(
+    client: Client, tasks: Sequence[Any], told: Callable[[Any], None]
+) -> list[Any]:
+    """Compute delayed tasks of the user's graph on the workers of a cluster.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    tasks
+        Dask's delayed objects.
+    told
+        Called with each result as it comes.
+
+    Raises
+    ------
+    ClusterError
+        If workers that ran one task were killed again and again, or the scheduler is gone.
+    """
+    from distributed import KilledWorker, as_completed
+
+    with _named_loss(client, "while computing the array"):
+        futures = client.compute(list(tasks))
+        try:
+            for _, result in as_completed(futures, with_results=True):
+                told(result)
+            return list(client.gather(futures))
+        except KilledWorker as error:
+            raise ClusterError(
+                "while computing the array, a chunk was tried on several workers, and all of them "
+                "died, probably out of memory. Make the chunks smaller, or give workers more "
+                "memory."
+            ) from error
+        finally:
+            with suppress(Exception):
+                client.cancel(futures, force=True)
+
+
+class Cluster:
+    """Runs tasks on the workers of a cluster.
+
+    Parameters
+    ----------
+    client
+        Of the cluster.
+    n_threads
+        Threads of all workers.
+    progress
+        Told what is done.
+    """
+
+    def __init__(self, client: Client, n_threads: int, progress: Progress) -> None:
+        self._client = client
+        self._window = _TASKS_PER_THREAD * n_threads
+        self._progress = progress
+        self._token = os.urandom(4).hex()
+
+    def run(
+        self,
+        stage: str,
+        function: Callable[[Key], Summary],
+        keys: Sequence[Key],
+        *,
+        sizes: Sequence[int],
+        unit: str,
+        stop: Callable[[], None] = lambda: None,
+        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
+    ) -> list[Summary]:
+        """Run a function over all keys and return its summaries in their order.
+
+        See `Threads.run` for the parameters.
+
+        Raises
+        ------
+        ClusterError
+            If workers that ran one task were killed again and again.
+        """
+        from distributed import KilledWorker, as_completed
+
+        self._progress.start(stage, sum(sizes), unit)
+        summaries: dict[int, Summary] = {}
+        running: dict[str, tuple[int, Any]] = {}
+        todo = iter(range(len(keys)))
+        completed = as_completed()
+
+        def submit() -> None:
+            k = next(todo, None)
+            if k is not None:
+                name = f"cellgraph-{stage}-{self._token}-{k:06d}"
+                future = self._client.submit(
+                    _task, function, keys[k], key=name, pure=False, priority=-k
+                )
+                running[name] = k, future
+                completed.add(future)
+
+        try:
+            with _named_loss(self._client, f"in stage {stage}"):
+                for _ in range(self._window):
+                    submit()
+                for future in completed:
+                    k, _ = running.pop(future.key)
+                    try:
+                        summaries[k] = future.result()
+                    except KilledWorker as error:
+                        raise ClusterError(
+                            f"in stage {stage}, {keys[k]!r} was tried on several workers, and all "
+                            "of them died, probably out of memory or ended by the queue. See their "
+                            "logs; give workers more memory, or name a smaller --memory-limit."
+                        ) from error
+                    done(keys[k], summaries[k])
+                    self._progress.advance(sizes[k])
+                    submit()
+        except BaseException:
+            with suppress(Exception):  # if the scheduler is gone, so are the tasks
+                self._client.cancel([future for _, future in running.values()], force=True)
+            raise
+        return [summaries[k] for k in range(len(keys))]
+
+
+def _task(function: Callable[[Key], Summary], key: Key) -> Summary:
+    """Run a task on a worker, and give its work space back."""
+    try:
+        return function(key)
+    finally:
+        buffers.release()

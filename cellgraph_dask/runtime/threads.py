@@ -1,0 +1,212 @@
+"""Running stages as Dask tasks: the one module that runs Dask.
+
+A stage is a function of one key that writes to disk and returns a small summary. On threads the
+tasks of a stage form as many chains as there are threads, each task following the one that many
+places before it. So no more tasks run than threads were planned for, and they start in order: a
+task may wait for what earlier ones tell it (where its edges go) without ever blocking them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import dask
+import dask.threaded
+from dask.system import CPU_COUNT
+
+from ..errors import MemoryLimitError
+from ..machine import buffers
+from ..machine.memory import format_bytes, peak_bytes, resident_bytes
+from .progress import Progress
+
+Key = TypeVar("Key")
+Summary = TypeVar("Summary")
+
+
+def default_threads() -> int:
+    """Return the number of cores this process may use: its affinity and cgroup count."""
+    return int(CPU_COUNT)
+
+
+class Executor(Protocol):
+    """Runs the tasks of a stage."""
+
+    def run(
+        self,
+        stage: str,
+        function: Callable[[Key], Summary],
+        keys: Sequence[Key],
+        *,
+        sizes: Sequence[int],
+        unit: str,
+        stop: Callable[[], None] = ...,
+        done: Callable[[Key, Summary], None] = ...,
+    ) -> list[Summary]:
+        """Return what the function gives for each key; see `Threads.run`."""
+
+
+class Threads:
+    """Runs tasks on threads of this process.
+
+    Parameters
+    ----------
+    n_threads
+        How many tasks run at once.
+    progress
+        Told what is done.
+    """
+
+    def __init__(self, n_threads: int, progress: Progress) -> None:
+        self._n_threads = n_threads
+        self._progress = progress
+
+    def run(
+        self,
+        stage: str,
+        function: Callable[[Key], Summary],
+        keys: Sequence[Key],
+        *,
+        sizes: Sequence[int],
+        unit: str,
+        stop: Callable[[], None] = lambda: None,
+        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
+    ) -> list[Summary]:
+        """Run a function over all keys and return its summaries in their order.
+
+        Parameters
+        ----------
+        stage
+            Name of the stage, on the progress bar and in the names of the tasks.
+        function
+            What to do for a key.
+        keys
+            The keys.
+        sizes
+            What each key counts for in the progress.
+        unit
+            What is counted.
+        stop
+            Called when a task has failed, so that tasks which wait for it end too.
+        done
+            Called with each key and its summary when the task is finished.
+        """
+        self._progress.start(stage, sum(sizes), unit)
+        failures: list[BaseException] = []
+
+        def task(k: int, _after: object) -> Summary:
+            try:
+                summary = function(keys[k])
+                done(keys[k], summary)
+            except BaseException as error:
+                failures.append(error)
+                stop()
+                raise
+            self._progress.advance(sizes[k])
+            return summary
+
+        n = self._n_threads
+        names = [f"{stage}-{k:06d}" for k in range(len(keys))]
+        graph = {name: (task, k, names[k - n] if k >= n else None) for k, name in enumerate(names)}
+        try:
+            if n == 1:  # in this very thread, as debuggers and profilers like it
+                return list(dask.get(graph, names))
+            with ThreadPoolExecutor(n, thread_name_prefix=f"cellgraph-{stage}") as pool:
+                try:
+                    return list(dask.threaded.get(graph, names, num_workers=n, pool=pool))
+                except BaseException:
+                    stop()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        except Exception:
+            # The first failure is the cause; tasks that it stopped may be heard of sooner.
+            if failures:
+                raise failures[0] from failures[0].__cause__
+            raise
+        finally:
+            buffers.release()
+
+
+class _GatedPool(ThreadPoolExecutor):
+    """Threads of which one works at a time until more are let in."""
+
+    def __init__(self, n_threads: int) -> None:
+        super().__init__(n_threads, thread_name_prefix="cellgraph-spool")
+        self._gate = threading.Semaphore(1)
+        self._inside = 1
+
+    def let_in(self, n: int) -> None:
+        """Let so many threads work at once, and no fewer than before."""
+        if n > self._inside:
+            self._gate.release(n - self._inside)
+            self._inside = n
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Hand a task to a thread; see `concurrent.futures.Executor.submit`."""
+
+        def task() -> Any:
+            with self._gate:
+                return fn(*args, **kwargs)
+
+        return super().submit(task)
+
+
+def compute_on_threads(
+    tasks: Sequence[Any], told: Callable[[Any], None], *, n_threads: int, limit: int
+) -> list[Any]:
+    """Compute delayed tasks of the user's graph on threads of this process.
+
+    What such a task takes is known to nobody before. So one thread does the first alone, and as
+    many follow as its memory allows.
+
+    Parameters
+    ----------
+    tasks
+        Dask's delayed objects.
+    told
+        Called with each result as it comes.
+    n_threads
+        Most threads.
+    limit
+        Most resident bytes of this process.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the first task has gone beyond the limit.
+    """
+    before = resident_bytes()
+    lock = threading.Lock()
+    is_first = [True]
+
+    with _GatedPool(n_threads) as pool:
+
+        def tell(result: Any) -> Any:
+            with lock:
+                if is_first[0]:
+                    is_first[0] = False
+                    pool.let_in(_threads_that_fit(before, n_threads, limit))
+            told(result)
+            return result
+
+        told_tasks = [dask.delayed(tell, pure=False)(task) for task in tasks]
+        try:
+            results = dask.compute(*told_tasks, scheduler="threads", pool=pool)
+        except BaseException:
+            pool.let_in(n_threads)
+            pool.shutdown(cancel_futures=True)
+            raise
+    return list(results)
+
+
+def _threads_that_fit(before: int, n_threads: int, limit: int) -> int:
+    peak = peak_bytes()
+    if peak > limit:
+        raise MemoryLimitError(
+            f"the memory limit of {format_bytes(limit)} is too small: computing one chunk of the "
+            f"Dask array took this process to {format_bytes(peak)}. Make its chunks smaller, or "
+            f"allow {-(-peak * 5 // 4 // 10**6)}MB (--memory-limit)."
+        )
+    return max(1, min(n_threads, (limit - before) // max(peak - before, 1)))

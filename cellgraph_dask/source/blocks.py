@@ -1,0 +1,156 @@
+"""A neighbour graph as a Dask array of sparse blocks, for work on graphs that do not fit.
+
+Blocks hold about as many entries each, not as many rows: a thousand rows may be a kilobyte or a
+gigabyte. They are whole rows of a CSR matrix, and whole columns of a CSC one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SourceError
+from .lazy import LazyMatrix
+from .matrix import Block, Source, open_source
+
+if TYPE_CHECKING:
+    import dask.array
+
+Array = NDArray[Any]
+Layout = Literal["gcxs", "csr"]
+
+_BLOCK_ENTRIES = 250_000
+
+
+def read_connectivities(
+    source: Any,
+    *,
+    key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    block_entries: int = _BLOCK_ENTRIES,
+    layout: Layout = "gcxs",
+) -> dask.array.Array:
+    """Return a neighbour graph as a Dask array of sparse blocks.
+
+    Parameters
+    ----------
+    source, key, neighbors_key, storage_options
+        As for `export_connectivities`; dense matrices and Dask arrays have no blocks of entries.
+    block_entries
+        Most stored entries in a block; a single row with more is a block of its own. With float32
+        weights a block of a million takes 8 MB, three times that while it is read, and PyData needs
+        200 MB for a comparison and a product of two.
+    layout
+        ``"gcxs"`` for blocks of `sparse.GCXS`, ``"csr"`` for those of scipy.
+
+    Returns
+    -------
+    dask.array.Array
+        Square; chunked by rows, or by columns if the matrix is stored as CSC. Repeated entries are
+        added together, indices sorted. Weights keep their dtype, and may be NaN.
+
+    Raises
+    ------
+    SourceError, DamagedGraphError
+        If the matrix cannot be read; damage inside its chunks is seen when a block is computed.
+
+    Examples
+    --------
+    >>> graph = read_connectivities("atlas.zarr")  # doctest: +SKIP
+    >>> strong = graph.map_blocks(drop_weak)  # doctest: +SKIP
+    >>> export_connectivities(strong, "export")  # doctest: +SKIP
+    """
+    if layout not in ("gcxs", "csr"):
+        raise ValueError(f"layout must be 'gcxs' or 'csr', not {layout!r}")
+    if block_entries < 1:
+        raise ValueError(f"block_entries must be at least 1, not {block_entries}")
+    import dask.array as da
+
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if isinstance(opened, LazyMatrix):
+        raise SourceError(
+            f"{opened.key} is a dense matrix or a Dask array, which has no sparse blocks to read. "
+            "Make a Dask array of it with dask.array.from_array, or use the one there is."
+        )
+    blocks = cut_rows(opened, block_entries)
+    by_columns = opened.layout == "csc"
+    sizes = tuple(block.last_row - block.first_row for block in blocks)
+    name = f"connectivities-{da.core.tokenize(opened.path, opened.key, block_entries, layout)}"
+    name += f"-{np.random.default_rng().integers(2**32):08x}"  # the file may be written again
+    graph: dict[Any, Any] = {f"source-{name}": opened}
+    for k, block in enumerate(blocks):
+        at = (name, 0, k) if by_columns else (name, k, 0)
+        graph[at] = (read_rows, f"source-{name}", tuple(block), layout)
+    chunks = ((opened.n_cells,), sizes) if by_columns else (sizes, (opened.n_cells,))
+    meta = _as_block(
+        np.zeros(1, np.int64), np.zeros(0, opened.row_dtype),
+        np.zeros(0, _kept_dtype(opened)), (0, 0), layout, by_columns,
+    )  # fmt: skip
+    return da.Array(graph, name, chunks, meta=meta)
+
+
+def cut_rows(source: Source, block_entries: int) -> list[Block]:
+    """Cut all rows into blocks of whole rows with at most so many entries, if a row has no more.
+
+    Raises
+    ------
+    DamagedGraphError
+        If `indptr` breaks a rule.
+    """
+    blocks: list[Block] = []
+    start = first = 0
+    for row, indptr in source.scan_indptr():
+        last = row + indptr.size - 1
+        while int(indptr[-1]) - start > block_entries:
+            # The last row that ends within the block, or one row if that is too long already.
+            cut = row + int(indptr.searchsorted(start + block_entries, side="right")) - 1
+            cut = min(max(cut, first + 1), last)
+            stop = int(indptr[cut - row])
+            blocks.append(Block(len(blocks), start, stop, first, cut))
+            start, first = stop, cut
+            if cut == last:
+                break
+    if first < source.n_cells or not blocks:
+        blocks.append(Block(len(blocks), start, source.n_entries, first, source.n_cells))
+    return blocks
+
+
+def read_rows(source: Source, block: tuple[int, int, int, int, int], layout: Layout) -> Any:
+    """Read a block of whole rows (or columns) as a sparse matrix."""
+    rows = Block(*block)
+    indptr, indices, data = source.read_rows(rows)
+    shape = (rows.last_row - rows.first_row, source.n_cells)
+    return _as_block(indptr, indices, data, shape, layout, source.layout == "csc")
+
+
+def _kept_dtype(source: Source) -> np.dtype[Any]:
+    """Return the dtype of blocks; scipy knows no half precision."""
+    dtype = source.stored_weight_dtype.newbyteorder("=")
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def _as_block(
+    indptr: Array, indices: Array, data: Array, shape: tuple[int, int], layout: Layout,
+    by_columns: bool,
+) -> Any:  # fmt: skip
+    from scipy import sparse
+
+    if data.dtype == np.float16:
+        data = data.astype(np.float32)
+    kind = sparse.csc_matrix if by_columns else sparse.csr_matrix
+    matrix = kind((data, indices, indptr), shape=shape[::-1] if by_columns else shape)
+    if not matrix.has_canonical_format:
+        if data.dtype.kind in "iu":  # sums that would overflow
+            matrix = matrix.astype(np.int64 if data.dtype.kind == "i" else np.uint64)
+        matrix.sum_duplicates()  # sorts, too
+    if layout == "csr":
+        return matrix
+    from sparse import GCXS
+
+    axis = 1 if by_columns else 0
+    arrays = (matrix.data, matrix.indices, matrix.indptr)
+    return GCXS(arrays, shape=matrix.shape, compressed_axes=(axis,))

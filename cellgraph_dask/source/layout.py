@@ -1,0 +1,379 @@
+"""Where AnnData keeps a neighbour graph: today's `obsp`, the `uns` of old files, scanpy's names.
+
+It works on whatever has groups with attributes and arrays in them: zarr, HDF5, and `Tree`, which
+makes an AnnData in memory look the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import CellgraphError, DamagedGraphError, SourceError
+
+Node = Any  # a group, or an array: something with a shape
+
+_FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
+_OLD = "uns/neighbors"
+_MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon beyond int64
+
+
+class Found(NamedTuple):
+    """A matrix that has been found.
+
+    Attributes
+    ----------
+    key : str
+        Its path from the root.
+    node : group or array
+        What is there.
+    n_cells : int or None
+        Cells in the `obs` that it belongs to; None if there is none.
+    notes : tuple of str
+        What the user should know about where it was found.
+    """
+
+    key: str
+    node: Node
+    n_cells: int | None
+    notes: tuple[str, ...]
+
+
+class Tree:
+    """An AnnData in memory, seen as groups: paths lead to what it holds."""
+
+    attrs: Mapping[str, Any] = {}
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = content
+
+    def __getitem__(self, path: str) -> Node:
+        """Return what a path leads to.
+
+        Raises
+        ------
+        KeyError
+            If it leads nowhere.
+        """
+        node: Any = self._content
+        for name in path.split("/"):
+            if not isinstance(node, Mapping):
+                raise KeyError(path)
+            node = node[name]
+        return Tree(node) if isinstance(node, Mapping) else node
+
+    def __contains__(self, path: str) -> bool:
+        try:
+            self[path]
+        except KeyError:
+            return False
+        return True
+
+    def keys(self) -> list[str]:
+        """Return the names in it."""
+        return [str(name) for name in self._content]
+
+
+def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> Found:
+    """Find a matrix.
+
+    Parameters
+    ----------
+    root
+        The AnnData, or what holds several.
+    path
+        What errors call it.
+    key
+        A key of `obsp`, or with slashes a path from the root.
+    neighbors_key
+        The name of one of scanpy's neighbour graphs, in `uns`; it says where the matrix is.
+
+    Raises
+    ------
+    SourceError
+        If there is no such matrix; the message lists what there is.
+    """
+    if neighbors_key is not None:
+        full_key = _follow(root, path, neighbors_key)
+    else:
+        full_key = key.strip("/") if "/" in key else f"obsp/{key}"
+    node = _get(root, full_key)
+    notes: tuple[str, ...] = ()
+    if node is None and "/" not in key and neighbors_key is None:
+        node = _get(root, f"{_OLD}/{key}")
+        if node is not None and (is_array(node) or _format(node)[0]):
+            full_key = f"{_OLD}/{key}"
+        else:
+            node = None
+    if node is None:
+        raise _not_found(root, path, full_key)
+    if full_key.startswith("uns/"):
+        notes = (
+            f"{path} has no obsp/{full_key.rsplit('/', 1)[1]}; {full_key} is exported, where "
+            "AnnData kept it before version 0.7.",
+        )
+    return Found(full_key, node, _count_cells(root, full_key), notes)
+
+
+@contextmanager
+def metadata_of(what: str) -> Iterator[None]:
+    """Name whatever is raised while metadata are read: of strange ones, libraries raise anything.
+
+    Raises
+    ------
+    SourceError
+        With what they describe.
+    """
+    try:
+        yield
+    except CellgraphError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"the metadata of {what} cannot be used ({told(error)}). Copy the store again, or "
+            "write the matrix again."
+        ) from error
+
+
+def told(error: Exception) -> str:
+    """Return what an error says, on one line and not too long."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _get(group: Node, path: str) -> Node | None:
+    """Return what is at a path of a group, or None."""
+    with metadata_of(path):
+        try:
+            return group[path]
+        except KeyError:
+            return None
+
+
+def is_array(node: Node) -> bool:
+    """Tell arrays from groups."""
+    return hasattr(node, "shape")
+
+
+def _format(node: Node) -> tuple[str | None, Any]:
+    """Return the format of a sparse group, or None, and what it says itself."""
+    attributes = node.attrs
+    encoding = attributes.get("encoding-type", attributes.get("h5sparse_format"))
+    encoding = encoding.decode(errors="replace") if isinstance(encoding, bytes) else encoding
+    return _FORMATS.get(encoding) if isinstance(encoding, str) else None, encoding
+
+
+def _children(root: Node, path: str) -> list[str]:
+    """Return the names in a group; none if it is not there or cannot list them."""
+    try:
+        return sorted(str(name) for name in root[path].keys())  # noqa: SIM118 (not a dict)
+    except Exception:  # it is only for a message
+        return []
+
+
+def _graphs(root: Node) -> Iterator[str]:
+    """Yield the names in `uns` of what scanpy calls neighbours."""
+    for name in _children(root, "uns"):
+        if {"connectivities_key", "connectivities", "distances"} & set(
+            _children(root, f"uns/{name}")
+        ):
+            yield name
+
+
+def _follow(root: Node, path: str, neighbors_key: str) -> str:
+    """Return where the connectivities of one of scanpy's neighbour graphs are."""
+    named = _get(root, f"uns/{neighbors_key}/connectivities_key")
+    if named is not None:
+        value = named[()] if is_array(named) else named
+        value = np.asarray(value).reshape(-1)[0]
+        return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
+    old = f"uns/{neighbors_key}/connectivities"
+    if _get(root, old) is not None:
+        return old
+    names = list(_graphs(root))
+    raise SourceError(
+        f"{path} has no neighbors {neighbors_key!r} in uns; there is "
+        f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)} Name one with "
+        "--neighbors-key, or the matrix itself with --key."
+    )
+
+
+def _suggestion(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _not_found(root: Node, path: str, full_key: str) -> SourceError:
+    parent, _, name = full_key.rpartition("/")
+    if not _children(root, parent):
+        parent = "obsp"
+    names = _children(root, parent)
+    old = [
+        f"uns/{graph}/{matrix}"
+        for graph in _graphs(root)
+        for matrix in _children(root, f"uns/{graph}")
+        if matrix in ("connectivities", "distances")
+    ]
+    elsewhere = f" In old places: {', '.join(old)}." if old else ""
+    inside = [f"mod/{m}/obsp/{k}" for m in _children(root, "mod")
+              for k in _children(root, f"mod/{m}/obsp")]  # fmt: skip
+    if inside and not full_key.startswith("mod/"):
+        elsewhere += f" In its modalities: {', '.join(inside)}."
+    hint = _suggestion(name, names) or _suggestion(full_key, [*old, *inside])
+    if not hint:  # the same name, or nearly, somewhere else
+        near = difflib.get_close_matches(name, [k.rpartition("/")[2] for k in [*old, *inside]], n=1)
+        hint = "".join(f" Did you mean {k!r}?" for k in [*old, *inside] if k.endswith(f"/{near[0]}")
+                       ) if near else ""  # fmt: skip
+    return SourceError(
+        f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
+        f"{hint} Name the matrix with --key, or compute it with scanpy.pp.neighbors."
+    )
+
+
+def _count_cells(root: Node, full_key: str) -> int | None:
+    """Return the cells in the nearest `obs` above a matrix, or None if there is none."""
+    parts = full_key.split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        above = "/".join([*parts[:depth], "obs"])
+        if depth and parts[depth - 1] in ("obsp", "uns", "mod"):
+            continue
+        obs = _get(root, above)
+        if obs is None:
+            continue
+        with metadata_of(above):
+            if is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
+                return int(obs.shape[0])
+            index = obs.attrs.get("_index")
+            index = index.decode() if isinstance(index, bytes) else index
+            values = _get(obs, index) if isinstance(index, str) else None
+            return int(values.shape[0]) if values is not None and is_array(values) else None
+    return None
+
+
+def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
+    """Return the format of a sparse group, "csr" or "csc", and its rows and columns.
+
+    Raises
+    ------
+    SourceError
+        If it does not say that it is one.
+    """
+    with metadata_of(full_key):
+        layout, encoding = _format(node)
+        shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+        shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
+    if layout is None:
+        raise SourceError(
+            f"{full_key} has encoding-type {_short(encoding)}; csr_matrix and csc_matrix can be "
+            "exported."
+        )
+    if (
+        not isinstance(shape, list | tuple)
+        or len(shape) != 2
+        or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
+    ):
+        raise SourceError(
+            f"{full_key} has the shape {_short(shape)} in its attributes; two whole numbers are "
+            "needed."
+        )
+    return layout, shape[0], shape[1]
+
+
+def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> int:
+    """Return the number of cells of a matrix that is square and fits `obs`.
+
+    Raises
+    ------
+    SourceError
+        If it does not.
+    """
+    if n_cells is not None and shape != (n_cells, n_cells):
+        raise SourceError(
+            f"Connectivity matrix shape {shape} does not match number of cells "
+            f"{n_cells}. {full_key} must have one row and one column for each cell of obs."
+        )
+    if shape[0] != shape[1]:
+        raise SourceError(
+            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row "
+            "and one column for each cell."
+        )
+    return shape[0]
+
+
+def open_array(node: Node, full_key: str, name: str) -> Any:
+    """Return one of the three arrays of a sparse group.
+
+    Raises
+    ------
+    SourceError
+        If it is missing or of another kind.
+    """
+    array = _get(node, name)
+    if array is None:
+        raise SourceError(
+            f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "
+            "again, or write the matrix again."
+        )
+    with metadata_of(f"{full_key}/{name}"):
+        shape: Any = getattr(array, "shape", None) or ()
+        chunks = getattr(array, "chunks", None)
+    if len(shape) != 1:
+        raise SourceError(
+            f"{full_key}/{name} is not a one-dimensional array by its metadata. Copy the store "
+            "again, or write the matrix again."
+        )
+    for what, n in (("values", shape[0]), ("values in a chunk", chunks[0] if chunks else 1)):
+        if not 0 <= int(n) <= _MOST_VALUES:
+            raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
+    return array
+
+
+def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: Any) -> None:
+    """Check that the three arrays of a matrix fit together.
+
+    Raises
+    ------
+    DamagedGraphError
+        If lengths or dtypes are not what they must be.
+    """
+    if indices.shape != data.shape:
+        raise DamagedGraphError(
+            f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
+            f"{data.shape[0]}. The matrix is damaged; write it again."
+        )
+    if indptr.shape[0] != n_cells + 1:
+        raise DamagedGraphError(
+            f"{full_key}/indptr has {indptr.shape[0]} values; a matrix of {n_cells} cells needs "
+            f"{n_cells + 1}. The matrix is damaged; write it again."
+        )
+    for name, array in (("indptr", indptr), ("indices", indices)):
+        if array.dtype.kind not in "iu":
+            raise DamagedGraphError(
+                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
+                "matrix again with integer indices."
+            )
+    check_weights(full_key, data.dtype)
+
+
+def check_weights(full_key: str, dtype: np.dtype[Any]) -> None:
+    """Check that weights can be added.
+
+    Raises
+    ------
+    DamagedGraphError
+        If they are not bool, integers, or floats of up to 64 bits.
+    """
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DamagedGraphError(
+            f"{full_key}/data has dtype {dtype}; weights must be bool, integers, or floats of "
+            "up to 64 bits. Convert them, for example to float32."
+        )

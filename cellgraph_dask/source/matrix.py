@@ -1,0 +1,574 @@
+"""Where a matrix comes from, whatever it is: stores, files, and what is in memory already.
+
+It opens a source, checks what metadata can tell, and reads *blocks*: runs of stored entries, cut
+without regard to rows, so that a row of any length is nothing special. Every value that leaves it
+has been checked; the compiled loops rely on that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DamagedGraphError
+from ..machine import buffers
+from ..stages import loops
+from .arrays import MemoryArray, StoredArray
+from .in_memory import compress
+from .layout import (
+    Found,
+    Tree,
+    check_arrays,
+    check_shape,
+    check_weights,
+    find_matrix,
+    is_array,
+    open_array,
+    sparse_layout,
+)
+from .lazy import LazyMatrix, of_dask, of_dense
+from .opening import (
+    ARRAYS,
+    HDF5Place,
+    MemoryPlace,
+    Place,
+    RawPlace,
+    ZarrPlace,
+    locate,
+    place_of_group,
+)
+
+Array = NDArray[Any]
+
+_INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
+# zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
+# arrays chunked this finely it is taken at its word; in others it must be believable.
+_TINY_CHUNK = 4
+# No graph has more cells without neighbours before its first one: it is indptr that was lost.
+_MOST_ABSENT_ROWS = 2**28
+
+
+class Block(NamedTuple):
+    """A run of stored entries and the rows they are in.
+
+    Attributes
+    ----------
+    number : int
+        Number of the block.
+    start, stop : int
+        Its entries, ``[start, stop)`` of `indices` and `data`.
+    first_row, last_row : int
+        Its rows, ``[first_row, last_row)``; the first and the last may be there in part.
+    """
+
+    number: int
+    start: int
+    stop: int
+    first_row: int
+    last_row: int
+
+
+class BlockEntries(NamedTuple):
+    """What a block holds, checked.
+
+    Attributes
+    ----------
+    indices : ndarray
+        Columns; int32, or int64 from 2³¹ cells on. Stored zeros have their own row as column.
+    indptr : ndarray
+        Where each row starts in `indices`; int64.
+    weights : ndarray or None
+        float64, or int64 for integer weights, if they were asked for.
+    has_negative : bool
+        Whether a weight is below zero.
+    """
+
+    indices: Array
+    indptr: Array
+    weights: Array | None
+    has_negative: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sparse cell × cell matrix; small, and picklable unless it is in memory.
+
+    Attributes
+    ----------
+    place : Place
+        Where its arrays are.
+    key : str
+        Where the matrix is inside it.
+    layout : {"csr", "csc"}
+        How it is stored. The edges are the same for both.
+    n_cells : int
+        Number of rows and of columns.
+    n_entries : int
+        Number of stored entries.
+    notes : tuple of str
+        What the user should know about it.
+    spool_bytes : int
+        Temporary bytes on disk that it takes up.
+    """
+
+    place: Place
+    key: str
+    layout: str
+    n_cells: int
+    n_entries: int
+    notes: tuple[str, ...] = ()
+    spool_bytes: int = 0
+
+    @property
+    def path(self) -> str:
+        """Where it is, for people: a path, a URL, or what it is in memory."""
+        return self.place.path
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Of `spool_bytes`, those that are on disk already."""
+        return self.spool_bytes if isinstance(self.place, RawPlace) else 0
+
+    def absolute(self) -> Source:
+        """Return the same matrix, for processes with another working directory."""
+        return replace(self, place=self.place.absolute())
+
+    @cached_property
+    def _arrays(self) -> dict[str, StoredArray]:
+        return self.place.arrays(self.key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open arrays behind."""
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again.
+
+        It is of the names, sizes and times of its files; elsewhere, of a sample of its chunks.
+        """
+        digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
+        for path in self.place.files(self.key):
+            try:
+                status = path.stat()
+            except OSError:  # whoever reads it will say so
+                status = path.lstat()
+            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+        if self.place.file is None:  # elsewhere: the first, a middle and the last chunk of each
+            for array in self._arrays.values():
+                for at in (0, array.size // 2, max(array.size - 1, 0)):
+                    digest.update(_chunk_of(array, at).tobytes())
+        return digest.hexdigest()
+
+    @property
+    def chunk_size(self) -> int:
+        """Entries in a chunk; of `indices` or `data`, the larger."""
+        return max(self._arrays["indices"].chunk_size, self._arrays["data"].chunk_size)
+
+    @property
+    def stored_index_dtype(self) -> np.dtype[Any]:
+        """Dtype of `indices` in the store."""
+        dtype: np.dtype[Any] = self._arrays["indices"].dtype
+        return dtype
+
+    @property
+    def stored_weight_dtype(self) -> np.dtype[Any]:
+        """Dtype of `data` in the store."""
+        dtype: np.dtype[Any] = self._arrays["data"].dtype
+        return dtype
+
+    @property
+    def scanned_weight_dtype(self) -> np.dtype[Any]:
+        """Dtype in which the compiled loops see the weights."""
+        return _comparable(np.empty(0, self.stored_weight_dtype)).dtype
+
+    @property
+    def row_dtype(self) -> np.dtype[Any]:
+        """Dtype of a block's indices."""
+        return np.dtype(np.int32 if self.n_cells <= np.iinfo(np.int32).max else np.int64)
+
+    @property
+    def probe_bytes(self) -> int:
+        """Most bytes that `entry` and `has_entry` need."""
+        work = max(array.work_bytes for array in self._arrays.values())
+        rows = min(self._arrays["indptr"].chunk_size, self.n_cells) + 1
+        return int(work + 16 * rows + 8 * _INDPTR_SLICE)
+
+    def warm_up(self, way: str) -> None:
+        """Load the compiled loops for this matrix; see `kernels.warm_up`."""
+        loops.warm_up(
+            self.stored_index_dtype,
+            self.scanned_weight_dtype,
+            way,
+            wide=self.n_cells > np.iinfo(np.int32).max,
+        )
+
+    def block_bytes(self, n_entries: int, n_rows: int, *, signed: bool) -> int:
+        """Return the most bytes `read_block` needs for a block of that size on one thread."""
+        indices, data = self._arrays["indices"], self._arrays["data"]
+        total = n_entries * self.row_dtype.itemsize + (n_rows + 2) * 16
+        if indices.dtype != self.row_dtype:
+            total += min(indices.chunk_size, n_entries) * indices.dtype.itemsize
+        if signed:
+            total += n_entries * 8
+        total += min(data.chunk_size, n_entries) * (data.dtype.itemsize + 4)
+        return int(total + max(array.work_bytes for array in self._arrays.values()))
+
+    def scan_indptr(self) -> Iterator[tuple[int, Array]]:
+        """Read `indptr` from end to end in overlapping slices, checking it on the way.
+
+        Yields
+        ------
+        first_row : int
+            The row that the slice starts with.
+        slice : ndarray
+            ``indptr[first_row : first_row + k + 1]``; int64. The next slice starts with its last
+            value.
+
+        Raises
+        ------
+        DamagedGraphError
+            If it does not start at 0, decreases, does not end at the number of entries, or lacks a
+            chunk that was not all zeros.
+        """
+        indptr = self._arrays["indptr"]
+        absent_until = 0
+        for first in range(0, max(self.n_cells, 1), _INDPTR_SLICE):
+            values, absent = self._read_indptr(first, min(first + _INDPTR_SLICE, self.n_cells))
+            if first == 0 and values[0] != 0:
+                raise DamagedGraphError(
+                    f"{indptr.name} starts at {values[0]}, not at 0. The matrix is damaged; "
+                    "write it again."
+                )
+            for a, b in absent:
+                if a > absent_until:
+                    raise DamagedGraphError(self._missing(indptr, a, "rows would lose entries"))
+                absent_until = b
+            if absent_until > _MOST_ABSENT_ROWS:
+                raise DamagedGraphError(self._missing(indptr, 0, "entries lose their rows"))
+            if absent_until and absent_until - first < values.size:
+                self._check_absent_rows(first, values, absent_until)
+                absent_until = 0
+            row = loops.first_decrease(values)
+            if row >= 0:
+                raise DamagedGraphError(
+                    f"{indptr.name} decreases at row {first + row}: from {values[row]} to "
+                    f"{values[row + 1]}. The matrix is damaged; write it again."
+                )
+            yield first, values
+        if values[-1] != self.n_entries:
+            raise DamagedGraphError(
+                f"{indptr.name} ends at {values[-1]}, but {self.n_entries} entries are stored. The "
+                "matrix is damaged; write it again."
+            )
+
+    def _check_absent_rows(self, first: int, values: Array, absent_until: int) -> None:
+        """Judge absent chunks at the head of `indptr`: those rows had better be empty.
+
+        As zeros they leave everything before the next chunk to one row. That is believed if the
+        row is no longer than the longest after it.
+        """
+        indptr = self._arrays["indptr"]
+        at = absent_until - first
+        if indptr.chunk_size <= _TINY_CHUNK:
+            return
+        lengths = np.diff(values[max(at, 0) :])
+        if values[at] > (lengths.max() if lengths.size else 0):
+            raise DamagedGraphError(
+                self._missing(indptr, 0, f"{values[at]} entries lose their rows")
+            )
+
+    def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
+        """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
+        indptr = self._arrays["indptr"]
+        stored = buffers.take("stored indptr", last - first + 1, indptr.dtype)
+        absent = indptr.read(first, last + 1, stored)
+        if indptr.dtype == np.int64:
+            return stored, absent
+        values = buffers.take("indptr", last - first + 1, np.int64)
+        values[:] = stored
+        return values, absent
+
+    def entry(self, at: int) -> tuple[int, int]:
+        """Return row and column of the stored entry number `at`, unchecked."""
+        chunk = self._arrays["indptr"].chunk_size
+        # Rows are often of about the same length, which tells the chunk; if not, it is halved down.
+        low = at * self.n_cells // self.n_entries // chunk * chunk
+        high = min(low + chunk, self.n_cells) - 1
+        values, _ = self._read_indptr(low, max(high, low))
+        if not values[0] <= at < values[-1]:
+            low, high = 0, self.n_cells
+            while high - low > chunk:
+                middle = (low + high) // 2
+                low, high = (middle, high) if self._value("indptr", middle) <= at else (low, middle)
+            values, _ = self._read_indptr(low, high)
+        return low + int(np.searchsorted(values, at, side="right")) - 1, self._value("indices", at)
+
+    def has_entry(self, row: int, column: int) -> bool:
+        """Tell whether an entry is stored at a row and column, looking at no more than 2²⁰."""
+        if not 0 <= row < self.n_cells:
+            return False
+        values, _ = self._read_indptr(row, row + 1)
+        start, stop = int(values[0]), int(values[1])
+        if not 0 <= start <= stop <= self.n_entries:
+            return False
+        stop = min(stop, start + _INDPTR_SLICE)
+        columns = np.empty(stop - start, self._arrays["indices"].dtype)
+        self._arrays["indices"].read(start, stop, columns)
+        return bool((columns == column).any())
+
+    def _value(self, name: str, at: int) -> int:
+        value = np.empty(1, self._arrays[name].dtype)
+        self._arrays[name].read(at, at + 1, value)
+        return int(value[0])
+
+    def read_block(self, block: Block, *, signed: bool) -> BlockEntries:
+        """Read and check a block. The arrays belong to this thread, until its next block.
+
+        Parameters
+        ----------
+        block
+            Which entries.
+        signed
+            Whether to give the weights too.
+
+        Raises
+        ------
+        DamagedGraphError
+            If an index is outside the matrix, a weight is NaN or infinite, or a chunk is missing
+            or broken. Without `signed`, negative weights are reported, not refused.
+        """
+        indptr = self._indptr_of(block)
+        indices = self._read_indices(block, indptr)
+        weights, has_negative = self._read_weights(block, indptr, indices, signed)
+        return BlockEntries(indices, indptr, weights, has_negative)
+
+    def _indptr_of(self, block: Block) -> Array:
+        """Return where each row of a block starts in it; this thread's."""
+        indptr, _ = self._read_indptr(block.first_row, block.last_row)
+        if loops.first_decrease(indptr) >= 0 or indptr[0] > block.start or indptr[-1] < block.stop:
+            raise DamagedGraphError(
+                f"{self._arrays['indptr'].name} changed while it was being read; export again when "
+                "nothing else writes to the store."
+            )
+        np.clip(indptr, block.start, block.stop, out=indptr)
+        indptr -= block.start
+        return indptr
+
+    def read_rows(self, block: Block) -> tuple[Array, Array, Array]:
+        """Read whole rows as they are stored: new `indptr` (int64), `indices` and `data`.
+
+        Weights are not looked at, so that users can mend those that are not finite.
+
+        Raises
+        ------
+        DamagedGraphError
+            If an index is outside the matrix, or a chunk is missing or broken.
+        """
+        indptr = self._indptr_of(block).copy()
+        indices = self._read_indices(block, indptr).copy()
+        array = self._arrays["data"]
+        data = np.empty(block.stop - block.start, array.dtype)
+        for a, b in array.spans(block.start, block.stop):
+            self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
+        return indptr, indices, data
+
+    def _read_indices(self, block: Block, indptr: Array) -> Array:
+        array = self._arrays["indices"]
+        out = buffers.take("indices", block.stop - block.start, self.row_dtype)
+        for a, b in array.spans(block.start, block.stop):
+            part = out[a - block.start : b - block.start]
+            native = array.dtype == self.row_dtype
+            stored = part if native else buffers.take("stored indices", b - a, array.dtype)
+            absent = array.read(a, b, stored)
+            if absent and not self._believable_zero_columns(block, indptr, a, b):
+                raise DamagedGraphError(
+                    self._missing(array, a, "as zeros it would link cells to cell 0 over and over")
+                )
+            bad = loops.first_invalid_index(stored, self.n_cells)
+            if bad >= 0:
+                row = _row_of(block, indptr, a + bad)
+                raise DamagedGraphError(
+                    f"{array.name} holds {stored[bad]} in row {row} (entry {a + bad}); a matrix of "
+                    f"{self.n_cells} cells has indices from 0 to {self.n_cells - 1}. The matrix is "
+                    "damaged; write it again."
+                )
+            if not native:
+                part[:] = stored
+        return out
+
+    def _believable_zero_columns(self, block: Block, indptr: Array, a: int, b: int) -> bool:
+        """Tell whether entries ``[a, b)`` may all be in column 0: no row has two of them."""
+        if self._arrays["indices"].chunk_size <= _TINY_CHUNK:
+            return True
+        inside = np.clip(indptr, a - block.start, b - block.start)
+        return bool(np.diff(inside).max(initial=0) <= 1)
+
+    def _read_weights(
+        self, block: Block, indptr: Array, indices: Array, signed: bool
+    ) -> tuple[Array | None, bool]:
+        array = self._arrays["data"]
+        kept = None
+        if signed:
+            kind = np.float64 if array.dtype.kind == "f" else np.int64
+            kept = buffers.take("weights", block.stop - block.start, kind)
+        has_negative = False
+        for a, b in array.spans(block.start, block.stop):
+            stored = buffers.take("stored weights", b - a, array.dtype)
+            self._read_weights_of_span(array, a, b, stored)
+            weights = _comparable(stored)
+            not_finite, n_zeros, n_negative = loops.scan_weights(weights)
+            if not_finite >= 0:
+                row = _row_of(block, indptr, a + not_finite)
+                cells = (row, int(indices[a + not_finite - block.start]))
+                raise DamagedGraphError(
+                    f"the weight of cells {cells if self.layout == 'csr' else cells[::-1]} in "
+                    f"{self.key} is {stored[not_finite]}; weights must be finite. Compute the "
+                    "neighbours again, or replace such weights."
+                )
+            has_negative |= n_negative > 0
+            if n_zeros:
+                loops.drop_stored_zeros(indices, weights, a - block.start, indptr, block.first_row)
+            if kept is not None:
+                kept[a - block.start : b - block.start] = stored
+        return kept, has_negative
+
+    def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
+        if array.read(a, b, out) and array.chunk_size > _TINY_CHUNK:
+            raise DamagedGraphError(
+                self._missing(array, a, f"the edges of its {b - a} entries would be lost")
+            )
+
+    def _missing(self, array: StoredArray, at: int, loss: str) -> str:
+        return (
+            f"chunk {array.key_of(at)} of {array.name} is missing from the store: {loss}. Copy the "
+            "store again from where it came. If those values really are zeros, write it again "
+            "with zarr.config.set({'array.write_empty_chunks': True})."
+        )
+
+
+def _chunk_of(array: StoredArray, at: int) -> Array:
+    """Return the values of the chunk that holds value `at`."""
+    first = at // array.chunk_size * array.chunk_size
+    values = np.empty(min(array.chunk_size, array.size - first), array.dtype)
+    array.read(first, first + values.size, values)
+    return values
+
+
+def _row_of(block: Block, indptr: Array, entry: int) -> int:
+    return block.first_row + int(np.searchsorted(indptr, entry - block.start, side="right")) - 1
+
+
+def _comparable(stored: Array) -> Array:
+    """Return weights in a dtype that compiled loops compare: bool and float16 are converted."""
+    if stored.dtype == np.bool_:
+        return stored.view(np.uint8)
+    return stored.astype(np.float32) if stored.dtype == np.float16 else stored
+
+
+def open_source(
+    source: Any,
+    key: str = "connectivities",
+    *,
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Source | LazyMatrix:
+    """Open a matrix, wherever it is, and check what its metadata tell.
+
+    Parameters
+    ----------
+    source
+        A path or URL of a zarr store or an HDF5 file; a `zarr.Group`, or a store of zarr; an
+        AnnData in memory, backed or lazy; a matrix of scipy or PyData sparse, or anything that
+        numpy makes a two-dimensional array of; a Dask array.
+    key
+        A key of `obsp`, or with slashes a path from the root.
+    neighbors_key
+        The name of one of scanpy's neighbour graphs, instead of `key`.
+    storage_options
+        What fsspec is to be told about a URL.
+
+    Returns
+    -------
+    Source or LazyMatrix
+        A `LazyMatrix` has no row pointers yet: it has to be computed or searched first.
+
+    Raises
+    ------
+    SourceError
+        If there is no such store or key, or it is not a matrix over the cells.
+    DamagedGraphError
+        If its arrays do not fit together.
+    """
+    if neighbors_key is not None and key != "connectivities":
+        raise ValueError("give key or neighbors_key, not both")
+    if isinstance(source, str | os.PathLike):
+        place = locate(source, storage_options)
+        return _open_place(place, key, neighbors_key)
+    if storage_options:
+        raise ValueError("storage options are for URLs")
+    if _is(source, "zarr", "Group"):
+        return _open_place(place_of_group(source), key, neighbors_key)
+    if _is(source, "zarr.abc.store", "Store"):
+        import zarr
+
+        return _open_place(place_of_group(zarr.open_group(source, mode="r")), key, neighbors_key)
+    if _is(source, "anndata", "AnnData") or (hasattr(source, "obsp") and hasattr(source, "uns")):
+        path = "AnnData in memory"
+        root = Tree({"obsp": source.obsp, "uns": source.uns, "obs": source.obs})
+        found = find_matrix(root, path, key, neighbors_key)
+        return _open_matrix(path, found)
+    if neighbors_key is not None or key != "connectivities":
+        raise ValueError("key and neighbors_key are for stores, files and AnnData")
+    return _open_matrix(f"{type(source).__name__} in memory", Found("matrix", source, None, ()))
+
+
+def _is(source: object, module: str, name: str) -> bool:
+    """Tell whether an object is of a class, without importing its library."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(source, kind)
+
+
+def _open_place(
+    place: ZarrPlace | HDF5Place, key: str, neighbors_key: str | None
+) -> Source | LazyMatrix:
+    with place.open() as root:
+        key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
+        if is_array(node):
+            return of_dense(place, key, node, n_cells, notes)
+        layout, n_rows, n_columns = sparse_layout(key, node)
+        indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
+        n_cells = check_shape(key, (n_rows, n_columns), n_cells)
+        check_arrays(key, n_cells, indptr, indices, data)
+        source = Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
+        # They are open already; and those that cannot be read are refused here.
+        source.__dict__["_arrays"] = place.arrays_in(root, key)
+        return source
+
+
+def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
+    """Open what is an object of Python."""
+    key, matrix, n_cells, notes = found
+    if _is(matrix, "dask.array", "Array"):
+        return of_dask(path, key, matrix, n_cells, notes)
+    group = getattr(matrix, "group", None)
+    if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
+        if _is(group, "zarr", "Group"):
+            place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
+            return _open_place(place, f"/{group.path}", None)
+        return _open_place(HDF5Place(group.file.filename), group.name, None)
+    layout, *arrays, shape = compress(matrix, key)
+    n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
+    check_weights(key, arrays[2].dtype)
+    content = {
+        name: MemoryArray(f"{key}/{name}", array)
+        for name, array in zip(ARRAYS, arrays, strict=True)
+    }
+    return Source(MemoryPlace(path, content), key, layout, n_cells, arrays[1].size, notes)

@@ -1,0 +1,148 @@
+"""The largest degree of a cell, which the manifest tells.
+
+A cell's degree is the number of edges it is the source of plus the number it is the destination of.
+The second kind lies scattered over all pieces. Where the memory limit leaves room, threads share
+one counter a cell. Where it does not, or on a cluster, each piece leaves a run of what has to be
+counted, ordered by partition, and a stage of its own counts a range of cells at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine import buffers
+from . import loops
+from .job import Job
+from .merge import Piece
+from .runs import RunReader, Written, holds, write_run
+
+Array = NDArray[Any]
+
+_SLAB = 1 << 18  # destinations looked at in one go
+_RANGE_CELLS = 1 << 22  # most cells counted by one task: 32 MB
+COUNTER_BYTES = 4  # of one cell in `DegreeCounters`
+
+
+class DegreeCounters:
+    """Counters of all cells in memory, shared by threads.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells, less than 2³².
+    """
+
+    kind = "counters"
+
+    def __init__(self, n_cells: int) -> None:
+        self._counts = np.zeros(n_cells, np.uint32)
+        self._lock = threading.Lock()
+
+    def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
+        """Count the edges of a piece; no temporary file is made."""
+        with self._lock:
+            loops.count_degrees(src, dst, self._counts)
+        return Written(0, 0)
+
+    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, _written: Written) -> bool:
+        """Count the edges of a piece of an earlier run."""
+        self.add(job, piece, src, dst)
+        return True
+
+    def largest(self) -> int:
+        """Return the largest degree."""
+        return int(self._counts.max(initial=0))
+
+
+class DegreeRuns:
+    """Leaves a run for each piece; picklable."""
+
+    kind = "runs"
+
+    def keep(self, job: Job, piece: Piece, _src: Array, _dst: Array, written: Written) -> bool:
+        """Tell whether the run of a piece is still there."""
+        return holds(job.scratch.run("degrees", piece.number), written)
+
+    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
+        """Write the destinations of a piece by partition, and its edges for each source."""
+        counts = np.zeros(job.n_partitions, np.int64)
+        loops.count_values(dst, job.shift, counts)
+        starts = np.concatenate(([0], np.cumsum(counts)))
+        local = buffers.take("grouped", dst.size, np.uint16)  # the grouped entries are done with
+        loops.bucket_destinations(dst, job.shift, starts[:-1].copy(), local)
+        width = 1 << job.shift
+        n_sources = width * (piece.last - piece.first)
+        per_source = buffers.take("edges per source", n_sources, np.uint32)
+        per_source[:] = 0
+        loops.count_edges_per_source(src, piece.first << job.shift, per_source)
+        source_starts = np.clip(
+            np.arange(job.n_partitions + 1) - piece.first, 0, piece.last - piece.first
+        )
+        return write_run(
+            job.scratch.run("degrees", piece.number),
+            [({"dst": local}, starts), ({"n": per_source}, source_starts * width)],
+        )
+
+
+_LAYOUT: list[dict[str, np.dtype[Any]]] = [{"dst": np.dtype(np.uint16)}, {"n": np.dtype(np.uint32)}]
+
+
+class CellRange(NamedTuple):
+    """The partitions ``[first, last)`` whose degrees one task counts."""
+
+    number: int
+    first: int
+    last: int
+
+
+def cut_cells(job: Job, piece_entries: int) -> list[CellRange]:
+    """Cut the partitions into ranges whose counters need no more room than a piece."""
+    cells = min(_RANGE_CELLS, piece_entries)
+    step = max(1, cells >> job.shift)
+    firsts = range(0, job.n_partitions, step)
+    return [
+        CellRange(k, first, min(first + step, job.n_partitions)) for k, first in enumerate(firsts)
+    ]
+
+
+def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
+    """Return the largest degree among a range of cells.
+
+    Parameters
+    ----------
+    job
+        The export.
+    n_pieces
+        Number of degree runs.
+    cells
+        The cells, by partition.
+    """
+    width = 1 << job.shift
+    degrees = buffers.take("degrees", width * (cells.last - cells.first), np.int64)
+    degrees[:] = 0
+    layout = [(columns, job.n_partitions + 1) for columns in _LAYOUT]
+    for piece in range(n_pieces):
+        with RunReader(job.scratch.run("degrees", piece), layout) as run:
+            starts = run.starts(0, cells.first, cells.last)
+            for f in range(cells.last - cells.first):
+                of_partition = degrees[f * width : (f + 1) * width]
+                for at in range(int(starts[f]), int(starts[f + 1]), _SLAB):
+                    local = buffers.take(
+                        "destinations", min(_SLAB, int(starts[f + 1]) - at), np.uint16
+                    )
+                    run.read(0, "dst", at, local)
+                    loops.count_values(local, 0, of_partition)
+            per_source = run.starts(1, cells.first, cells.last)
+            n = int(per_source[-1] - per_source[0])
+            if n:
+                counts = buffers.take("counts", n, np.uint32)
+                run.read(1, "n", int(per_source[0]), counts)
+                # Partitions before or after the piece's own have no counts in its run.
+                has_counts = np.flatnonzero(np.diff(per_source))
+                begin = int(has_counts[0]) * width
+                degrees[begin : begin + n] += counts
+    return int(degrees.max(initial=0))

@@ -1,0 +1,817 @@
+"""The arithmetic of the graph as compiled loops: no I/O, no Dask, no Python object per entry.
+
+A stored entry ``C[i, j]`` with ``i < j`` is an *upper* entry, the edge ``(i, j)`` itself; one with
+``i > j`` is a *lower* entry, whose transpose contributes the edge ``(j, i)``. Sources are cut into
+*partitions* of ``2**shift`` cells, so the partition of a source is ``source >> shift`` and its
+place inside it fits 16 bits::
+
+    block of rows --split-->  upper dst in row order, and how many are in each row
+                              lower (src, dst) by partition, dst rising
+    partition     --merge-->  group both by source, merge two rising lists, drop repeats
+
+All loops release the GIL; they allocate nothing and raise nothing (see `compiled`). Entries that
+count as no entry at all (self-edges, stored zeros) are marked by setting their column to their own
+row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine.compiled import compiled
+
+Array = NDArray[Any]
+
+_AT_ONCE = 16  # values that are written at once
+
+
+@compiled(int)
+def first_invalid_index(indices: Array, n_cells: int) -> int:
+    """Return the position of the first index outside ``[0, n_cells)``, or -1."""
+    invalid: Any = False
+    for e in range(indices.size):  # no way out of the loop, so that it becomes vector code
+        invalid |= (indices[e] < 0) | (indices[e] >= n_cells)
+    if invalid:
+        for e in range(indices.size):
+            if indices[e] < 0 or indices[e] >= n_cells:
+                return e
+    return -1
+
+
+@compiled(int)
+def first_decrease(indptr: Array) -> int:
+    """Return the first ``r`` with ``indptr[r + 1] < indptr[r]``, or -1."""
+    for r in range(indptr.size - 1):
+        if indptr[r + 1] < indptr[r]:
+            return r
+    return -1
+
+
+@compiled(int, int, int)
+def scan_weights(weights: Array) -> tuple[int, int, int]:
+    """Look at stored weights once.
+
+    Returns
+    -------
+    tuple of int
+        Position of the first NaN or infinity (-1 if none), number of zeros, of negatives.
+    """
+    zeros = 0
+    negatives = 0
+    not_finite = 0
+    for e in range(weights.size):
+        w = weights[e]
+        zeros += w == 0
+        negatives += w < 0
+        not_finite += w - w != 0  # NaN and infinity, and nothing else
+    first = -1
+    if not_finite:
+        first = 0
+        while weights[first] - weights[first] == 0:
+            first += 1
+    return first, zeros, negatives
+
+
+@compiled()
+def drop_stored_zeros(
+    indices: Array, weights: Array, offset: int, indptr: Array, first_row: int
+) -> None:
+    """Turn stored zeros into self-edges, which every later loop skips.
+
+    Parameters
+    ----------
+    indices
+        Columns of a block, changed in place.
+    weights
+        Weights of the entries ``offset … offset + weights.size`` of the block.
+    indptr
+        Where each row of the block starts in `indices`; one more than it has rows.
+    first_row
+        The row that ``indptr[0]`` stands for.
+    """
+    row = 0
+    for e in range(weights.size):
+        if weights[e] == 0:
+            at = offset + e
+            while indptr[row + 1] <= at:
+                row += 1
+            indices[at] = first_row + row
+
+
+@compiled()
+def count_contributions(
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    band: int,
+    in_row: Array,
+    upper: Array,
+    lower: Array,
+) -> None:
+    """Count a block's upper entries by row and by partition, its lower ones by partition and band.
+
+    Parameters
+    ----------
+    indices, indptr, first_row
+        The block, as in `drop_stored_zeros`.
+    shift, band
+        Binary logarithms of the cells in a partition and of the rows in a band.
+    in_row
+        Set to the upper entries of each row; uint32.
+    upper, lower
+        Added to; int64, by partition, and by partition and band.
+    """
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        n_upper = 0
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                lower[j >> shift, r >> band] += 1
+            elif j > i:
+                n_upper += 1
+        in_row[r] = n_upper
+        upper[i >> shift] += n_upper
+
+
+@compiled()
+def split_block(
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    band: int,
+    lower_next: Array,
+    upper_dst: Array,
+    lower_src: Array,
+    lower_row: Array,
+) -> None:
+    """Write a block's entries as edges: upper ones in row order, lower ones by partition and band.
+
+    Parameters
+    ----------
+    indices, indptr, first_row, shift, band
+        As in `count_contributions`.
+    lower_next
+        Where the next lower entry of each partition and band goes; int64, changed in place.
+    upper_dst
+        Destinations; uint32 (uint64 above 2³² cells).
+    lower_src
+        Sources inside their partition; uint16.
+    lower_row
+        Destinations, which are rows, inside their band; uint16.
+    """
+    mask = (1 << shift) - 1
+    in_band = (1 << band) - 1
+    q = 0
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        row = r & in_band
+        g = r >> band
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                p = lower_next[j >> shift, g]
+                lower_next[j >> shift, g] = p + 1
+                lower_src[p] = j & mask
+                lower_row[p] = row
+            elif j > i:
+                upper_dst[q] = j
+                q += 1
+
+
+@compiled()
+def split_signed_block(
+    indices: Array,
+    weights: Array,
+    indptr: Array,
+    first_row: int,
+    shift: int,
+    band: int,
+    lower_next: Array,
+    upper_dst: Array,
+    upper_weight: Array,
+    lower_src: Array,
+    lower_row: Array,
+    lower_weight: Array,
+) -> None:
+    """Do `split_block` with the weights (float64 or int64) carried along."""
+    mask = (1 << shift) - 1
+    in_band = (1 << band) - 1
+    q = 0
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        for e in range(indptr[r], indptr[r + 1]):
+            j = indices[e]
+            if j < i:
+                p = lower_next[j >> shift, r >> band]
+                lower_next[j >> shift, r >> band] = p + 1
+                lower_src[p] = j & mask
+                lower_row[p] = r & in_band
+                lower_weight[p] = weights[e]
+            elif j > i:
+                upper_dst[q] = j
+                upper_weight[q] = weights[e]
+                q += 1
+
+
+@compiled()
+def _sort(values: Array, start: int, stop: int) -> None:
+    """Sort ``values[start:stop]`` in place: by insertion if it is short, else a heap sort."""
+    if stop - start <= 32:
+        for k in range(start + 1, stop):
+            value = values[k]
+            p = k
+            while p > start and values[p - 1] > value:
+                values[p] = values[p - 1]
+                p -= 1
+            values[p] = value
+        return
+    n = stop - start
+    root = n // 2
+    while n > 1:
+        if root > 0:
+            root -= 1
+            value = values[start + root]
+        else:
+            n -= 1
+            value = values[start + n]
+            values[start + n] = values[start]
+        p = root
+        child = 2 * p + 1
+        while child < n:
+            if child + 1 < n and values[start + child + 1] > values[start + child]:
+                child += 1
+            if values[start + child] <= value:
+                break
+            values[start + p] = values[start + child]
+            p = child
+            child = 2 * p + 1
+        values[start + p] = value
+
+
+@compiled()
+def _group_upper(
+    first_rows: Array,
+    in_row: Array,
+    row_starts: Array,
+    dst: Array,
+    starts: Array,
+    f: int,
+    base: int,
+    ends: Array,
+    grouped: Array,
+) -> None:
+    """Sort one partition's upper entries by source, stable over the runs.
+
+    Afterwards ``grouped[ends[s - 1]:ends[s]]`` are the destinations of source ``base + s``
+    (``ends[-1]`` being 0). Parameters are those of `merge_partitions`; the entries of a row are in
+    one run, or in a few that follow one another.
+    """
+    ends[:] = 0
+    width = ends.size - 1
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            ends[s + 1] += in_row[p]
+            s += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        q = starts[b, f]
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            at = ends[s]
+            n = np.int64(in_row[p])
+            for k in range(n):
+                grouped[at + k] = dst[q + k]
+            ends[s] = at + n
+            q += n
+            s += 1
+
+
+@compiled()
+def _group_lower(
+    src: Array, row: Array, starts: Array, bases: Array, f: int, ends: Array, grouped: Array
+) -> None:
+    """Sort one partition's lower entries by source: a counting sort, stable over the runs."""
+    ends[:] = 0
+    width = ends.size - 1
+    n_bands = bases.shape[1]
+    for b in range(starts.shape[0]):
+        for p in range(starts[b, f * n_bands], starts[b, (f + 1) * n_bands]):
+            ends[src[p] + np.int64(1)] += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(starts.shape[0]):
+        for g in range(n_bands):
+            base = bases[b, g]
+            for p in range(starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]):
+                s = src[p]
+                grouped[ends[s]] = base + np.int64(row[p])
+                ends[s] += 1
+
+
+@compiled(int)
+def merge_partitions(
+    first_partition: int,
+    shift: int,
+    first_rows: Array,
+    in_row: Array,
+    row_starts: Array,
+    upper_dst: Array,
+    upper_starts: Array,
+    lower_src: Array,
+    lower_row: Array,
+    lower_starts: Array,
+    bases: Array,
+    upper_ends: Array,
+    lower_ends: Array,
+    upper_grouped: Array,
+    lower_grouped: Array,
+    out_src: Array,
+    out_dst: Array,
+) -> int:
+    """Merge the upper and lower entries of consecutive partitions into sorted, distinct edges.
+
+    Parameters
+    ----------
+    first_partition
+        The first partition.
+    first_rows, in_row, row_starts, upper_dst, upper_starts
+        The upper entries; see `split_runs.Packed`.
+    lower_src, lower_row, lower_starts, bases
+        The lower entries.
+    upper_ends, lower_ends
+        Work space, ``2**shift + 1`` int64.
+    upper_grouped, lower_grouped
+        Work space, as long as the longest partition, of the type of the destinations.
+    out_src, out_dst
+        The edges, at least as long as all entries together.
+
+    Returns
+    -------
+    int
+        Number of edges written.
+    """
+    n: Any = 0
+    for f in range(upper_starts.shape[1] - 1):
+        base = np.int64(first_partition + f) << shift
+        _group_upper(
+            first_rows, in_row, row_starts, upper_dst, upper_starts, f, base,
+            upper_ends, upper_grouped,
+        )  # fmt: skip
+        _group_lower(lower_src, lower_row, lower_starts, bases, f, lower_ends, lower_grouped)
+        a: Any = 0
+        b: Any = 0
+        for s in range(upper_ends.size - 1):
+            a_end = upper_ends[s]
+            b_end = lower_ends[s]
+            for p in range(a + 1, a_end):
+                if upper_grouped[p] < upper_grouped[p - 1]:
+                    _sort(upper_grouped, a, a_end)
+                    break
+            previous = np.int64(base + s)  # no destination equals its source
+            while a < a_end and b < b_end:
+                # Without branches: which list is next is as good as random.
+                x = np.int64(upper_grouped[a])
+                y = np.int64(lower_grouped[b])
+                d = min(x, y)
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                a += x <= y
+                b += y <= x
+            while a < a_end:
+                d = np.int64(upper_grouped[a])
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                a += 1
+            while b < b_end:
+                d = np.int64(lower_grouped[b])
+                out_src[n] = base + s
+                out_dst[n] = d
+                n += d != previous
+                previous = d
+                b += 1
+    return int(n)
+
+
+@compiled(int)
+def merge_signed(
+    upper_keys: Array,
+    upper_high: Array,
+    upper_low: Array,
+    lower_keys: Array,
+    lower_high: Array,
+    lower_low: Array,
+    first_source: int,
+    dst_bits: int,
+    out_src: Array,
+    out_dst: Array,
+) -> int:
+    """Merge two sorted lists of weighted edges; an edge whose weights add up to zero is none.
+
+    Parameters
+    ----------
+    upper_keys, lower_keys
+        ``(source - first_source) << dst_bits | destination``; int64, rising, repeats allowed.
+    upper_high, upper_low, lower_high, lower_low
+        Their weights as ``high * 2**32 + low``; float64. Float weights have no high part. Of
+        integers both parts are whole, so that their sums are exact and nothing overflows.
+
+    Returns
+    -------
+    int
+        Number of edges written to `out_src` and `out_dst`.
+    """
+    n = 0
+    a = 0
+    b = 0
+    while a < upper_keys.size or b < lower_keys.size:
+        if b >= lower_keys.size or (a < upper_keys.size and upper_keys[a] <= lower_keys[b]):
+            key = upper_keys[a]
+        else:
+            key = lower_keys[b]
+        # In stored order, one direction after the other, as C + C.T means it.
+        high = 0.0
+        low = 0.0
+        while a < upper_keys.size and upper_keys[a] == key:
+            high += upper_high[a]
+            low += upper_low[a]
+            a += 1
+        high_below = 0.0
+        low_below = 0.0
+        while b < lower_keys.size and lower_keys[b] == key:
+            high_below += lower_high[b]
+            low_below += lower_low[b]
+            b += 1
+        if (high + high_below) * 4294967296.0 + (low + low_below) != 0.0:
+            out_src[n] = first_source + (key >> dst_bits)
+            out_dst[n] = key & ((np.int64(1) << dst_bits) - 1)
+            n += 1
+    return n
+
+
+@compiled(int)
+def select_range(
+    src: Array,
+    dst: Array,
+    low_src: int,
+    low_dst: int,
+    high_src: int,
+    high_dst: int,
+    kept: Array,
+) -> int:
+    """Write the positions of the edges in ``[(low_src, low_dst), (high_src, high_dst))``.
+
+    Returns
+    -------
+    int
+        How many there are; `kept` (int64) holds their positions.
+    """
+    n = 0
+    for p in range(src.size):
+        s = np.int64(src[p])
+        d = np.int64(dst[p])
+        if (s > low_src or (s == low_src and d >= low_dst)) and (
+            s < high_src or (s == high_src and d < high_dst)
+        ):
+            kept[n] = p
+            n += 1
+    return n
+
+
+@compiled()
+def count_values(values: Array, shift: int, counts: Array) -> None:
+    """Add one to ``counts[value >> shift]`` for each value (int64, in place)."""
+    for k in range(values.size):
+        counts[np.int64(values[k]) >> shift] += 1
+
+
+@compiled()
+def count_destinations_of(src: Array, dst: Array, source: int, shift: int, counts: Array) -> None:
+    """Do `count_values` for the destinations of one source."""
+    for k in range(src.size):
+        if src[k] == source:
+            counts[np.int64(dst[k]) >> shift] += 1
+
+
+@compiled()
+def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None:
+    """Add one to ``counts[source - first_source]`` for each edge (uint32, in place)."""
+    for k in range(src.size):
+        counts[np.int64(src[k]) - first_source] += 1
+
+
+@compiled()
+def count_degrees(src: Array, dst: Array, degrees: Array) -> None:
+    """Add one to the degrees of both cells of each edge (uint32, in place)."""
+    for k in range(src.size):  # one after the other: together they take half as long again
+        degrees[np.int64(src[k])] += 1
+    for k in range(dst.size):
+        degrees[np.int64(dst[k])] += 1
+
+
+@compiled()
+def count_in_range(values: Array, first: int, counts: Array) -> None:
+    """Add one to ``counts[value - first]`` for each value that has a counter (int64, in place)."""
+    for k in range(values.size):
+        at = np.int64(values[k]) - first
+        if 0 <= at < counts.size:
+            counts[at] += 1
+
+
+@compiled()
+def place_neighbors(of: Array, neighbors: Array, next_slot: Array, out: Array) -> None:
+    """Write each cell's neighbor to its next slot in `out`, and move that slot on."""
+    for k in range(of.size):
+        at = next_slot[of[k]]
+        out[at] = neighbors[k]
+        next_slot[of[k]] = at + 1
+
+
+@compiled()
+def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
+    """Write each destination's place inside its partition (uint16), ordered by partition."""
+    mask = (1 << shift) - 1
+    for k in range(dst.size):
+        d = np.int64(dst[k])
+        p = next_slot[d >> shift]
+        next_slot[d >> shift] = p + 1
+        local[p] = d & mask
+
+
+@compiled(int)
+def _mixed(key: Any, seed: Any) -> Any:
+    """Return a well-mixed 64-bit value of `key` (uint64): the finaliser of SplitMix64."""
+    x = key + seed
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@compiled(int)
+def _mixed_again(mixed: Any, seed: Any) -> Any:
+    """Return another mix of a mixed value, with a seed of its own."""
+    x = (mixed ^ seed) * np.uint64(0xD6E8FEB86659FD93)
+    return x ^ (x >> np.uint64(32))
+
+
+@compiled()
+def _fill_rows(indptr: Array, first_row: int, rows: Array) -> None:
+    """Write the row of each entry of a block."""
+    size = np.uint64(rows.size)
+    for r in range(indptr.size - 1):
+        i = first_row + r
+        e = np.uint64(indptr[r])  # unsigned, so that no negative index has to be thought of
+        stop = np.uint64(indptr[r + 1])
+        while e < stop and e + np.uint64(_AT_ONCE) <= size:
+            for k in range(_AT_ONCE):  # too many, but at once; the next row mends it
+                rows[e + np.uint64(k)] = i
+            e += np.uint64(_AT_ONCE)
+        while e < stop:
+            rows[e] = i
+            e += np.uint64(1)
+
+
+@compiled(int, bool)
+def _weigh(indices: Array, rows: Array, seeds: Array, imbalance: Array) -> tuple[int, bool]:
+    """Add the hashes of a block's entries to `imbalance`; see `stream_block`.
+
+    The loops have no branches and know nothing of rows, so they become vector code.
+
+    Returns
+    -------
+    n_diagonal : int
+        Number of entries on the diagonal.
+    unsorted : bool
+        Whether the columns of a row do not rise strictly.
+    """
+    sum_a = imbalance[0]
+    sum_b = imbalance[1]
+    n_diagonal = 0
+    for e in range(indices.size):
+        i = np.int64(rows[e])
+        j = np.int64(indices[e])
+        key = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+        counts = np.uint64(0) - np.uint64(j != i)  # all ones, or nothing on the diagonal
+        minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
+        mixed = _mixed(key, seeds[0])
+        sum_a += ((mixed & counts) ^ minus) - minus
+        sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
+        n_diagonal += j == i
+    imbalance[0] = sum_a
+    imbalance[1] = sum_b
+    unsorted: Any = False
+    for e in range(1, indices.size):
+        unsorted |= (rows[e] == rows[e - 1]) & (indices[e] <= indices[e - 1])
+    return n_diagonal, unsorted
+
+
+@compiled(int)
+def _keep_upper(indices: Array, rows: Array, dst: Array) -> int:
+    """Move the upper entries of a block to the front of `rows` and `dst`; return their number."""
+    n: Any = np.uint64(0)
+    for e in range(indices.size):
+        i = rows[e]
+        j = indices[e]
+        rows[n] = i
+        dst[n] = j
+        n += np.uint64(np.int64(j) > np.int64(i))
+    return int(np.int64(n))
+
+
+@compiled(bool)
+def _sort_rows(src: Array, dst: Array, n: int) -> bool:
+    """Sort each source's destinations among `n` edges; tell whether any occurs twice."""
+    repeats: Any = False
+    begin = 0
+    while begin < n:
+        end = begin + 1
+        while end < n and src[end] == src[begin]:
+            end += 1
+        _sort(dst, begin, end)
+        for k in range(begin + 1, end):
+            repeats |= dst[k] == dst[k - 1]
+        begin = end
+    return bool(repeats)
+
+
+@compiled(int, bool)
+def stream_block(
+    indices: Array,
+    indptr: Array,
+    first_row: int,
+    seeds: Array,
+    out_src: Array,
+    out_dst: Array,
+    imbalance: Array,
+    degrees: Array,
+) -> tuple[int, bool]:
+    """Write a block's upper entries as edges, and weigh them against its lower ones.
+
+    Parameters
+    ----------
+    indices, indptr, first_row
+        The block, as in `drop_stored_zeros`; fewer than 2³² cells.
+    seeds
+        Two random uint64 values, the same for all blocks of a matrix.
+    out_src, out_dst
+        The edges; as long as the block.
+    imbalance
+        Two uint64 values, changed in place: a 128-bit sum of hashes, plus that of each upper entry
+        ``(i, j)`` and minus that of each mirrored lower one. Over a whole matrix without repeats
+        it comes to zero if the matrix is symmetric, and else with a chance of about 2⁻¹²⁸ only.
+    degrees
+        Three int64 values, written: the largest number of entries in a row, that of the first
+        row, and that of the last row, all off the diagonal.
+
+    Returns
+    -------
+    n_edges : int
+        Number of edges written.
+    repeats : bool
+        Whether a row holds the same upper entry twice.
+    """
+    _fill_rows(indptr, first_row, out_src)
+    n_diagonal, unsorted = _weigh(indices, out_src, seeds, imbalance)
+    n = _keep_upper(indices, out_src, out_dst)
+    degrees[:] = 0
+    for r in range(indptr.size - 1):
+        degree = indptr[r + 1] - indptr[r]
+        if n_diagonal:
+            for e in range(indptr[r], indptr[r + 1]):
+                degree -= indices[e] == first_row + r
+        degrees[0] = max(degrees[0], degree)
+        if r == 0:
+            degrees[1] = degree
+        degrees[2] = degree
+    return n, unsorted and _sort_rows(out_src, out_dst, n)
+
+
+@compiled(int)
+def first_unsorted_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
+    """Return the first edge that is not ``src < dst < n_cells`` or not above its predecessor.
+
+    `last_src` and `last_dst` are the edge before the first one. Returns -1 if all is well.
+    """
+    for k in range(src.size):
+        s: Any = np.int64(src[k])
+        d: Any = np.int64(dst[k])
+        if s >= d or d >= n_cells or s < last_src or (s == last_src and d <= last_dst):
+            return k
+        last_src = s
+        last_dst = d
+    return -1
+
+
+@compiled(int)
+def decode_lzf(encoded: Array, out: Array) -> int:
+    """Decode LZF, as HDF5's filter writes it.
+
+    Parameters
+    ----------
+    encoded
+        uint8.
+    out
+        uint8, written; as long as what should come out.
+
+    Returns
+    -------
+    int
+        Number of bytes written, or -1 if `encoded` is not sound or holds more.
+    """
+    at: Any = 0
+    n: Any = 0
+    while at < encoded.size:
+        control: Any = np.int64(encoded[at])
+        at += 1
+        if control < 32:  # so many bytes and one more, as they are
+            length: Any = control + 1
+            if at + length > encoded.size or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = encoded[at + k]
+            at += length
+        else:  # some bytes that were there before
+            length = control >> 5
+            if length == 7:
+                if at >= encoded.size:
+                    return -1
+                length += np.int64(encoded[at])
+                at += 1
+            if at >= encoded.size:
+                return -1
+            back: Any = ((control & 31) << 8) + np.int64(encoded[at]) + 1
+            at += 1
+            length += 2
+            if back > n or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = out[n + k - back]
+        n += length
+    return int(n)
+
+
+def warm_up(
+    index_dtype: np.dtype[Any], weight_dtype: np.dtype[Any], way: str, *, wide: bool
+) -> None:
+    """Load (or compile) the loops an export will use, so their memory is in the reserve.
+
+    Parameters
+    ----------
+    index_dtype
+        Native dtype of the stored indices.
+    weight_dtype
+        Native dtype of the stored weights.
+    way
+        "symmetric", "general" or "signed".
+    wide
+        Whether cells need more than 31 bits.
+    """
+    indices = np.array([1], dtype=np.int64 if wide else np.int32)
+    indptr = np.array([0, 1, 1])
+    weights = np.zeros(1, weight_dtype)
+    counts = np.zeros(3, np.int64)
+    first_invalid_index(np.zeros(1, index_dtype), 1)
+    first_decrease(indptr)
+    scan_weights(weights)
+    drop_stored_zeros(indices, weights, 0, indptr, 0)
+    dst: Array = np.zeros(2, np.uint64 if wide else np.uint32)
+    out = dst.copy()
+    if way == "symmetric":
+        pair = np.zeros(2, np.uint64)
+        stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
+        return
+    src = np.zeros(2, np.uint16)
+    table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
+    count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
+    if way == "signed":
+        kept = np.zeros(2, np.float64 if weight_dtype.kind == "f" else np.int64)
+        split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
+        none, parts = counts[:0], np.zeros(0)
+        merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
+    else:
+        split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
+        starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
+        merge_partitions(
+            0, 8, counts[:1], rows, starts, dst, starts, src, src, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
+        merge_partitions(  # a part of a partition comes unpacked
+            0, 8, counts[:1], rows, starts, dst, starts, src, dst, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
+    count_values(dst, 8, counts)
+    count_values(src, 0, counts)
+    count_edges_per_source(dst, 0, np.zeros(1, np.uint32))
+    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    count_degrees(dst, dst, np.zeros(1, np.uint32))

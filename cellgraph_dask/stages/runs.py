@@ -1,0 +1,171 @@
+"""Temporary files: the runs that the blocks leave for the merge.
+
+One file a task, not one a task and partition, because shared file systems suffer from many small
+files. A *run* holds sections of equally long columns, ordered by partition, and at its end a table
+of where each partition starts::
+
+    columns of section 0 | columns of section 1 | ... | table 0 | table 1 | ...
+
+A run appears under its name by rename, so one that is there is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from zlib_ng import zlib_ng
+
+from ..machine.files import read_at, write_at
+
+Array = NDArray[Any]
+Columns = Mapping[str, Array]
+
+_CHECKED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The folder of an export's temporary files.
+
+    Attributes
+    ----------
+    folder : str
+        It exists, is private to the user, and belongs to one export.
+    """
+
+    folder: str
+
+    def run(self, stage: str, index: int) -> Path:
+        """Return the path of the run of a stage's task."""
+        return Path(self.folder, f"{stage}-{index:06d}.run")
+
+
+class Written(NamedTuple):
+    """What a file of a run holds.
+
+    Attributes
+    ----------
+    n_bytes, crc : int
+        Its size, and the CRC-32 of its bytes.
+    """
+
+    n_bytes: int
+    crc: int
+
+
+def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> Written:
+    """Write a run and return its size and checksum.
+
+    Parameters
+    ----------
+    path
+        Its name.
+    sections
+        For each section its columns, equally long, and a table of where each partition starts in
+        them; int64, the last one being their length.
+    """
+    # Two attempts at one task may run at once: each writes a file of its own.
+    aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    fd = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        offset = crc = 0
+        for column in _in_file_order(sections):
+            crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
+            offset = write_at(fd, column, offset)
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+    return Written(offset, crc)
+
+
+def _in_file_order(sections: list[tuple[Columns, Array]]) -> Iterator[Array]:
+    for columns, _ in sections:
+        yield from columns.values()
+    for _, starts in sections:
+        yield np.ascontiguousarray(starts, np.int64)
+
+
+def holds(path: Path, written: Written) -> bool:
+    """Tell whether a run is there with the bytes that were written."""
+    crc = 0
+    try:
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != written.n_bytes:
+                return False
+            while part := file.read(_CHECKED_BYTES):
+                crc = zlib_ng.crc32(part, crc)
+    except OSError:
+        return False
+    return crc == written.crc
+
+
+class RunReader:
+    """Reads parts of a run.
+
+    Parameters
+    ----------
+    path
+        The run.
+    layout
+        For each section the dtypes of its columns, as they were written, and the length of its
+        table of starts.
+    """
+
+    def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
+        self._layout = [columns for columns, _ in layout]
+        self._fd = os.open(path, os.O_RDONLY)
+        self._tables: list[int] = []
+        table = os.fstat(self._fd).st_size - 8 * sum(length for _, length in layout)
+        self._columns: list[dict[str, int]] = []
+        offset = 0
+        for columns, table_length in layout:
+            self._tables.append(table)
+            table += 8 * table_length
+            length = np.empty(1, np.int64)
+            read_at(self._fd, length, table - 8)
+            places = {}
+            for name, dtype in columns.items():
+                places[name] = offset
+                offset += int(length[0]) * dtype.itemsize
+            self._columns.append(places)
+
+    @classmethod
+    def of_columns(cls, path: Path, columns: dict[str, np.dtype[Any]], length: int) -> RunReader:
+        """Open a run of one section without partitions, whose length is known."""
+        reader = cls.__new__(cls)
+        reader._layout = [columns]
+        reader._fd = os.open(path, os.O_RDONLY)
+        reader._tables = []
+        sizes = [length * dtype.itemsize for dtype in columns.values()]
+        reader._columns = [dict(zip(columns, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))]
+        return reader
+
+    def starts(self, section: int, first: int, last: int) -> Array:
+        """Return the entries ``first … last`` (inclusive) of a section's table of starts."""
+        out = np.empty(last - first + 1, np.int64)
+        read_at(self._fd, out, self._tables[section] + 8 * first)
+        return out
+
+    def read(self, section: int, column: str, start: int, out: Array) -> None:
+        """Fill `out` with a column's values from position `start` on."""
+        item = self._layout[section][column].itemsize
+        read_at(self._fd, out, self._columns[section][column] + start * item)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> RunReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,150 @@
+"""The short way for symmetric graphs: one pass, no temporary files.
+
+Where ``C[i, j]`` is stored exactly if ``C[j, i]`` is, and no weight is negative, the upper entries
+block after block already are the edges. Each block writes its own to the output, and adds the
+hashes of its upper entries to a sum from which it takes those of its mirrored lower ones. A sum of
+zero over all blocks proves the symmetry. If it is anything else, or entries are repeated, what was
+written is thrown away and the general way is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NegativeWeightError
+from ..machine import buffers
+from ..source.matrix import Block, Source
+from . import loops
+from .job import Job
+from .merge import EdgeSink, edges_crc, read_kept
+
+_N_PROBES = 10
+_MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is planned yet
+_MASK = 2**64 - 1
+
+
+class StreamSummary(NamedTuple):
+    """What a streamed block leaves behind.
+
+    Attributes
+    ----------
+    first_row, last_row : int
+        Its first row, and its last one (inclusive); both may go on in other blocks.
+    position, n_edges : int
+        Where its upper entries are in the sink, and how many; all are edges.
+    crc : int
+        CRC-32 of their sources and then their destinations.
+    imbalance : tuple of int
+        The two halves of the sum of hashes.
+    repeats : bool
+        Whether an upper entry is stored twice.
+    largest, first, last : int
+        Entries off the diagonal: most in a row, in the first row, in the last row.
+    first_edge, last_edge : tuple of int or None
+        Source and destination of the first and of the last edge.
+    """
+
+    first_row: int
+    last_row: int
+    position: int
+    n_edges: int
+    crc: int
+    imbalance: tuple[int, int]
+    repeats: bool
+    largest: int
+    first: int
+    last: int
+    first_edge: tuple[int, int] | None
+    last_edge: tuple[int, int] | None
+
+
+def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
+    """Return the most bytes that `stream` needs for a block of that size on one thread."""
+    read = job.source.block_bytes(n_entries, n_rows, signed=False)
+    return read + 2 * n_entries * job.cell_dtype.itemsize
+
+
+def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
+    """Read a block, check it, and write its upper entries to the output.
+
+    Raises
+    ------
+    NegativeWeightError
+        If a weight is negative.
+    DamagedGraphError
+        If the block breaks a rule.
+    """
+    entries = job.source.read_block(block, signed=False)
+    if entries.has_negative:
+        raise NegativeWeightError
+    src = buffers.take("stream src", block.stop - block.start, job.cell_dtype)
+    dst = buffers.take("stream dst", block.stop - block.start, job.cell_dtype)
+    imbalance = np.zeros(2, np.uint64)
+    degrees = np.zeros(3, np.int64)
+    n, repeats = loops.stream_block(
+        entries.indices, entries.indptr, block.first_row, seeds, src, dst, imbalance, degrees
+    )
+    position = sink.place(block.number, n)
+    sink.write(position, src[:n], dst[:n])
+    return StreamSummary(
+        first_row=block.first_row,
+        last_row=block.last_row - 1,
+        position=position,
+        n_edges=n,
+        crc=edges_crc(src[:n], dst[:n]),
+        imbalance=(int(imbalance[0]), int(imbalance[1])),
+        repeats=repeats,
+        largest=int(degrees[0]),
+        first=int(degrees[1]),
+        last=int(degrees[2]),
+        first_edge=(int(src[0]), int(dst[0])) if n else None,
+        last_edge=(int(src[n - 1]), int(dst[n - 1])) if n else None,
+    )
+
+
+def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) -> bool:
+    """Tell whether the edges that a streamed block has left still hold."""
+    _, summary = kept
+    edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
+    return edges is not None
+
+
+def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
+    """Return the largest degree if the streamed edges are those of the matrix, else None."""
+    if any(summary.repeats for summary in summaries):
+        return None
+    if any(sum(s.imbalance[half] for s in summaries) & _MASK for half in (0, 1)):
+        return None
+    largest, row, degree = 0, -1, 0
+    last_edge = (-1, -1)
+    for summary in summaries:
+        if summary.first_edge is not None and summary.last_edge is not None:
+            if tuple(summary.first_edge) <= last_edge:  # a row in several blocks, not sorted
+                return None
+            last_edge = (summary.last_edge[0], summary.last_edge[1])
+        # Rows that go on from block to block have their entries counted together.
+        degree = summary.first + (degree if summary.first_row == row else 0)
+        largest = max(largest, summary.largest, degree)
+        if summary.last_row != summary.first_row:
+            degree = summary.last
+        row = summary.last_row
+    return largest
+
+
+def looks_symmetric(source: Source) -> bool:
+    """Look for the mirror images of a few entries, all over the matrix.
+
+    It only decides which way is tried first, so that directed graphs seldom pay for two passes.
+    """
+    if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
+        return False
+    for k in range(_N_PROBES):
+        entry = (2 * k + 1) * source.n_entries // (2 * _N_PROBES)
+        row, column = source.entry(entry)
+        if not source.has_entry(column, row):
+            return False
+    return True

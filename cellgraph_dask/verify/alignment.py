@@ -1,0 +1,149 @@
+"""Does the graph belong to the cells' order? Edges held against an embedding.
+
+If the rows of the matrix were in another order than the cells, every file would be sound and the
+picture nonsense. But neighbours lie near each other in an embedding of the same cells. So some
+edges ``(i, j)`` are picked at random, and the distance of i and j in the embedding is compared with
+that of i and j', the other end of another picked edge. The *alignment* is the share of edges that
+are the shorter of the two, ties counting half: near 1 if graph and embedding belong together, near
+1/2 if one is shuffled against the other. It does not depend on the embedding's scale or outliers,
+nor on some cells having more neighbours than others.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine.files import is_readable
+from .embeddings import Embedding, stored_embeddings
+
+Array = NDArray[Any]
+
+N_SAMPLES = 4_096  # edges that are picked
+LEAST_SAMPLES = 50  # fewer tell nothing
+SHUFFLED_BELOW = 0.65  # an alignment that graphs of the same cells have not been seen to have
+_READ_BYTES = 1 << 22
+# What damaged files of points, or chunks of an embedding, end in.
+READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How the graph lies in an embedding.
+
+    Attributes
+    ----------
+    embedding : str
+        Which one.
+    n_sampled : int
+        Edges that were compared.
+    value : float
+        Share of them that are shorter than a random pair: near 1 is good, near 0.5 is random.
+    shuffled : bool
+        Whether the graph looks shuffled against the embedding.
+    """
+
+    embedding: str
+    n_sampled: int
+    value: float
+    shuffled: bool
+
+
+def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embedding]:
+    """Return the embeddings that could be looked at, best first.
+
+    Parameters
+    ----------
+    out_dir
+        Folder of the export; cellucid puts ``points_2d.bin`` there and the like.
+    n_cells
+        Number of cells.
+    store
+        The source, whose `obsm` comes next.
+    """
+    found = []
+    for dim in (2, 3):
+        for suffix in ("", ".gz"):
+            path = out_dir / f"points_{dim}d.bin{suffix}"
+            if path.is_file() and is_readable(path, out_dir):
+                found.append(_points(path, dim, n_cells))
+    return found + (stored_embeddings(store, n_cells) if store is not None else [])
+
+
+def align(samples: Array, embedding: Embedding) -> Alignment | None:
+    """Compare sampled edges with random pairs; None if there are too few.
+
+    Parameters
+    ----------
+    samples
+        ``(2, n)``: sources and destinations of edges picked at random.
+    embedding
+        The embedding.
+    """
+    n = samples.shape[1]
+    if n < LEAST_SAMPLES:
+        return None
+    samples = samples[:, np.random.default_rng(0).permutation(n)]
+    src, dst = samples
+    other = np.roll(dst, 1)  # they are in random order
+    cells, places = np.unique(np.concatenate([src, dst]), return_inverse=True)
+    coordinates = embedding.take(cells).astype(np.float64)
+    at_src, at_dst = coordinates[places[:n]], coordinates[places[n:]]
+    usable = np.isfinite(at_src).all(1) & np.isfinite(at_dst).all(1)
+    usable &= np.roll(usable, 1)
+    usable &= (other != src) & (other != dst)
+    edge = ((at_src - at_dst) ** 2).sum(1)[usable]
+    random = ((at_src - np.roll(at_dst, 1, axis=0)) ** 2).sum(1)[usable]
+    if edge.size < LEAST_SAMPLES:
+        return None
+    value = float(((edge < random) + 0.5 * (edge == random)).mean())
+    # Few samples scatter: only what is clearly below the line is called shuffled.
+    doubt = 2 * math.sqrt(0.25 / edge.size)
+    return Alignment(
+        embedding.name, int(edge.size), round(value, 4), value + doubt < SHUFFLED_BELOW
+    )
+
+
+def _points(path: Path, dim: int, n_cells: int) -> Embedding:
+    """Return the points of a file of cellucid: float32, cell after cell."""
+    row_bytes = 4 * dim
+
+    def check(n_bytes: int, more: str = "") -> None:
+        if n_bytes != n_cells * row_bytes:
+            raise ValueError(
+                f"it has {n_bytes}{more} bytes, but {n_cells} cells need {n_cells * row_bytes}"
+            )
+
+    def take(cells: Array) -> Array:
+        out = np.empty((cells.size, dim), "<f4")
+        if path.suffix != ".gz":
+            check(path.stat().st_size)
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                for k, cell in enumerate(cells.tolist()):
+                    out[k] = np.frombuffer(os.pread(fd, row_bytes, row_bytes * cell), "<f4")
+            finally:
+                os.close(fd)
+            return out
+        with gzip.open(path) as file:
+            n_rows = _READ_BYTES // row_bytes
+            for first in range(0, n_cells, n_rows):
+                raw = file.read(row_bytes * n_rows)
+                if len(raw) != row_bytes * min(n_rows, n_cells - first):
+                    check(first * row_bytes + len(raw))
+                rows = np.frombuffer(raw, "<f4").reshape(-1, dim)
+                a, b = np.searchsorted(cells, [first, first + n_rows])
+                out[a:b] = rows[cells[a:b] - first]
+            if file.read(1):
+                check(n_cells * row_bytes + 1, " or more")
+        return out
+
+    return Embedding(path.name, take)

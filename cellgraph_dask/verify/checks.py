@@ -1,0 +1,466 @@
+"""Checking an export on disk: its files, the graph they hold, and with a source every edge.
+
+::
+
+    manifest, identity ──► survey of all edges ──► proof against the matrix ──► embedding
+    texts                  order, degrees, gzip    sums or comparison           sampled edges
+
+Memory is shared out as for an export: what is reserved, some slack, and the rest for the step at
+hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..edge_pairs.format import (
+    MANIFEST,
+    SIDES,
+    Manifest,
+    check_gzip_header,
+    check_readable,
+    index_dtype,
+    read_manifest,
+    viewer_bytes,
+)
+from ..edge_pairs.reader import PlainEdges, open_plain, stream_bytes, unpack
+from ..errors import CellgraphError, InvalidExportError, MemoryLimitError, NegativeWeightError
+from ..machine.compiled import is_complete, note_complete, start_compiler
+from ..machine.files import make_folders, named_disk_errors
+from ..machine.memory import format_bytes, no_collection, peak_bytes, reset_peak, resident_bytes
+from ..plan.tuning import SLACK_BYTES, cut_blocks, round_reserved
+from ..publish.publish import read_identity
+from ..runtime.progress import Progress
+from ..runtime.threads import Threads
+from ..source.matrix import Block, Source
+from ..stages import loops as stage_loops
+from ..stages.stream import looks_symmetric
+from . import loops
+from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
+from .encoding import differing_files
+from .proof import (
+    Kind,
+    ProofPlan,
+    check_cover,
+    partition_shift,
+    plan_proof,
+    proof_bytes,
+    prove_by_comparison,
+    prove_by_sums,
+)
+from .scan import Survey, plan_survey, survey, survey_bytes
+from .signed_proof import prove_signed
+from .statistics import are_few
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+# Components take as long as all else together; of larger graphs they are looked for if asked to.
+EDGES_WITH_COMPONENTS = 1 << 24
+_LOOPS = (stage_loops.__file__, loops.__file__)
+_COMPILER_BYTES = 32 * 2**20  # that numba takes for all loops of a verification, once it is up
+_MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether nothing is wrong.
+    problems : tuple of str
+        What is wrong, and where.
+    warnings : tuple of str
+        What is worth a look, but not wrong.
+    n_cells, n_edges, max_neighbors : int or None
+        What the manifest says; None if it could not be read.
+    source, key : str or None
+        The store and the matrix that the edges were compared with.
+    proof : {"sums", "comparison", "signed"} or None
+        How they were compared; None if they were not.
+    n_isolated : int or None
+        Cells without neighbours; None, as all that follows, where it was not found out.
+    mean_degree : float or None
+        Neighbours of a cell on average.
+    degree_quantiles : tuple of int or None
+        Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
+    n_components, largest_component : int or None
+        Connected components, an isolated cell being one; cells in the largest.
+    viewer_memory_bytes : int or None
+        What the viewer of cellucid 0.9.1 to 0.9.4 needs to load the graph.
+    alignment : Alignment or None
+        How the graph lies in an embedding of the cells, if there is one.
+    threads : int
+        Threads that worked at most.
+    seconds : float
+        From start to end.
+    memory_limit_bytes, peak_memory_bytes : int
+        Resident memory: allowed, and measured.
+    """
+
+    ok: bool
+    problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    n_cells: int | None = None
+    n_edges: int | None = None
+    max_neighbors: int | None = None
+    source: str | None = None
+    key: str | None = None
+    proof: str | None = None
+    n_isolated: int | None = None
+    mean_degree: float | None = None
+    degree_quantiles: tuple[int, ...] | None = None
+    n_components: int | None = None
+    largest_component: int | None = None
+    viewer_memory_bytes: int | None = None
+    alignment: Alignment | None = None
+    threads: int = 1
+    seconds: float = 0.0
+    memory_limit_bytes: int = 0
+    peak_memory_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict())
+
+
+def verify(
+    out_dir: Path,
+    progress: Progress,
+    *,
+    source: Source | None = None,
+    limit: int,
+    threads: int,
+    scratch_dir: Path | None = None,
+    components: bool | None = None,
+    proof_plan: ProofPlan | None = None,
+) -> VerifyReport:
+    """Check an export, and with a source prove its edges.
+
+    Parameters
+    ----------
+    out_dir
+        Folder of the export.
+    progress
+        Told of what was looked at.
+    source
+        The matrix that the edges should be of.
+    limit
+        Most resident memory of this process in bytes.
+    threads
+        Most threads.
+    scratch_dir
+        Where temporary files of a proof go; by default `out_dir`.
+    components
+        Whether to look for connected components; None for "if the graph is not large".
+    proof_plan
+        Sizes of the proof, for tests.
+
+    Returns
+    -------
+    VerifyReport
+
+    Raises
+    ------
+    SourceError, DamagedGraphError
+        If the matrix cannot be read.
+    MemoryLimitError
+        If the limit is too small.
+    """
+    began = time.perf_counter()
+    reset_peak()
+    check = _Check(out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan)
+    report = check.run()
+    return replace(
+        report,
+        threads=threads,
+        seconds=round(time.perf_counter() - began, 3),
+        memory_limit_bytes=limit,
+        peak_memory_bytes=peak_bytes(),
+    )
+
+
+def _check_figures(out_dir: Path, manifest: Manifest) -> None:
+    """Refuse figures that the files cannot bear out, before memory is shared out by them.
+
+    Raises
+    ------
+    InvalidExportError
+        If there are too many cells or edges, or a file is none.
+    """
+    if manifest.n_cells >= 2**63:
+        raise InvalidExportError(
+            f"{out_dir / MANIFEST}: n_cells is {manifest.n_cells}; no graph has 2⁶³ cells."
+        )
+    for side in SIDES:
+        check_readable(out_dir / manifest.path(side), out_dir)
+    if manifest.compression is None:
+        open_plain(out_dir, manifest).close()
+        return
+    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
+    for side in SIDES:
+        path = out_dir / manifest.path(side)
+        if path.is_file() and n_bytes > _MOST_DEFLATE * (path.stat().st_size + 1):
+            raise InvalidExportError(f"{path} cannot hold {n_bytes} bytes of edges.")
+
+
+@dataclass
+class _Check:
+    """One verification."""
+
+    out_dir: Path
+    progress: Progress
+    source: Source | None
+    limit: int
+    threads: int
+    scratch_dir: Path | None
+    components: bool | None
+    proof_plan: ProofPlan | None
+    compiler_bytes: int = 0
+
+    def run(self) -> VerifyReport:
+        try:
+            manifest = read_manifest(self.out_dir)
+        except InvalidExportError as error:
+            return VerifyReport(False, (str(error),))
+        problems = self._check_texts(manifest)
+        try:
+            _check_figures(self.out_dir, manifest)
+        except InvalidExportError as error:
+            return VerifyReport(False, (*problems, str(error)))
+        warnings: list[str] = []
+        report = VerifyReport(
+            ok=False,
+            problems=(),
+            n_cells=manifest.n_cells,
+            n_edges=manifest.n_edges,
+            max_neighbors=manifest.max_neighbors,
+            viewer_memory_bytes=viewer_bytes(manifest.n_cells, manifest.n_edges),
+        )
+        source = self.source
+        if source is not None and source.n_cells != manifest.n_cells:
+            problems.append(
+                f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
+                f"{source.path} has {source.n_cells} rows."
+            )
+            source = None
+        with no_collection():
+            seeds = self._warm_up(source)
+            use = self._use(manifest, source, seeds)
+            if not is_complete(use, *_LOOPS):
+                start_compiler()
+                self.compiler_bytes = _COMPILER_BYTES
+        try:
+            found = self._survey(manifest, seeds)
+        except InvalidExportError as error:
+            return replace(report, problems=(*problems, str(error)))
+        if found.problem is not None:
+            return replace(report, problems=(*problems, found.problem))
+        if found.degrees.largest != manifest.max_neighbors:
+            problems.append(
+                f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
+                f"degree of the edges is {found.degrees.largest}."
+            )
+        if source is not None:
+            proof, differences = self._prove(source, manifest, found, seeds)
+            problems += differences
+            report = replace(report, source=source.path, key=source.key, proof=proof)
+        for path, byte in differing_files(self.out_dir, manifest):
+            warnings.append(
+                f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
+                f"this version does at level {manifest.compression}: another version wrote it, or "
+                "it has been changed since."
+            )
+        note_complete(use, *_LOOPS)
+        alignment = self._align(manifest, found, warnings)
+        return replace(
+            report,
+            ok=not problems,
+            problems=tuple(problems),
+            warnings=tuple(warnings),
+            alignment=alignment,
+            n_isolated=found.degrees.isolated,
+            mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
+            degree_quantiles=found.degrees.quantiles(*QUANTILES),
+            n_components=found.components.n_components if found.components else None,
+            largest_component=found.components.largest if found.components else None,
+        )
+
+    def _check_texts(self, manifest: Manifest) -> list[str]:
+        """Check all that is not edges; the manifest has been read without complaint."""
+        problems = []
+        path = self.out_dir / MANIFEST
+        if path.read_bytes() != manifest.to_json().encode():
+            problems.append(f"{path} is not spaced as the format has it; its text was changed.")
+        try:
+            identity = read_identity(self.out_dir, manifest.n_cells)
+        except CellgraphError as error:
+            identity = None
+            problems.append(str(error))
+        if identity is not None:
+            for name, expected in (("has_connectivity", True), ("n_edges", manifest.n_edges)):
+                found = identity["stats"].get(name)
+                # No number at all: an export was killed as it brought it up to date.
+                if found != expected and not (name == "n_edges" and found is None):
+                    problems.append(
+                        f"dataset_identity.json: stats.{name} is {found!r}, not {expected!r}."
+                    )
+        if manifest.compression is not None:
+            for side in SIDES:
+                try:
+                    check_readable(self.out_dir / manifest.path(side), self.out_dir)
+                    check_gzip_header(self.out_dir / manifest.path(side))
+                except InvalidExportError as error:
+                    problems.append(str(error))
+        return problems
+
+    def _warm_up(self, source: Source | None) -> Any:
+        """Load what will be needed; return seeds if the proof by sums is to be tried."""
+        if source is None:
+            return None
+        source.warm_up("symmetric")
+        return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
+
+    def _wants_components(self, manifest: Manifest) -> bool:
+        if self.components is None:
+            return manifest.n_edges <= EDGES_WITH_COMPONENTS
+        return self.components
+
+    def _use(self, manifest: Manifest, source: Source | None, seeds: Any) -> str:
+        """Return what decides which compiled loops are called, and with which types."""
+        n_cells, n_edges = manifest.n_cells, manifest.n_edges
+        edges = (index_dtype(n_cells), manifest.compression is None, n_edges > 0)
+        census = (are_few(n_cells, n_edges), self._wants_components(manifest))
+        if source is None:
+            return f"verify {edges} {census}"
+        matrix = (source.stored_index_dtype, source.stored_weight_dtype, source.row_dtype)
+        return f"verify {edges} {census} {matrix} {seeds is None}"
+
+    def _reserved(self) -> int:
+        return round_reserved(resident_bytes() + self.compiler_bytes)
+
+    def _available(self) -> int:
+        return self.limit - self._reserved() - SLACK_BYTES
+
+    def _too_small(self, needed: int) -> MemoryLimitError:
+        reserved = self._reserved()
+        least = reserved + SLACK_BYTES + needed
+        return MemoryLimitError(
+            f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
+            f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
+            f"that will do is {-(-least // 10**6)}MB (--memory-limit)."
+        )
+
+    def _survey(self, manifest: Manifest, seeds: Any) -> Survey:
+        components = self._wants_components(manifest)
+        plan = plan_survey(manifest, self._available(), self.threads, components=components)
+        if plan is None:
+            smallest = plan_survey(manifest, 2**62, 1, components=False)
+            assert smallest is not None
+            raise self._too_small(survey_bytes(smallest, manifest))
+        shift = partition_shift(manifest.n_cells) if self.source is not None else None
+        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
+        return survey(self.out_dir, manifest, plan, self.progress)
+
+    def _prove(
+        self, source: Source, manifest: Manifest, found: Survey, seeds: Any
+    ) -> tuple[str, list[str]]:
+        """Compare edges and matrix; return the kind of proof and what is wrong."""
+        signed = False
+        if seeds is not None:
+            plan, blocks = self._cut(source, manifest, "sums")
+            executor = Threads(plan.threads, self.progress)
+            try:
+                if prove_by_sums(source, blocks, seeds, found.hash_sum, executor):
+                    return "sums", []
+            except NegativeWeightError:
+                signed = True
+        with self._scratch() as folder, named_disk_errors(folder):
+            edges = self._plain(manifest, folder)
+            try:
+                assert found.starts is not None
+                edges.know(found.starts, partition_shift(manifest.n_cells))
+                if not signed:
+                    plan, blocks = self._cut(source, manifest, "comparison")
+                    executor = Threads(plan.threads, self.progress)
+                    try:
+                        return "comparison", prove_by_comparison(
+                            source, blocks, edges, folder, plan, executor
+                        )
+                    except NegativeWeightError:
+                        pass
+                plan, blocks = self._cut(source, manifest, "signed")
+                executor = Threads(plan.threads, self.progress)
+                return "signed", prove_signed(source, blocks, edges, folder, plan, executor)
+            finally:
+                edges.close()
+
+    def _cut(self, source: Source, manifest: Manifest, kind: Kind) -> tuple[ProofPlan, list[Block]]:
+        """Choose sizes and cut the matrix into blocks."""
+        plan = self.proof_plan or plan_proof(
+            source, manifest.n_edges, self._available(), self.threads, kind
+        )
+        if plan is None:
+            smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1)
+            raise self._too_small(proof_bytes(source, smallest, kind))
+        blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
+        check_cover(source, blocks)
+        return plan, blocks
+
+    def _plain(self, manifest: Manifest, folder: Path) -> PlainEdges:
+        """Return the edges as plain files."""
+        if manifest.compression is None:
+            return open_plain(self.out_dir, manifest)
+        if stream_bytes() > self._available():
+            raise self._too_small(stream_bytes())
+        return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
+
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """Give a private folder for temporary files, and remove it afterwards."""
+        parent = self.scratch_dir if self.scratch_dir is not None else self.out_dir
+        with named_disk_errors(parent):
+            made = make_folders(parent)
+            hidden = "" if self.scratch_dir is not None else "."
+            folder = Path(tempfile.mkdtemp(prefix=f"{hidden}cellgraph-dask-verify-", dir=parent))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            for above in made:
+                if not any(above.iterdir()):
+                    above.rmdir()
+
+    def _align(self, manifest: Manifest, found: Survey, warnings: list[str]) -> Alignment | None:
+        """Hold the sampled edges against the best embedding that can be read."""
+        store = self.source.path if self.source is not None else None
+        for embedding in find_embeddings(self.out_dir, manifest.n_cells, store):
+            try:
+                alignment = align(found.samples, embedding)
+            except READ_ERRORS as error:
+                warnings.append(f"{embedding.name} cannot be used: {error}")
+                continue
+            if alignment is not None and alignment.shuffled:
+                warnings.append(
+                    f"The graph looks shuffled against {embedding.name}, at least in part: only "
+                    f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter "
+                    "than a random pair of cells, and 50% are by chance. Are the rows of the "
+                    "matrix in the order of the cells?"
+                )
+            return alignment
+        return None

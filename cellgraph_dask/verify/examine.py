@@ -1,0 +1,132 @@
+"""The public functions that look at what is there: verify an export, inspect a path.
+
+They are apart from the export itself, so that it starts without all that they need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..edge_pairs.download import downloaded
+from ..errors import InvalidExportError, SourceError
+from ..inspection import InspectReport, inspect
+from ..machine.memory import limit_bytes
+from ..machine.remote import find_path
+from ..runtime.progress import progress_bars
+from ..runtime.threads import default_threads
+from ..source.lazy import LazyMatrix
+from ..source.matrix import open_source
+from .checks import VerifyReport, verify
+
+
+def verify_export(
+    out_dir: str | Path,
+    *,
+    source: str | Path | None = None,
+    key: str = "connectivities",
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    scratch_dir: str | Path | None = None,
+    components: bool | None = None,
+    progress: bool | None = False,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> VerifyReport:
+    """Check an export; with its source, prove that its edges are exactly the matrix's.
+
+    Parameters
+    ----------
+    out_dir
+        Folder of the export, or its URL.
+    source, key
+        The store and matrix that it was made of, as for `plan_export`. Without a source the files
+        are checked for themselves: manifest, sizes, order, largest degree, gzip.
+    memory_limit, threads
+        As for `plan_export`.
+    scratch_dir
+        Where temporary files go, if the proof needs any; by default a hidden folder in `out_dir`.
+        An export at a URL is downloaded to it, or else to the system's folder for temporary files.
+    components
+        Whether to count connected components; None for "unless the graph is large".
+    progress, output_storage_options
+        As for `export_connectivities`.
+
+    Returns
+    -------
+    VerifyReport
+        `ok` is False if anything is wrong; `problems` says what.
+
+    Raises
+    ------
+    SourceError, DamagedGraphError
+        If the source cannot be read.
+    MemoryLimitError
+        If the limit is too small; the message names the smallest that will do.
+    OutputError, DiskSpaceError
+        If the scratch folder cannot be written.
+    """
+    limit, n_threads = _limit(memory_limit, threads)
+    path = find_path(out_dir, output_storage_options)
+    matrix = open_source(source, key) if source is not None else None
+    if isinstance(matrix, LazyMatrix):
+        raise SourceError(
+            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
+            "matrices in stores or in memory."
+        )
+    with progress_bars(progress) as bars, ExitStack() as stack:
+        if isinstance(path, Path):
+            folder = path
+        else:
+            try:
+                folder = stack.enter_context(downloaded(path, scratch_dir))
+            except InvalidExportError as error:
+                return VerifyReport(False, (str(error),))
+        report = verify(
+            folder,
+            bars,
+            source=matrix,
+            limit=limit,
+            threads=n_threads,
+            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            components=components,
+        )
+    problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
+    return replace(report, problems=problems)
+
+
+def inspect_path(
+    path: str | Path,
+    *,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    progress: bool | None = False,
+) -> InspectReport:
+    """Say what is at a path: an AnnData store, an export, or the scratch folder of a run.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    memory_limit, threads
+        As for `plan_export`; an export is read as a whole.
+    progress
+        As for `export_connectivities`.
+
+    Raises
+    ------
+    SourceError
+        If it is none of these.
+    """
+    limit, n_threads = _limit(memory_limit, threads)
+    with progress_bars(progress) as bars:
+        return inspect(Path(path), bars, limit=limit, threads=n_threads)
+
+
+def _limit(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
+    """Return limit and threads, as given or by default."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    return limit_bytes(memory_limit), threads or default_threads()

@@ -1,0 +1,253 @@
+"""What a graph is like: degrees, isolated cells and connected components, within given memory.
+
+Degrees take a byte a cell and thread. A counter that comes round to zero leaves a note, which
+counts 256; graphs of high mean degree, which would leave too many, get counters of four bytes.
+Components are found with a forest (union-find) of four bytes a cell and thread, the forests being
+joined in the end. What does not fit is done in several passes (degrees) or left out (components).
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..machine import buffers
+from . import loops
+
+Array = NDArray[Any]
+
+_SLICE = 1 << 20  # cells summed up in one go
+_MOST_MEAN_DEGREE = 64  # above it, counters of one byte would leave too many notes
+_SAMPLE = 1024
+_FIRST_SETTLING = 1 << 21  # edges after which settled cells are first looked for
+
+
+def cell_dtype(n_cells: int) -> np.dtype[Any]:
+    """Return the dtype in which cells are kept."""
+    return np.dtype(np.uint32 if n_cells <= 2**32 else np.uint64)
+
+
+@dataclass(frozen=True)
+class Degrees:
+    """How many neighbours cells have.
+
+    Attributes
+    ----------
+    counts : dict of int to int
+        For each degree the number of cells with it.
+    """
+
+    counts: dict[int, int]
+
+    @property
+    def largest(self) -> int:
+        """The largest degree; 0 without cells."""
+        return max(self.counts, default=0)
+
+    @property
+    def isolated(self) -> int:
+        """Number of cells without neighbours."""
+        return self.counts.get(0, 0)
+
+    def quantiles(self, *shares: float) -> tuple[int, ...]:
+        """Return the smallest degree that so large a share of the cells does not pass, for each."""
+        degrees = sorted(self.counts)
+        if not degrees:
+            return (0,) * len(shares)
+        upto = list(accumulate(self.counts[degree] for degree in degrees))
+        wanted = [math.ceil(Fraction(share) * upto[-1]) for share in shares]
+        return tuple(degrees[bisect_left(upto, n)] for n in wanted)
+
+
+class DegreeCounters:
+    """Counts the ends of edges at a range of cells, on several threads.
+
+    Parameters
+    ----------
+    first, last
+        The cells ``[first, last)``.
+    n_cells, n_edges
+        Of the whole graph.
+    threads
+        How many count at once.
+    """
+
+    def __init__(self, first: int, last: int, n_cells: int, n_edges: int, threads: int) -> None:
+        self._first = first
+        self._dtype = cell_dtype(n_cells)
+        kind = counter_dtype(n_cells, n_edges)
+        self._all = [np.zeros(last - first, kind) for _ in range(threads)]
+        self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
+        for counts in self._all:
+            self._free.put(counts)
+        self._carries: list[Array] = []
+
+    def add(self, src: Array, dst: Array) -> None:
+        """Count the ends of edges."""
+        counts = self._free.get()
+        carries = buffers.take("carries", 2 * src.size, self._dtype)
+        n = 0
+        for cells in (src, dst):
+            if counts.itemsize == 1:
+                n = loops.count_ends(cells, self._first, counts, carries, n)
+            else:
+                loops.count_ends_wide(cells, self._first, counts)
+        self._free.put(counts)
+        if n:
+            self._carries.append(carries[:n].copy())
+
+    def add_up(self, into: Counter[int]) -> None:
+        """Count the cells by degree."""
+        none = np.empty(0, self._dtype)
+        carries = np.concatenate([none, *self._carries])
+        self._carries = []
+        carries.sort()
+        for start in range(0, self._all[0].size, _SLICE):
+            stop = min(start + _SLICE, self._all[0].size)
+            degrees = np.zeros(stop - start, np.int64)
+            for counts in self._all:
+                degrees += counts[start:stop]
+            a, b = carries.searchsorted([self._first + start, self._first + stop])
+            cells, times = np.unique(carries[a:b], return_counts=True)
+            degrees[cells.astype(np.int64) - self._first - start] += 256 * times
+            found, n = np.unique(degrees, return_counts=True)
+            into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+
+
+class FewEnds:
+    """Does what `DegreeCounters` does for few edges among very many cells, without counters."""
+
+    def __init__(self, n_cells: int) -> None:
+        self._n_cells = n_cells
+        self._ends: list[Array] = []
+
+    def add(self, src: Array, dst: Array) -> None:
+        """Count the ends of edges."""
+        self._ends.append(np.concatenate([src, dst]))
+
+    def add_up(self, into: Counter[int]) -> None:
+        """Count the cells by degree."""
+        ends = np.concatenate([np.empty(0, np.uint64), *self._ends])
+        _, degrees = np.unique(ends, return_counts=True)
+        found, n = np.unique(degrees, return_counts=True)
+        into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+        if self._n_cells > degrees.size:
+            into[0] += self._n_cells - degrees.size
+
+
+def are_few(n_cells: int, n_edges: int) -> bool:
+    """Tell whether there are so few edges for so many cells that counters would be a waste."""
+    return n_cells > max(2**20, 64 * n_edges)
+
+
+def counter_dtype(n_cells: int, n_edges: int) -> np.dtype[Any]:
+    """Return the dtype of a degree counter."""
+    if 2 * n_edges <= _MOST_MEAN_DEGREE * n_cells:
+        return np.dtype(np.uint8)
+    return cell_dtype(n_cells)
+
+
+def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
+    """Return what counting degrees takes: bytes for each cell with a counter, and all others."""
+    if are_few(n_cells, n_edges):
+        return 0, 64 * n_edges
+    kind = counter_dtype(n_cells, n_edges)
+    # A note for every 256 ends, and all of them twice while they are sorted.
+    notes = 2 * (2 * n_edges // 256) * cell_dtype(n_cells).itemsize if kind.itemsize == 1 else 0
+    return threads * kind.itemsize, notes
+
+
+@dataclass(frozen=True)
+class Components:
+    """The connected components of a graph.
+
+    Attributes
+    ----------
+    n_components : int
+        How many there are; isolated cells count.
+    largest : int
+        Cells in the largest.
+    """
+
+    n_components: int
+    largest: int
+
+
+class Forests:
+    """Finds connected components, with one forest for each thread that gets one.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells.
+    n_forests
+        How many threads join trees at once; others wait for them.
+    """
+
+    def __init__(self, n_cells: int, n_forests: int) -> None:
+        self._free: queue.SimpleQueue[_Forest] = queue.SimpleQueue()
+        self._all = [_Forest(n_cells) for _ in range(n_forests)]
+        for forest in self._all:
+            self._free.put(forest)
+
+    def add(self, src: Array, dst: Array) -> None:
+        """Take edges into account."""
+        forest = self._free.get()
+        forest.add(src, dst)
+        self._free.put(forest)
+
+    def components(self) -> Components:
+        """Return what was found. The forests are of no use afterwards."""
+        first, *others = self._all
+        self._all = []
+        n_cells = first.parent.size
+        for other in others:
+            for start in range(0, n_cells, _SLICE):
+                parents = other.parent[start : start + _SLICE]
+                cells = np.arange(start, start + parents.size, dtype=parents.dtype)
+                loops.unite(parents, cells, first.parent, first.settled)
+        n_components = loops.flatten(first.parent)
+        sizes = others[0].parent if others else np.empty_like(first.parent)
+        loops.count_children(first.parent, sizes)
+        return Components(n_components, int(sizes.max(initial=0)))
+
+
+def forest_bytes(n_cells: int, n_forests: int) -> int:
+    """Return the bytes of so many forests; one needs room for a second in the end."""
+    return (
+        n_forests * (n_cells // 8 + 1) + max(n_forests, 2) * n_cells * cell_dtype(n_cells).itemsize
+    )
+
+
+class _Forest:
+    """A tree for each component that one thread has seen."""
+
+    def __init__(self, n_cells: int) -> None:
+        self.parent: Array = np.arange(n_cells, dtype=cell_dtype(n_cells))
+        self.settled: Array = np.zeros(n_cells // 8 + 1, np.uint8)
+        self._seen = 0
+        self._next_settling = _FIRST_SETTLING
+        self._rng = np.random.default_rng(0)
+
+    def add(self, src: Array, dst: Array) -> None:
+        loops.unite(src, dst, self.parent, self.settled)
+        self._seen += src.size
+        if self._seen >= self._next_settling:
+            self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Mark the cells of what looks like the largest tree; edges inside it need no more care."""
+        loops.flatten(self.parent)
+        sample = self.parent[self._rng.integers(0, self.parent.size, _SAMPLE)]
+        roots, counts = np.unique(sample, return_counts=True)
+        loops.settle(self.parent, int(roots[counts.argmax()]), self.settled)
