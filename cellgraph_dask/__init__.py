@@ -9,24 +9,24 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .edge_pairs.graph import ExportedGraph as ExportedGraph
     from .edge_pairs.graph import open_export as open_export
-    from .export.api import ExportReport as ExportReport
     from .export.api import export_connectivities as export_connectivities
     from .export.api import plan_export as plan_export
+    from .export.run import ExportReport as ExportReport
     from .inspection import InspectReport as InspectReport
-    from .plan.tuning import ExportPlan as ExportPlan
+    from .inspection import inspect_path as inspect_path
+    from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.checks import VerifyReport as VerifyReport
-    from .verify.examine import inspect_path as inspect_path
     from .verify.examine import verify_export as verify_export
 
 _HOME = {
-    "ExportPlan": "plan.tuning",
-    "ExportReport": "export.api",
+    "ExportPlan": "plan.plan",
+    "ExportReport": "export.run",
     "ExportedGraph": "edge_pairs.graph",
     "InspectReport": "inspection",
     "VerifyReport": "verify.checks",
     "export_connectivities": "export.api",
-    "inspect_path": "verify.examine",
+    "inspect_path": "inspection",
     "open_export": "edge_pairs.graph",
     "plan_export": "export.api",
     "read_connectivities": "source.blocks",

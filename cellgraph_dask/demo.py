@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from .errors import OutputError
-from .export.api import ExportReport, export_connectivities
+from .export.api import export_connectivities
+from .export.run import ExportReport
 from .machine.memory import format_bytes
 from .verify.examine import verify_export
 
@@ -154,7 +155,8 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     import zarr
     from scipy.sparse import csr_matrix, triu
 
-    from .edge_pairs.format import iter_edges, read_manifest
+    from .edge_pairs.format import read_manifest
+    from .edge_pairs.reader import iter_edges
 
     group = zarr.open_group(store, mode="r")["obsp/connectivities"]
     matrix = csr_matrix(

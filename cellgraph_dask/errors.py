@@ -37,15 +37,3 @@ class ResumeError(CellgraphError):
 
 class InvalidExportError(CellgraphError):
     """An export on disk is not a whole, well-formed edge-pair export."""
-
-
-class OtherWayError(Exception):
-    """Never seen by users: the way that was tried does not suit the matrix; another one does."""
-
-
-class NegativeWeightError(OtherWayError):
-    """A weight is negative: entries may cancel, so the weights have to be carried along."""
-
-
-class NotSymmetricError(OtherWayError):
-    """The upper entries are not all edges: the general way has to be taken."""

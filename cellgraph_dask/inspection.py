@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .edge_pairs.format import MANIFEST
 from .errors import SourceError
-from .export.journal import RUN
+from .export.record import RUN
 from .publish.publish import WORK_FOLDER
-from .runtime.progress import Progress
+from .runtime.progress import Progress, progress_bars
 from .source.layout import is_array
 from .verify.checks import VerifyReport, verify
 from .verify.embeddings import stored_embeddings
+from .verify.examine import _limit
 
 if TYPE_CHECKING:
     import zarr
@@ -218,3 +219,31 @@ def _codec(array: zarr.Array) -> str | None:
             name, inner = config["name"], (config.get("configuration") or {}).get("cname")
         names.append(f"{name} ({getattr(inner, 'value', inner)})" if inner else str(name))
     return ", ".join(names) or None
+
+
+def inspect_path(
+    path: str | Path,
+    *,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    progress: bool | None = False,
+) -> InspectReport:
+    """Say what is at a path: an AnnData store, an export, or the scratch folder of a run.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    memory_limit, threads
+        As for `plan_export`; an export is read as a whole.
+    progress
+        As for `export_connectivities`.
+
+    Raises
+    ------
+    SourceError
+        If it is none of these.
+    """
+    limit, n_threads = _limit(memory_limit, threads)
+    with progress_bars(progress) as bars:
+        return inspect(Path(path), bars, limit=limit, threads=n_threads)

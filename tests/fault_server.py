@@ -274,15 +274,15 @@ def _sendable(call: Call) -> list[Any]:
 
 def _warm_up() -> None:
     """Import and load whatever an export needs, without starting a thread."""
-    import numpy as np
+    from scipy.sparse import csr_matrix
 
-    from cellgraph_dask.cli import commands
-    from cellgraph_dask.export import api
-    from cellgraph_dask.stages import loops  # noqa: F401
+    from cellgraph_dask.source.opening import open_source
+    from cellgraph_dask.stages.pipeline import warm_up
 
-    for way in ("symmetric", "general", "signed"):
-        for weights in (np.float32, np.float64):
-            loops.warm_up(np.dtype(np.int32), np.dtype(weights), way, wide=False)
+    for weights in ("float32", "float64"):
+        source = open_source(csr_matrix((1, 1), dtype=weights))
+        for way in ("symmetric", "general", "signed"):
+            warm_up(source, way)
     assert threading.active_count() == 1
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cellgraph_dask.edge_pairs.format import GZIP_HEADER, MANIFEST, Manifest, index_dtype
+from cellgraph_dask.edge_pairs.format import MANIFEST, Manifest, index_dtype
+from cellgraph_dask.edge_pairs.gzip_member import GZIP_HEADER
 from tests.oracle import read_export
 
 

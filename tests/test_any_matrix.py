@@ -12,9 +12,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cellgraph_dask.export.api import run_export
-from cellgraph_dask.plan.tuning import Tuning
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Tuning
 
 INDEX_DTYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4"]
 FLOAT_DTYPES = ["f2", "f4", "f8", ">f8"]

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities, plan_export, read_connectivities
 from cellgraph_dask.errors import DamagedGraphError, SourceError
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.source.spool import spool
 from tests.oracle import assert_exported
 from tests.stores import (

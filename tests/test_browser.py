@@ -25,6 +25,7 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.delivery import edge_files
+from cellgraph_dask.edge_pairs import gzip_member
 from tests.oracle import oracle_edges, read_export
 from tests.stores import symmetric_graph, write_store
 
@@ -137,7 +138,7 @@ def test_every_edge_of_more_than_one_part(tmp_path):
     src = np.repeat(np.arange(n_cells), steps.size)
     dst = src + np.tile(steps, n_cells)
     src, dst = src[dst < n_cells], dst[dst < n_cells]
-    assert edge_files.PART_EDGES < src.size < 2 * edge_files.PART_EDGES
+    assert gzip_member.PART_EDGES < src.size < 2 * gzip_member.PART_EDGES
     indptr = np.searchsorted(src, np.arange(n_cells + 1))
     matrix = sparse.csr_matrix((np.ones(src.size, np.float32), dst, indptr), (n_cells, n_cells))
     source = write_store(tmp_path / "s.zarr", matrix)

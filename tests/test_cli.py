@@ -8,7 +8,7 @@ import re
 import pytest
 import zarr
 
-from cellgraph_dask import __version__
+from cellgraph_dask._version import __version__
 from tests.command import run, run_process
 from tests.oracle import assert_exported, oracle_edges, oracle_max_neighbors, read_export
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store

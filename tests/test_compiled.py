@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 import cellgraph_dask
 from cellgraph_dask.machine.compiled import compiled
+from cellgraph_dask.source import checks
 from cellgraph_dask.stages import loops
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured
@@ -76,7 +77,9 @@ def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
 
 @pytest.mark.usefixtures("leaves_scratch")  # the cache folder has the package's name
 def test_the_users_cache_serves_where_the_package_cannot_be_written(package, tmp_path):
-    (package / "cellgraph_dask" / "machine" / "__pycache__").write_text("a file in the place of the folder")
+    (package / "cellgraph_dask" / "machine" / "__pycache__").write_text(
+        "a file in the place of the folder"
+    )
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
     assert call(package, tmp_path) == {"decrease": 1, "numba": False}
     assert list((tmp_path / "cellgraph-dask").glob("loop-*.o"))
@@ -123,7 +126,7 @@ def test_the_first_verification_keeps_to_its_limit(package, tmp_path):
 
 def test_arrays_must_be_contiguous():
     with pytest.raises(ValueError, match="contiguous"):
-        loops.first_decrease(np.arange(10)[::2])
+        checks.first_decrease(np.arange(10)[::2])
 
 
 def test_loops_return_nothing_one_or_several_values():
@@ -133,7 +136,7 @@ def test_loops_return_nothing_one_or_several_values():
 
     assert both(np.arange(3), -1) == (3, True)
     assert both(np.arange(3), 0) == (3, False)
-    assert loops.scan_weights(np.array([0.0, -1.0, np.nan])) == (2, 1, 1)
+    assert checks.scan_weights(np.array([0.0, -1.0, np.nan])) == (2, 1, 1)
     assert loops.count_values(np.zeros(3, np.uint16), 0, np.zeros(1, np.int64)) is None
 
 
@@ -153,5 +156,5 @@ def test_sorting_a_part_leaves_the_rest_alone(values, data):
     n_cells=st.integers(1, 60),
 )
 def test_the_compiled_loop_does_what_its_python_does(values, n_cells):
-    expected = loops.first_invalid_index.function(values, n_cells)
-    assert loops.first_invalid_index(values, n_cells) == expected
+    expected = checks.first_invalid_index.function(values, n_cells)
+    assert checks.first_invalid_index(values, n_cells) == expected

@@ -20,7 +20,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.runtime.progress import Quiet
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.verify.checks import verify
 from tests.planting import gzip_member
 from tests.stores import directed_graph, snapshot, symmetric_graph, write_store

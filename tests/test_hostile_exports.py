@@ -17,7 +17,7 @@ import pytest
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import OutputError, SourceError
 from cellgraph_dask.publish.publish import WORK_FOLDER, Output
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.source.opening import open_source
 from tests.command import run
 from tests.fault_server import FaultServer, supported
 from tests.oracle import assert_exported

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellgraph_dask.export.api import run_export
-from cellgraph_dask.plan.tuning import Tuning, cut_blocks
-from cellgraph_dask.source.matrix import open_source
-from cellgraph_dask.stages.job import Job
-from cellgraph_dask.stages.merge import cut_pieces
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.source.blocks import cut_blocks
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Job, Tuning
+from cellgraph_dask.stages.pieces import cut_pieces
 from cellgraph_dask.stages.runs import Scratch
-from cellgraph_dask.stages.split import split
-from cellgraph_dask.stages.split_runs import SplitRuns
+from cellgraph_dask.stages.split import SplitRuns, split
 from tests.oracle import assert_exported
 from tests.stores import stored, write_store
 

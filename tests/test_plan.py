@@ -8,16 +8,11 @@ from hypothesis import strategies as st
 
 from cellgraph_dask import plan_export
 from cellgraph_dask.errors import MemoryLimitError
-from cellgraph_dask.export.api import run_export
-from cellgraph_dask.plan.tuning import (
-    cut_blocks,
-    partition_shift,
-    projected_bytes,
-    smallest_limit,
-    tune,
-)
-from cellgraph_dask.source.matrix import open_source
-from cellgraph_dask.stages.job import Job
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.plan.tuning import projected_bytes, smallest_limit, tune
+from cellgraph_dask.source.blocks import cut_blocks
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Job, partition_shift
 from cellgraph_dask.stages.runs import Scratch
 from tests.stores import directed_graph, write_store
 
@@ -114,7 +109,7 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
 
 
 def test_the_viewer_that_refuses_large_graphs_is_warned_of(tmp_path):
-    from cellgraph_dask.plan.tuning import make_plan
+    from cellgraph_dask.plan.plan import make_plan
 
     for n_entries, warns in ((24_000_000, False), (26_000_000, True)):
         source = _Sized(1_000_000, n_entries, 100_000)

@@ -19,7 +19,7 @@ from scipy import sparse
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
 from cellgraph_dask.runtime.progress import Quiet
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.command import run, run_process

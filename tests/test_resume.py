@@ -17,12 +17,11 @@ import pytest
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
-from cellgraph_dask.export.api import run_export
-from cellgraph_dask.export.journal import Journal
-from cellgraph_dask.plan.tuning import Tuning
+from cellgraph_dask.export.run import run_export
 from cellgraph_dask.publish.publish import WORK_FOLDER
-from cellgraph_dask.source.matrix import open_source
-from cellgraph_dask.stages import split_runs
+from cellgraph_dask.runtime.stage import Journal
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Tuning
 from tests.benchmarks.make_store import make_store
 from tests.stores import directed_graph, stored, symmetric_graph, write_store
 
@@ -265,8 +264,8 @@ def test_a_process_that_is_ended_can_be_gone_on_with(tmp_path, large, kind, endi
 
 def test_bands_survive(tmp_path, monkeypatch, interrupt_after):
     """Runs whose rows are cut into many bands are kept like others."""
-    monkeypatch.setattr(split_runs, "BAND_BITS", 5)
     monkeypatch.setattr("cellgraph_dask.stages.split.BAND_BITS", 5)
+    monkeypatch.setattr("cellgraph_dask.stages.merge.BAND_BITS", 5)
     source = write_store(tmp_path / "s.zarr", stored(GRAPHS["directed"]), chunk=1000)
     interrupted(source, tmp_path / "out", interrupt_after, 7)
     assert export(source, tmp_path / "out", resume=True).kept_tasks

@@ -6,11 +6,11 @@ import scipy.sparse as sp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cellgraph_dask.export.api import run_export
-from cellgraph_dask.plan.tuning import Tuning
-from cellgraph_dask.source.matrix import open_source
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.source.blocks import looks_symmetric
+from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages import loops
-from cellgraph_dask.stages.stream import looks_symmetric
+from cellgraph_dask.stages.job import Tuning
 from tests.oracle import assert_exported
 from tests.stores import stored, write_store
 

@@ -18,8 +18,8 @@ from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCo
 
 from cellgraph_dask.errors import SourceError
 from cellgraph_dask.source.chunks import ChunkedArray
-from cellgraph_dask.source.matrix import open_source
 from cellgraph_dask.source.objects import Archive, Folder
+from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.source.zarr_nodes import LocalGroup, RemoteGroup, ZarrArray, open_root
 from cellgraph_dask.source.zarr_store import array_metadata
 from tests.stores import directed_graph, write_anndata, write_store

@@ -22,7 +22,7 @@ from ..machine.memory import format_bytes, no_collection, parse_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..plan.tuning import ExportPlan
+    from ..plan.plan import ExportPlan
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 
@@ -185,7 +185,7 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        from ..export.api import is_interrupted
+        from ..export.run import is_interrupted
 
         if is_interrupted(out_dir, scratch_dir):
             command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
@@ -328,7 +328,7 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
     """Say what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
     with _errors(context):
         with _imports():
-            from ..verify.examine import inspect_path
+            from ..inspection import inspect_path
             from .words import describe_inspection
 
         report = inspect_path(path, **options)

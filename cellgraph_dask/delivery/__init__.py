@@ -1,1 +1,6 @@
-"""To be written."""
+"""Edges become files: written by threads of this process, or from parts of many processes.
+
+It never computes an edge and never shows a file to readers.
+"""
+
+__all__ = ["edge_files", "parts"]

@@ -11,27 +11,22 @@ number, so their bytes do not depend on who writes them, or when.
 from __future__ import annotations
 
 import os
-import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
-from ..edge_pairs.format import GZIP_HEADER, SIDES, file_name
-from ..edge_pairs.gzip_member import deflate_part
+from ..edge_pairs.format import SIDES, file_name
+from ..edge_pairs.gzip_member import PART_EDGES, DeflatePart, deflate_edges, join_parts
+from ..machine.buffers import Array
 from ..machine.files import begin_writeback, read_at, write_at
-from ..stages.merge import EdgeSink
+from ..stages.job import EdgeSink
 
-Array = NDArray[Any]
-
-PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
-_COPY_BYTES = 1 << 22
 _WRITEBACK_BYTES = 1 << 23  # that the system is asked to write to disk at once
 
 
@@ -80,56 +75,6 @@ class _Positions:
     @property
     def total(self) -> int:
         return self._next_position
-
-
-class DeflatePart(NamedTuple):
-    """A deflate part in a file: where, how long, and what its input was.
-
-    Attributes
-    ----------
-    offset, n_bytes : int
-        Its bytes in the file that holds it.
-    crc, n_raw : int
-        CRC-32 and length of its input.
-    """
-
-    offset: int
-    n_bytes: int
-    crc: int
-    n_raw: int
-
-
-def deflate_edges(values: Array, level: int, *, last: bool) -> tuple[bytes, int]:
-    """Return the deflate part of some edges, and the CRC-32 of their bytes."""
-    raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else b""
-    return deflate_part(raw, level, last=last), zlib_ng.crc32(raw)
-
-
-def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) -> int:
-    """Write one gzip member to `fd`: a header, all parts, the checksum of their input.
-
-    Parameters
-    ----------
-    fd
-        The open output file.
-    parts
-        The parts in order, each with the open file that holds it.
-    n_raw
-        Bytes of input in all parts.
-
-    Returns
-    -------
-    int
-        Bytes written.
-    """
-    end = write_at(fd, GZIP_HEADER, 0)
-    crc = 0
-    for source, part in parts:
-        for at in range(0, part.n_bytes, _COPY_BYTES):
-            n = min(_COPY_BYTES, part.n_bytes - at)
-            end = write_at(fd, os.pread(source, n, part.offset + at), end)
-        crc = zlib_ng.crc32_combine(crc, part.crc, part.n_raw)
-    return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
 
 
 NotePart = Callable[[str, int, DeflatePart], None]

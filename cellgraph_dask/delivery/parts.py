@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
+from ..edge_pairs import gzip_member
 from ..edge_pairs.format import SIDES, file_name
+from ..edge_pairs.gzip_member import DeflatePart, deflate_edges, join_parts
 from ..machine import buffers
+from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
-from ..runtime.stage import Stages
-from ..stages.merge import EdgeSink
+from ..runtime.stage import ResumableExecutor, Stage
+from ..stages.job import EdgeSink
 from ..stages.runs import RunReader, Scratch, Written, holds, write_run
-from . import edge_files
-from .edge_files import DeflatePart, deflate_edges, join_parts
-
-Array = NDArray[Any]
 
 _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
@@ -112,7 +110,7 @@ class PartDelivery:
         Dtypes of indices in the files and in the parts.
     compression
         Level of gzip, or None.
-    stages
+    executor
         Runs the writing.
     """
 
@@ -126,7 +124,7 @@ class PartDelivery:
         dtype: np.dtype[Any],
         cell_dtype: np.dtype[Any],
         compression: int | None,
-        stages: Stages,
+        executor: ResumableExecutor,
     ) -> None:
         self.sink: EdgeSink = PartSink(scratch)
         self._scratch = scratch
@@ -134,7 +132,7 @@ class PartDelivery:
         self._dtype = dtype
         self._cell_dtype = cell_dtype
         self._compression = compression
-        self._stages = stages
+        self._executor = executor
 
     def keep(self, sizes: dict[int, int]) -> None:
         """Do nothing: parts that are there are found by their names."""
@@ -161,15 +159,16 @@ class PartDelivery:
             with path.open("ab") as file:
                 file.truncate(0 if self._compression else positions[-1] * self._dtype.itemsize)
         stretches = cut_stretches(positions[-1], self._compression)
-        written = self._stages.run(
+        stage = Stage(
             "write",
             partial(write_stretch, target),
             stretches,
-            summary=StretchSummary,
-            holds=partial(stretch_holds, target),
-            sizes=[stretch.n_edges for stretch in stretches],
-            unit="edges",
+            [stretch.n_edges for stretch in stretches],
+            "edges",
+            StretchSummary,
+            partial(stretch_holds, target),
         )
+        written = self._executor.run(stage)
         self.scratch_bytes = len(SIDES) * positions[-1] * self._cell_dtype.itemsize
         if self._compression is not None:
             self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
@@ -200,7 +199,7 @@ class PartDelivery:
 
 def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
     """Cut all edges into stretches. Of gzip files the last part is there even without edges."""
-    size = edge_files.PART_EDGES
+    size = gzip_member.PART_EDGES
     n_parts = -(-n_edges // size) if compression is None else n_edges // size + 1
     stretches: list[Stretch] = []
     for first in range(0, n_parts, _STRETCH_PARTS):
@@ -260,7 +259,7 @@ def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
     assert target.compression is not None
     for start, stop in _parts(target, stretch):
         values = _read_edges(target, side, start, stop)
-        last = start // edge_files.PART_EDGES == target.positions[-1] // edge_files.PART_EDGES
+        last = start // gzip_member.PART_EDGES == target.positions[-1] // gzip_member.PART_EDGES
         data, crc = deflate_edges(values, target.compression, last=last)
         parts.append(DeflatePart(sum(map(len, encoded)), len(data), crc, values.nbytes))
         encoded.append(data)
@@ -297,7 +296,7 @@ def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
 
 def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
     """Yield the edges of each deflate part of a stretch (in plain files, as many)."""
-    size = edge_files.PART_EDGES
+    size = gzip_member.PART_EDGES
     for part in range(stretch.first, stretch.last):
         yield part * size, min((part + 1) * size, target.positions[-1])
 

@@ -1,1 +1,6 @@
-"""To be written."""
+"""The edge-pair format of the Cellucid viewer at rest: names, manifest, gzip, reading, opening.
+
+It never makes an edge and never writes to an export's folder.
+"""
+
+__all__ = ["format", "graph", "gzip_member", "reader"]

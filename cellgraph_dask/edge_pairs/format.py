@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
-from ..errors import InvalidExportError
+from ..errors import InvalidExportError, OutputError
 from ..machine.files import is_readable
 
 MANIFEST = "connectivity_manifest.json"
@@ -25,7 +24,6 @@ IDENTITY = "dataset_identity.json"
 SIDES = ("src", "dst")
 FORMAT = "edge_pairs"
 
-GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
 
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
@@ -167,109 +165,42 @@ def check_readable(path: Any, out_dir: Any) -> None:
         )
 
 
-def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generator[bytes]:
-    """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
-
-    Parameters
-    ----------
-    path
-        The file.
-    compression
-        As in the manifest.
-    n_bytes
-        How many there must be.
+def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
+    """Return the content of ``dataset_identity.json``, or None if there is none.
 
     Raises
     ------
     InvalidExportError
-        If the file is missing, shorter, longer, or not one whole gzip member with a right checksum.
+        If it is not an object with `stats`.
+    OutputError
+        If it belongs to a dataset with another number of cells.
     """
+    path = out_dir / IDENTITY
+    check_readable(path, out_dir)
     try:
-        with path.open("rb") as file:
-            n = 0
-            for part in _parts(file, path) if compression else iter(lambda: file.read(2**22), b""):
-                n += len(part)
-                if n > n_bytes:
-                    break
-                yield part
-    except OSError as error:
-        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
-    if n != n_bytes:
-        more = "more than" if n > n_bytes else f"{n} instead of"
-        raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
-
-
-def _parts(file: Any, path: AnyPath) -> Iterator[bytes]:
-    from zlib_ng import zlib_ng
-
-    inflate = zlib_ng.decompressobj(wbits=31)
-    pending = b""
-    try:
-        while not inflate.eof:
-            encoded = pending or file.read(2**20)
-            if not encoded:
-                raise InvalidExportError(f"{path} ends inside its gzip member.")
-            yield inflate.decompress(encoded, 2**22)
-            pending = inflate.unconsumed_tail
-    except zlib_ng.error as error:  # type: ignore[misc]
-        raise InvalidExportError(f"{path} is not sound gzip: {error}.") from error
-    if inflate.unused_data or pending or file.read(1):
-        raise InvalidExportError(
-            f"{path} goes on after its gzip member; browsers refuse such files."
+        identity = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
+        raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")
+    found = identity["stats"].get("n_cells")
+    if found != n_cells:
+        raise OutputError(
+            f"{path} is of a dataset with {found} cells, but the graph has {n_cells}. Export into "
+            "the folder of the same dataset."
         )
+    return identity
 
 
-def check_gzip_header(path: Path) -> None:
-    """Refuse a gzip header that neither we nor cellucid 0.0.9 write.
-
-    Nothing in the checksum covers the header, and readers skip most of it. Python's gzip module,
-    with which cellucid writes, notes time and name there.
-
-    Raises
-    ------
-    InvalidExportError
-        If it is another one, or cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
-    by_cellucid = (
-        head[:4] == b"\x1f\x8b\x08\x08"
-        and head[8:9] in (b"\x00", b"\x02", b"\x04")
-        and head[9:10] == b"\xff"
-        and head[10:].startswith(path.stem.encode() + b"\x00")
-    )
-    if head[:10] != GZIP_HEADER and not by_cellucid:
-        raise InvalidExportError(
-            f"{path} has the gzip header {head[:10].hex()}, not {GZIP_HEADER.hex()}: it was "
-            "changed, or compressed by another program."
-        )
+def _tells(identity: dict[str, Any], n_edges: int) -> bool:
+    """Tell whether an identity has the graph's figures already."""
+    stats = identity["stats"]
+    return stats.get("has_connectivity") is True and stats.get("n_edges") == n_edges
 
 
-def iter_edges(out_dir: AnyPath, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
-    """Yield the edges of an export as pairs of equally long arrays, in order.
-
-    Raises
-    ------
-    InvalidExportError
-        As for `read_edges`.
-    """
-    dtype = index_dtype(manifest.n_cells)
-    n_bytes = manifest.n_edges * dtype.itemsize
-    for side in SIDES:
-        check_readable(out_dir / manifest.path(side), out_dir)
-    readers = [
-        read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
-    ]
-    pending = [b"", b""]
-    while True:
-        # Both sides are read to their very end, where length and checksum are judged.
-        parts = [next(reader, None) for reader in readers]
-        if parts == [None, None]:
-            return
-        pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
-        n = min(map(len, pending)) // dtype.itemsize * dtype.itemsize
-        yield tuple(np.frombuffer(rest[:n], dtype) for rest in pending)  # type: ignore[misc]
-        pending = [rest[n:] for rest in pending]
+def identity_text(identity: dict[str, Any], n_edges: int) -> str:
+    """Return the identity with the graph's figures; all else stays, in its order."""
+    stats = identity["stats"] | {"has_connectivity": True, "n_edges": n_edges}
+    return json.dumps(identity | {"stats": stats}, indent=2)

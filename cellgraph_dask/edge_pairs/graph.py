@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DiskSpaceError, InvalidExportError
+from ..machine.buffers import Array
+from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
 from ..machine.remote import find_path
-from ..stages import loops
-from .format import SIDES, AnyPath, Manifest, index_dtype, read_edges, read_manifest
+from .format import SIDES, AnyPath, Manifest, index_dtype, read_manifest
+from .reader import read_edges
 
 if TYPE_CHECKING:
     import dask.array
     import scipy.sparse
 
-Array = NDArray[Any]
 
 _SCAN_EDGES = 1 << 20  # edges that are looked at in one go: some megabytes
 _ATTEMPTS = 3
@@ -190,9 +191,7 @@ class ExportedGraph:
         for of, at in ((self.dst, self.src), (self.src, self.dst)):
             for start in range(0, self.n_edges, _SCAN_EDGES):
                 part = slice(start, start + _SCAN_EDGES)
-                loops.place_neighbors(
-                    np.asarray(of[part]), np.asarray(at[part]), next_slot, indices
-                )
+                place_neighbors(np.asarray(of[part]), np.asarray(at[part]), next_slot, indices)
         del next_slot
         matrix = csr_matrix((self.n_cells, self.n_cells), dtype=dtype)
         matrix.data = np.ones(n_entries, dtype)
@@ -208,14 +207,14 @@ class ExportedGraph:
             src, dst = (
                 np.asarray(side[start : start + _SCAN_EDGES]) for side in (self.src, self.dst)
             )
-            bad = loops.first_unsorted_edge(src, dst, *last, self.n_cells)
+            bad = first_unsorted_edge(src, dst, *last, self.n_cells)
             if bad >= 0:
                 raise InvalidExportError(
                     f"{self._name}: edge {start + bad} is out of order or of no cell; "
                     "verify_export says more."
                 )
-            loops.count_in_range(src, 0, degrees)
-            loops.count_in_range(dst, 0, degrees)
+            count_in_range(src, 0, degrees)
+            count_in_range(dst, 0, degrees)
             last = (int(src[-1]), int(dst[-1]))
 
 
@@ -383,3 +382,37 @@ class _CopiedColumn(_Column):
 
     def __dask_tokenize__(self) -> Any:
         return self.token
+
+
+@compiled()
+def count_in_range(values: Array, first: int, counts: Array) -> None:
+    """Add one to ``counts[value - first]`` for each value that has a counter (int64, in place)."""
+    for k in range(values.size):
+        at = np.int64(values[k]) - first
+        if 0 <= at < counts.size:
+            counts[at] += 1
+
+
+@compiled()
+def place_neighbors(of: Array, neighbors: Array, next_slot: Array, out: Array) -> None:
+    """Write each cell's neighbor to its next slot in `out`, and move that slot on."""
+    for k in range(of.size):
+        at = next_slot[of[k]]
+        out[at] = neighbors[k]
+        next_slot[of[k]] = at + 1
+
+
+@compiled(int)
+def first_unsorted_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
+    """Return the first edge that is not ``src < dst < n_cells`` or not above its predecessor.
+
+    `last_src` and `last_dst` are the edge before the first one. Returns -1 if all is well.
+    """
+    for k in range(src.size):
+        s: Any = np.int64(src[k])
+        d: Any = np.int64(dst[k])
+        if s >= d or d >= n_cells or s < last_src or (s == last_src and d <= last_dst):
+            return k
+        last_src = s
+        last_dst = d
+    return -1

@@ -9,12 +9,21 @@ so the choice depends on nothing but the data and the level.
 
 from __future__ import annotations
 
+import os
+import struct
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from isal import isal_zlib
 from zlib_ng import zlib_ng
+
+from ..errors import InvalidExportError
+from ..machine.buffers import Array
+from ..machine.files import write_at
+from .format import AnyPath
 
 Buffer = Any
 
@@ -70,3 +79,109 @@ def deflate_part(data: Buffer, level: int, *, last: bool) -> bytes:
         if len(encode(sample, last=True)) <= enough:
             return encode(data, last=last)
     return ladder[-1](data, last=last)
+
+
+PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
+_COPY_BYTES = 1 << 22
+
+
+class DeflatePart(NamedTuple):
+    """A deflate part in a file: where, how long, and what its input was.
+
+    Attributes
+    ----------
+    offset, n_bytes : int
+        Its bytes in the file that holds it.
+    crc, n_raw : int
+        CRC-32 and length of its input.
+    """
+
+    offset: int
+    n_bytes: int
+    crc: int
+    n_raw: int
+
+
+def deflate_edges(values: Array, level: int, *, last: bool) -> tuple[bytes, int]:
+    """Return the deflate part of some edges, and the CRC-32 of their bytes."""
+    raw = np.ascontiguousarray(values).view(np.uint8).data if values.size else b""
+    return deflate_part(raw, level, last=last), zlib_ng.crc32(raw)
+
+
+def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) -> int:
+    """Write one gzip member to `fd`: a header, all parts, the checksum of their input.
+
+    Parameters
+    ----------
+    fd
+        The open output file.
+    parts
+        The parts in order, each with the open file that holds it.
+    n_raw
+        Bytes of input in all parts.
+
+    Returns
+    -------
+    int
+        Bytes written.
+    """
+    end = write_at(fd, GZIP_HEADER, 0)
+    crc = 0
+    for source, part in parts:
+        for at in range(0, part.n_bytes, _COPY_BYTES):
+            n = min(_COPY_BYTES, part.n_bytes - at)
+            end = write_at(fd, os.pread(source, n, part.offset + at), end)
+        crc = zlib_ng.crc32_combine(crc, part.crc, part.n_raw)
+    return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
+
+
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
+
+
+def _parts(file: Any, path: AnyPath) -> Iterator[bytes]:
+    from zlib_ng import zlib_ng
+
+    inflate = zlib_ng.decompressobj(wbits=31)
+    pending = b""
+    try:
+        while not inflate.eof:
+            encoded = pending or file.read(2**20)
+            if not encoded:
+                raise InvalidExportError(f"{path} ends inside its gzip member.")
+            yield inflate.decompress(encoded, 2**22)
+            pending = inflate.unconsumed_tail
+    except zlib_ng.error as error:  # type: ignore[misc]
+        raise InvalidExportError(f"{path} is not sound gzip: {error}.") from error
+    if inflate.unused_data or pending or file.read(1):
+        raise InvalidExportError(
+            f"{path} goes on after its gzip member; browsers refuse such files."
+        )
+
+
+def check_gzip_header(path: Path) -> None:
+    """Refuse a gzip header that neither we nor cellucid 0.0.9 write.
+
+    Nothing in the checksum covers the header, and readers skip most of it. Python's gzip module,
+    with which cellucid writes, notes time and name there.
+
+    Raises
+    ------
+    InvalidExportError
+        If it is another one, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    by_cellucid = (
+        head[:4] == b"\x1f\x8b\x08\x08"
+        and head[8:9] in (b"\x00", b"\x02", b"\x04")
+        and head[9:10] == b"\xff"
+        and head[10:].startswith(path.stem.encode() + b"\x00")
+    )
+    if head[:10] != GZIP_HEADER and not by_cellucid:
+        raise InvalidExportError(
+            f"{path} has the gzip header {head[:10].hex()}, not {GZIP_HEADER.hex()}: it was "
+            "changed, or compressed by another program."
+        )

@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
+import tempfile
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InvalidExportError
 from ..machine import buffers
-from ..machine.files import read_at, write_at
-from .format import SIDES, Manifest, index_dtype, read_edges
+from ..machine.buffers import Array
+from ..machine.files import named_disk_errors, read_at, write_at
+from ..machine.remote import RemotePath
+from .format import (
+    IDENTITY,
+    MANIFEST,
+    SIDES,
+    AnyPath,
+    Manifest,
+    check_readable,
+    index_dtype,
+    read_manifest,
+)
+from .gzip_member import _parts
 
-Array = NDArray[Any]
 Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
 
 SLAB_EDGES = 1 << 17  # edges looked at in one go; both sides of them fit a core's cache
@@ -231,3 +244,127 @@ def unpack(out_dir: Path, manifest: Manifest, folder: Path, *, ahead: bool) -> P
         for fd in fds:
             os.close(fd)
     return PlainEdges(paths, index_dtype(manifest.n_cells), manifest.n_edges)
+
+
+def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generator[bytes]:
+    """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
+
+    Parameters
+    ----------
+    path
+        The file.
+    compression
+        As in the manifest.
+    n_bytes
+        How many there must be.
+
+    Raises
+    ------
+    InvalidExportError
+        If the file is missing, shorter, longer, or not one whole gzip member with a right checksum.
+    """
+    try:
+        with path.open("rb") as file:
+            n = 0
+            for part in _parts(file, path) if compression else iter(lambda: file.read(2**22), b""):
+                n += len(part)
+                if n > n_bytes:
+                    break
+                yield part
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    if n != n_bytes:
+        more = "more than" if n > n_bytes else f"{n} instead of"
+        raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
+
+
+def iter_edges(out_dir: AnyPath, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
+    """Yield the edges of an export as pairs of equally long arrays, in order.
+
+    Raises
+    ------
+    InvalidExportError
+        As for `read_edges`.
+    """
+    dtype = index_dtype(manifest.n_cells)
+    n_bytes = manifest.n_edges * dtype.itemsize
+    for side in SIDES:
+        check_readable(out_dir / manifest.path(side), out_dir)
+    readers = [
+        read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
+    ]
+    pending = [b"", b""]
+    while True:
+        # Both sides are read to their very end, where length and checksum are judged.
+        parts = [next(reader, None) for reader in readers]
+        if parts == [None, None]:
+            return
+        pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
+        n = min(map(len, pending)) // dtype.itemsize * dtype.itemsize
+        yield tuple(np.frombuffer(rest[:n], dtype) for rest in pending)  # type: ignore[misc]
+        pending = [rest[n:] for rest in pending]
+
+
+_SPARE_BYTES = 1 << 20
+
+
+@contextmanager
+def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Iterator[Path]:
+    """Give a folder with the files of a remote export as they are, and remove it afterwards.
+
+    Files that are not there are left out, and ones that are much longer than their export is cut.
+
+    Parameters
+    ----------
+    origin
+        The export.
+    scratch_dir
+        Where to make the folder; by default the system's folder for temporary files.
+
+    Raises
+    ------
+    InvalidExportError
+        If something that is there cannot be read.
+    OutputError, DiskSpaceError
+        If the folder cannot be written.
+    """
+    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    with named_disk_errors(parent):
+        folder = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent))
+    try:
+        with named_disk_errors(parent):
+            for name, most in _files(origin):
+                _copy(origin / name, folder / name, most)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(origin: RemotePath) -> list[tuple[str, int]]:
+    """Return the files of an export, and the most bytes of each that are worth a look."""
+    texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
+    try:
+        manifest = read_manifest(origin)
+    except InvalidExportError:  # whoever looks into the folder will find out
+        return texts
+    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
+    # What does not compress becomes longer by 5 bytes for each 16 kB or more.
+    most = n_bytes + n_bytes // 1000 + _SPARE_BYTES
+    return [*texts, *((manifest.path(side), most) for side in SIDES)]
+
+
+def _copy(source: RemotePath, target: Path, most: int) -> None:
+    """Copy a file, if it is there."""
+    target.parent.mkdir(exist_ok=True)
+    with target.open("wb") as copy:
+        try:
+            with source.open() as file:
+                while most > 0 and (part := file.read(min(most, 1 << 22))):
+                    copy.write(part)
+                    most -= len(part)
+        except FileNotFoundError:
+            target.unlink()
+        except OSError as error:
+            if error.filename != str(source):  # of the disk, then
+                raise
+            raise InvalidExportError(f"{source} cannot be read: {error.strerror}.") from error

@@ -1,1 +1,3 @@
-"""To be written."""
+"""One export from start to end: the public functions, the methods tried, the record of a run."""
+
+__all__ = ["api", "record", "run"]

@@ -1,1 +1,6 @@
-"""To be written."""
+"""The ground: memory, buffers, files, remote storage and compiled loops.
+
+It knows nothing of graphs, stores or Dask, and decides nothing.
+"""
+
+__all__ = ["buffers", "compiled", "files", "memory", "remote"]

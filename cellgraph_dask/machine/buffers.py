@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+Array = NDArray[Any]
+
 _here = threading.local()
 
 
-def take(name: str, size: int, dtype: DTypeLike) -> NDArray[Any]:
+def take(name: str, size: int, dtype: DTypeLike) -> Array:
     """Return this thread's buffer `name` as an uninitialised array.
 
     The array is good until the same thread takes the same name again.

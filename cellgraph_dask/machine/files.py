@@ -9,14 +9,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ..errors import DiskSpaceError, OutputError
+from .buffers import Array
 from .memory import format_bytes
-
-Array = NDArray[Any]
 
 _MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -222,3 +218,8 @@ def _no_room(folder: Path, error: OSError) -> str:
         f"the disk of {folder} is full: {free} are free{files}, but another file is needed "
         f"({error.filename or folder}). {remedy}"
     )
+
+
+def this_process() -> str:
+    """Return who we are, for another process that finds our files."""
+    return f"process {os.getpid()} on {os.uname().nodename}"

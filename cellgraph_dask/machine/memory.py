@@ -139,3 +139,13 @@ def no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+# For what no formula counts: thread stacks, the interpreter's own growth, the allocator's slack.
+SLACK_BYTES = 36 * 2**20
+_ROUND_BYTES = 8 * 2**20  # reserved memory is rounded up, so that plans repeat
+
+
+def round_reserved(resident: int) -> int:
+    """Round resident bytes up, so that the same plan comes out of every start."""
+    return -(-resident // _ROUND_BYTES) * _ROUND_BYTES

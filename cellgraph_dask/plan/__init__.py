@@ -1,1 +1,3 @@
-"""To be written."""
+"""What an export will do and need: sizes that fit a memory limit. Nothing is written here."""
+
+__all__ = ["plan", "tuning"]

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
 from ..errors import DiskSpaceError, ResumeError
-from ..export.journal import RunRecord
 from ..machine.files import free_bytes
-from ..machine.memory import format_bytes, limit_bytes, no_collection, parse_bytes, resident_bytes
+from ..machine.memory import (
+    format_bytes,
+    limit_bytes,
+    no_collection,
+    parse_bytes,
+    resident_bytes,
+    round_reserved,
+)
 from ..runtime.cluster import Workers, inspect_workers
 from ..runtime.threads import default_threads
+from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
-from ..stages.job import Job, Way
+from ..stages.job import Job, Tuning, Way, partition_shift
+from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
-from ..stages.stream import looks_symmetric
-from .tuning import (
-    ExportPlan,
-    Tuning,
-    adopt,
-    cut_blocks,
-    make_plan,
-    partition_shift,
-    projected_bytes,
-    round_reserved,
-    tune,
-)
+from ..stages.split import count_bands
+from .tuning import adopt, projected_bytes, tune
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from ..export.record import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -115,11 +118,11 @@ def prepare(
         limit = limit_bytes(memory_limit)
         threads = threads or default_threads()
         with no_collection():
-            source.warm_up(way)
+            warm_up(source, way)
         reserved = round_reserved(resident_bytes() + upload_bytes)
     else:
         allowed = None if memory_limit is None else parse_bytes(memory_limit)
-        workers = inspect_workers(client, source, way, allowed)
+        workers = inspect_workers(client, partial(warm_up, source, way), allowed)
         limit, threads = workers.memory_limit, workers.threads_per_worker
         reserved = round_reserved(workers.reserved)
     if record is not None:
@@ -205,3 +208,136 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) 
             f"{format_bytes(least)} are needed in {out_dir}. Free some space, or choose another "
             "folder."
         )
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export will do and need.
+
+    Attributes
+    ----------
+    source, key : str
+        The store and the matrix in it.
+    n_cells, n_entries : int
+        Cells, and stored entries.
+    way : {"symmetric", "general", "signed"}
+        What is tried first. "symmetric": one pass without temporary files, for a matrix that looks
+        symmetric; if it turns out not to be, the general way follows. "general": split and merge.
+        "signed": the same for a matrix with negative weights.
+    threads, n_workers : int
+        Threads that work at once in one process; worker processes of a cluster, if any.
+    n_blocks, n_partitions : int
+        Blocks of stored entries; ranges of edge sources.
+    index_dtype : str
+        Dtype of the edge files.
+    compression : int or None
+        Level of gzip.
+    memory_limit_bytes, reserved_memory_bytes, projected_memory_bytes : int
+        What is allowed; what interpreter and libraries hold; the upper bound for this plan.
+    scratch_bytes, output_bytes : int
+        Most temporary and final bytes on disk.
+    scratch_free_bytes, output_free_bytes : int
+        Free bytes on the disks of both.
+    warnings : tuple of str
+        What the user should know before starting.
+    """
+
+    source: str
+    key: str
+    n_cells: int
+    n_entries: int
+    way: Way
+    threads: int
+    n_workers: int
+    n_blocks: int
+    n_partitions: int
+    index_dtype: str
+    compression: int | None
+    memory_limit_bytes: int
+    reserved_memory_bytes: int
+    projected_memory_bytes: int
+    scratch_bytes: int
+    output_bytes: int
+    scratch_free_bytes: int
+    output_free_bytes: int
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON."""
+        return json.dumps(self.to_dict())
+
+
+def make_plan(
+    job: Job,
+    tuning: Tuning,
+    n_blocks: int,
+    *,
+    compression: int | None,
+    limit: int,
+    reserved: int,
+    scratch_free: int,
+    output_free: int,
+    same_disk: bool,
+    n_workers: int = 0,
+) -> ExportPlan:
+    """Put the figures of an export together."""
+    source = job.source
+    dtype = index_dtype(source.n_cells)
+    n_entries = source.n_entries
+    output = 2 * n_entries * dtype.itemsize
+    weights = job.weight_dtype.itemsize if job.signed else 0
+    scratch = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
+    scratch += 4 * (source.n_cells + n_blocks)  # upper entries of each row
+    bands = count_bands(tuning.block_rows)
+    scratch += 8 * n_blocks * (job.n_partitions * (2 + bands) + 3)
+    if not tuning.count_degrees:
+        scratch += (
+            2 * n_entries
+            + 4 * source.n_cells
+            + 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
+        )
+    if job.way == "symmetric":
+        output //= 2
+        scratch = 0
+    scratch += source.spool_bytes
+    if n_workers:  # parts before they become edge files
+        scratch += 2 * n_entries * job.cell_dtype.itemsize
+    if compression is not None:
+        scratch += output  # the spool of compressed parts
+    warnings = [*source.notes]
+    if viewer_bytes(source.n_cells, n_entries // 2) > VIEWER_LIMIT:
+        warnings.append(
+            f"With about {n_entries // 2:,} edges or more this graph needs over 512 MiB in the "
+            "viewer of cellucid 0.9.1 to 0.9.4, which will refuse it. The viewer of 0.0.9 has no "
+            "such limit."
+        )
+    if scratch > scratch_free or (same_disk and scratch + output > output_free):
+        warnings.append(
+            f"Up to {format_bytes(scratch)} of temporary and {format_bytes(output)} of edge files "
+            f"may not fit the {format_bytes(min(scratch_free, output_free))} that are free."
+        )
+    return ExportPlan(
+        source=source.path,
+        key=source.key,
+        n_cells=source.n_cells,
+        n_entries=n_entries,
+        way=job.way,
+        threads=tuning.threads,
+        n_workers=n_workers,
+        n_blocks=n_blocks,
+        n_partitions=job.n_partitions,
+        index_dtype=dtype.name,
+        compression=compression,
+        memory_limit_bytes=limit,
+        reserved_memory_bytes=reserved,
+        projected_memory_bytes=projected_bytes(job, tuning, reserved, compression),
+        scratch_bytes=scratch,
+        output_bytes=output,
+        scratch_free_bytes=scratch_free,
+        output_free_bytes=output_free,
+        warnings=tuple(warnings),
+    )

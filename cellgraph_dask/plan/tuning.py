@@ -6,26 +6,17 @@ its share a thread gets the largest block it can split and the largest piece it 
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from ..delivery.edge_files import writer_bytes
-from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
+from ..edge_pairs.format import index_dtype
 from ..errors import MemoryLimitError
-from ..machine.memory import format_bytes
-from ..source.matrix import Block, Source
+from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
-from ..stages.job import Job, Way
+from ..stages.job import Job, Tuning
 from ..stages.merge import merge_bytes
-from ..stages.split import split_bytes
-from ..stages.split_runs import count_bands
+from ..stages.split import count_bands, split_bytes
 from ..stages.stream import stream_bytes
-
-# For what no formula counts: thread stacks, the interpreter's own growth, the allocator's slack.
-SLACK_BYTES = 36 * 2**20
-_ROUND_BYTES = 8 * 2**20  # reserved memory is rounded up, so that plans repeat
 
 # Larger blocks and pieces gain nothing; smaller ones only cost tasks.
 _MOST_BLOCK_ENTRIES = 1 << 22
@@ -33,114 +24,7 @@ _MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they 
 _LEAST_BLOCK_ENTRIES = 1 << 16
 _MOST_PIECE_ENTRIES = 1 << 24
 _LEAST_PIECE_ENTRIES = 1 << 19
-_PARTITIONS = 1024  # about as many partitions as there should be, and
-_MOST_SHIFT = 16  # … the most sources in one, so that a source fits 16 bits
-_LEAST_SHIFT = 8
-_MOST_PIECE_SOURCES = 1 << 20
 _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What an export will do and need.
-
-    Attributes
-    ----------
-    source, key : str
-        The store and the matrix in it.
-    n_cells, n_entries : int
-        Cells, and stored entries.
-    way : {"symmetric", "general", "signed"}
-        What is tried first. "symmetric": one pass without temporary files, for a matrix that looks
-        symmetric; if it turns out not to be, the general way follows. "general": split and merge.
-        "signed": the same for a matrix with negative weights.
-    threads, n_workers : int
-        Threads that work at once in one process; worker processes of a cluster, if any.
-    n_blocks, n_partitions : int
-        Blocks of stored entries; ranges of edge sources.
-    index_dtype : str
-        Dtype of the edge files.
-    compression : int or None
-        Level of gzip.
-    memory_limit_bytes, reserved_memory_bytes, projected_memory_bytes : int
-        What is allowed; what interpreter and libraries hold; the upper bound for this plan.
-    scratch_bytes, output_bytes : int
-        Most temporary and final bytes on disk.
-    scratch_free_bytes, output_free_bytes : int
-        Free bytes on the disks of both.
-    warnings : tuple of str
-        What the user should know before starting.
-    """
-
-    source: str
-    key: str
-    n_cells: int
-    n_entries: int
-    way: Way
-    threads: int
-    n_workers: int
-    n_blocks: int
-    n_partitions: int
-    index_dtype: str
-    compression: int | None
-    memory_limit_bytes: int
-    reserved_memory_bytes: int
-    projected_memory_bytes: int
-    scratch_bytes: int
-    output_bytes: int
-    scratch_free_bytes: int
-    output_free_bytes: int
-    warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the plan as JSON."""
-        return json.dumps(self.to_dict())
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Sizes that follow from the memory limit, or are set by hand in tests.
-
-    Attributes
-    ----------
-    block_entries, block_rows : int
-        Most stored entries and rows in a block.
-    piece_entries : int
-        Most contributions merged by one task.
-    shift : int
-        A partition is ``2**shift`` sources.
-    threads : int
-        Threads that work at once.
-    count_degrees : bool
-        Whether they share a counter for each cell in memory.
-    """
-
-    block_entries: int
-    block_rows: int
-    piece_entries: int
-    shift: int
-    threads: int
-    count_degrees: bool = False
-
-    @property
-    def piece_partitions(self) -> int:
-        """Most partitions in a piece."""
-        return max(1, _MOST_PIECE_SOURCES >> self.shift)
-
-
-def partition_shift(n_cells: int) -> int:
-    """Return the shift that gives about a thousand partitions of at most 2¹⁶ sources."""
-    wanted = math.ceil(math.log2(max(1, n_cells) / _PARTITIONS)) if n_cells > _PARTITIONS else 0
-    return min(_MOST_SHIFT, max(_LEAST_SHIFT, wanted))
-
-
-def round_reserved(resident: int) -> int:
-    """Round resident bytes up, so that the same plan comes out of every start."""
-    return -(-resident // _ROUND_BYTES) * _ROUND_BYTES
 
 
 def tune(
@@ -285,113 +169,3 @@ def _block_sizes(chunk: int, wanted: int) -> list[int]:
     # Chunks smaller than the smallest block count in groups.
     step = chunk * max(1, _LEAST_BLOCK_ENTRIES // chunk)
     return sizes + [n * step for n in range(1, max(1, wanted // step) + 1)]
-
-
-def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Block]:
-    """Cut the stored entries into blocks, reading `indptr` once in slices.
-
-    Blocks end at multiples of `block_entries`, so on chunk borders where that is a multiple of the
-    chunk; and sooner where they would span more than `block_rows` rows.
-
-    Raises
-    ------
-    DamagedGraphError
-        If `indptr` breaks a rule.
-    """
-    blocks: list[Block] = []
-    start, first_row = 0, 0
-
-    def add(stop: int, last_row: int) -> None:
-        if stop > start:
-            blocks.append(Block(len(blocks), start, stop, first_row, last_row))
-
-    for row, indptr in source.scan_indptr():
-        last_row = row + indptr.size - 1
-        while True:
-            next_entry = (start // block_entries + 1) * block_entries
-            # The row that the next cut falls into, if it is in this slice.
-            entry_row = row + int(indptr.searchsorted(next_entry, side="right")) - 1
-            if min(entry_row, last_row) - first_row > block_rows:
-                cut_row = first_row + block_rows
-                stop = int(indptr[cut_row - row])
-                add(stop, cut_row)
-                start, first_row = stop, cut_row
-            elif next_entry < int(indptr[-1]):
-                add(next_entry, entry_row + 1)
-                start, first_row = next_entry, entry_row
-            else:
-                break
-    add(source.n_entries, source.n_cells)
-    return blocks
-
-
-def make_plan(
-    job: Job,
-    tuning: Tuning,
-    n_blocks: int,
-    *,
-    compression: int | None,
-    limit: int,
-    reserved: int,
-    scratch_free: int,
-    output_free: int,
-    same_disk: bool,
-    n_workers: int = 0,
-) -> ExportPlan:
-    """Put the figures of an export together."""
-    source = job.source
-    dtype = index_dtype(source.n_cells)
-    n_entries = source.n_entries
-    output = 2 * n_entries * dtype.itemsize
-    weights = job.weight_dtype.itemsize if job.signed else 0
-    scratch = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
-    scratch += 4 * (source.n_cells + n_blocks)  # upper entries of each row
-    bands = count_bands(tuning.block_rows)
-    scratch += 8 * n_blocks * (job.n_partitions * (2 + bands) + 3)
-    if not tuning.count_degrees:
-        scratch += (
-            2 * n_entries
-            + 4 * source.n_cells
-            + 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
-        )
-    if job.way == "symmetric":
-        output //= 2
-        scratch = 0
-    scratch += source.spool_bytes
-    if n_workers:  # parts before they become edge files
-        scratch += 2 * n_entries * job.cell_dtype.itemsize
-    if compression is not None:
-        scratch += output  # the spool of compressed parts
-    warnings = [*source.notes]
-    if viewer_bytes(source.n_cells, n_entries // 2) > VIEWER_LIMIT:
-        warnings.append(
-            f"With about {n_entries // 2:,} edges or more this graph needs over 512 MiB in the "
-            "viewer of cellucid 0.9.1 to 0.9.4, which will refuse it. The viewer of 0.0.9 has no "
-            "such limit."
-        )
-    if scratch > scratch_free or (same_disk and scratch + output > output_free):
-        warnings.append(
-            f"Up to {format_bytes(scratch)} of temporary and {format_bytes(output)} of edge files "
-            f"may not fit the {format_bytes(min(scratch_free, output_free))} that are free."
-        )
-    return ExportPlan(
-        source=source.path,
-        key=source.key,
-        n_cells=source.n_cells,
-        n_entries=n_entries,
-        way=job.way,
-        threads=tuning.threads,
-        n_workers=n_workers,
-        n_blocks=n_blocks,
-        n_partitions=job.n_partitions,
-        index_dtype=dtype.name,
-        compression=compression,
-        memory_limit_bytes=limit,
-        reserved_memory_bytes=reserved,
-        projected_memory_bytes=projected_bytes(job, tuning, reserved, compression),
-        scratch_bytes=scratch,
-        output_bytes=output,
-        scratch_free_bytes=scratch_free,
-        output_free_bytes=output_free,
-        warnings=tuple(warnings),
-    )

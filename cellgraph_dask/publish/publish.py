@@ -24,22 +24,28 @@ import stat
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..edge_pairs.format import (
     FOLDER,
     IDENTITY,
     MANIFEST,
     SIDES,
-    AnyPath,
     Manifest,
-    check_readable,
+    _tells,
     file_name,
+    identity_text,
+    read_identity,
     read_manifest,
 )
 from ..errors import InvalidExportError, OutputError
-from ..export.journal import this_process
-from ..machine.files import fsync_folder, make_folders, named_disk_errors, replace_text, write_aside
+from ..machine.files import (
+    fsync_folder,
+    make_folders,
+    named_disk_errors,
+    replace_text,
+    this_process,
+    write_aside,
+)
 from ..runtime.progress import Progress
 
 WORK_FOLDER = ".cellgraph-dask"
@@ -304,44 +310,3 @@ def _is_same(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except FileNotFoundError:
         return False
-
-
-def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
-    """Return the content of ``dataset_identity.json``, or None if there is none.
-
-    Raises
-    ------
-    InvalidExportError
-        If it is not an object with `stats`.
-    OutputError
-        If it belongs to a dataset with another number of cells.
-    """
-    path = out_dir / IDENTITY
-    check_readable(path, out_dir)
-    try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
-        raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")
-    found = identity["stats"].get("n_cells")
-    if found != n_cells:
-        raise OutputError(
-            f"{path} is of a dataset with {found} cells, but the graph has {n_cells}. Export into "
-            "the folder of the same dataset."
-        )
-    return identity
-
-
-def _tells(identity: dict[str, Any], n_edges: int) -> bool:
-    """Tell whether an identity has the graph's figures already."""
-    stats = identity["stats"]
-    return stats.get("has_connectivity") is True and stats.get("n_edges") == n_edges
-
-
-def identity_text(identity: dict[str, Any], n_edges: int) -> str:
-    """Return the identity with the graph's figures; all else stays, in its order."""
-    stats = identity["stats"] | {"has_connectivity": True, "n_edges": n_edges}
-    return json.dumps(identity | {"stats": stats}, indent=2)

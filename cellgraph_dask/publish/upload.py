@@ -33,12 +33,14 @@ from ..edge_pairs.format import (
     SIDES,
     Manifest,
     file_name,
+    identity_text,
+    read_identity,
     read_manifest,
 )
 from ..errors import CellgraphError, InvalidExportError, OutputError
 from ..machine.remote import RemotePath, describe, find_path, is_url, local_path
 from ..runtime.progress import Progress, Quiet
-from .publish import NAMES, TAGGED, Output, identity_text, read_identity
+from .publish import NAMES, TAGGED, Output
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9_000  # S3 allows 10,000

@@ -13,20 +13,17 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._version import __version__
 from ..errors import CellgraphError, ClusterError, MemoryLimitError
 from ..machine import buffers
 from ..machine.memory import format_bytes, peak_bytes, reset_peak, resident_bytes
-from ..source.matrix import Source
 from .progress import Progress
+from .stage import Key, Stage, Summary, do_nothing
 
 if TYPE_CHECKING:
     from distributed import Client
-
-Key = TypeVar("Key")
-Summary = TypeVar("Summary")
 
 _TASKS_PER_THREAD = 3  # in flight: one that runs, and some that wait for a thread
 # distributed pauses a worker at 80 % of its memory; we stay below that.
@@ -89,17 +86,17 @@ def active_client() -> Client | None:
         return None
 
 
-def inspect_workers(client: Client, source: Source, way: str, memory_limit: int | None) -> Workers:
+def inspect_workers(
+    client: Client, warm_up: Callable[[], None], memory_limit: int | None
+) -> Workers:
     """Look at all workers: versions, threads, memory.
 
     Parameters
     ----------
     client
         Of the cluster.
-    source
-        The matrix.
-    way
-        How its edges are found; each worker loads the loops for that.
+    warm_up
+        Called on each worker before it is measured: loads what its tasks will use; picklable.
     memory_limit
         What the user allows for each worker, in bytes; None for what the workers allow.
 
@@ -116,7 +113,7 @@ def inspect_workers(client: Client, source: Source, way: str, memory_limit: int 
             "the cluster has no workers. Start some (`dask worker ADDRESS`), or wait until the "
             "queue has started them."
         )
-    found = _ask(client, partial(_introduce, source, way))
+    found = _ask(client, partial(_introduce, warm_up))
     for worker, (version, _) in found.items():
         if version != __version__:
             raise ClusterError(
@@ -232,9 +229,9 @@ def worker_peak_bytes(client: Client) -> int:
     return max(_ask(client, peak_bytes).values(), default=0)
 
 
-def _introduce(source: Source, way: str) -> tuple[str, int]:
+def _introduce(warm_up: Callable[[], None]) -> tuple[str, int]:
     """Load the compiled loops on a worker; return its version and its resident bytes."""
-    source.warm_up(way)
+    warm_up()
     reset_peak()
     return __version__, resident_bytes()
 
@@ -314,18 +311,12 @@ class Cluster:
 
     def run(
         self,
-        stage: str,
-        function: Callable[[Key], Summary],
-        keys: Sequence[Key],
+        stage: Stage[Key, Summary],
         *,
-        sizes: Sequence[int],
-        unit: str,
-        stop: Callable[[], None] = lambda: None,
-        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
+        stop: Callable[[], None] = do_nothing,
+        done: Callable[[Key, Summary], None] = do_nothing,
     ) -> list[Summary]:
-        """Run a function over all keys and return its summaries in their order.
-
-        See `Threads.run` for the parameters.
+        """Run a stage; see `Executor.run`. No task waits for another, so `stop` is not called.
 
         Raises
         ------
@@ -334,7 +325,8 @@ class Cluster:
         """
         from distributed import KilledWorker, as_completed
 
-        self._progress.start(stage, sum(sizes), unit)
+        keys = stage.keys
+        self._progress.start(stage.name, sum(stage.sizes), stage.unit)
         summaries: dict[int, Summary] = {}
         running: dict[str, tuple[int, Any]] = {}
         todo = iter(range(len(keys)))
@@ -343,15 +335,15 @@ class Cluster:
         def submit() -> None:
             k = next(todo, None)
             if k is not None:
-                name = f"cellgraph-{stage}-{self._token}-{k:06d}"
+                name = f"cellgraph-{stage.name}-{self._token}-{k:06d}"
                 future = self._client.submit(
-                    _task, function, keys[k], key=name, pure=False, priority=-k
+                    _task, stage.function, keys[k], key=name, pure=False, priority=-k
                 )
                 running[name] = k, future
                 completed.add(future)
 
         try:
-            with _named_loss(self._client, f"in stage {stage}"):
+            with _named_loss(self._client, f"in stage {stage.name}"):
                 for _ in range(self._window):
                     submit()
                 for future in completed:
@@ -360,12 +352,13 @@ class Cluster:
                         summaries[k] = future.result()
                     except KilledWorker as error:
                         raise ClusterError(
-                            f"in stage {stage}, {keys[k]!r} was tried on several workers, and all "
-                            "of them died, probably out of memory or ended by the queue. See their "
-                            "logs; give workers more memory, or name a smaller --memory-limit."
+                            f"in stage {stage.name}, {keys[k]!r} was tried on several workers, and "
+                            "all of them died, probably out of memory or ended by the queue. See "
+                            "their logs; give workers more memory, or name a smaller "
+                            "--memory-limit."
                         ) from error
                     done(keys[k], summaries[k])
-                    self._progress.advance(sizes[k])
+                    self._progress.advance(stage.sizes[k])
                     submit()
         except BaseException:
             with suppress(Exception):  # if the scheduler is gone, so are the tasks

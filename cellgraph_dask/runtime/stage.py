@@ -1,28 +1,95 @@
-"""Stages that keep what an interrupted run has finished."""
+"""Stages as values, the journal of what they have finished, and stages that resume.
+
+A *stage* is a function over keys: blocks, pieces, stretches. Its tasks write to disk and return
+small summaries. An *executor* runs a stage, on threads or on a cluster; the *journal* gets a line
+for each finished task, its summary with the checksum of what it wrote. Nothing in the journal is
+believed: a summary counts only if the bytes that it tells of are there and have that checksum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-from ..export.journal import Journal
-from .threads import Executor
+import numpy as np
+from zlib_ng import zlib_ng
+
+from ..machine.files import append
+
+JOURNAL = "journal"
+
+Key = TypeVar("Key")
+Summary = TypeVar("Summary")
 
 
-class Numbered(Protocol):
-    """A key of a stage: a block, a piece, a stretch."""
+@dataclass(frozen=True)
+class Stage(Generic[Key, Summary]):
+    """One step of the work: a function over keys, whatever runs it.
 
-    @property
-    def number(self) -> int:
-        """Its number in the stage."""
+    Attributes
+    ----------
+    name : str
+        On the progress bar, in the journal, and in the names of tasks.
+    function : callable
+        What to do for a key. It writes to disk, returns a small summary, and can be repeated.
+    keys : sequence
+        The keys, in the order in which they start.
+    sizes : sequence of int
+        What each key counts for in the progress.
+    unit : str
+        What is counted.
+    summary : type of tuple, optional
+        What the function returns, if the stage can be resumed.
+    holds : callable, optional
+        Whether the output of a finished task, given as key and summary, is still there.
+    variant : str
+        What else must be the same for summaries to count, such as where edges go.
+    """
+
+    name: str
+    function: Callable[[Key], Summary]
+    keys: Sequence[Key]
+    sizes: Sequence[int]
+    unit: str
+    summary: Callable[..., Summary] | None = None
+    holds: Callable[[tuple[Key, Summary]], bool] | None = None
+    variant: str = ""
 
 
-Key = TypeVar("Key", bound=Numbered)
-Summary = TypeVar("Summary", bound=tuple[Any, ...])
+def do_nothing(*_: object) -> None:
+    """Do nothing; the default of what an executor calls."""
 
 
-class Stages:
-    """Runs stages and keeps a journal of them.
+class Executor(Protocol):
+    """Runs the tasks of a stage."""
+
+    def run(
+        self,
+        stage: Stage[Key, Summary],
+        *,
+        stop: Callable[[], None] = do_nothing,
+        done: Callable[[Key, Summary], None] = do_nothing,
+    ) -> list[Summary]:
+        """Run a stage and return its summaries in the order of its keys.
+
+        Parameters
+        ----------
+        stage
+            The stage.
+        stop
+            Called when a task has failed, so that tasks that wait for it end too.
+        done
+            Called with each key and its summary when the task is finished.
+        """
+
+
+class ResumableExecutor:
+    """Runs stages, keeps a journal of them, and skips tasks that the journal has already.
 
     Parameters
     ----------
@@ -34,7 +101,7 @@ class Stages:
     Attributes
     ----------
     n_kept : int
-        Tasks of an interrupted run that did not have to be done again.
+        Tasks of an interrupted run that did not have to be repeated.
     """
 
     def __init__(self, executor: Executor, journal: Journal) -> None:
@@ -44,56 +111,127 @@ class Stages:
 
     def run(
         self,
-        stage: str,
-        function: Callable[[Key], Summary],
-        keys: Sequence[Key],
+        stage: Stage[Key, Summary],
         *,
-        summary: type[Summary],
-        holds: Callable[[tuple[Key, Summary]], bool],
-        sizes: Sequence[int],
-        unit: str,
-        variant: str = "",
-        keep: Callable[[dict[int, Summary]], None] = lambda _kept: None,
-        stop: Callable[[], None] = lambda: None,
+        keep: Callable[[dict[int, Summary]], None] = do_nothing,
+        stop: Callable[[], None] = do_nothing,
     ) -> list[Summary]:
-        """Run a function over all keys that are not done, and return all summaries in order.
+        """Run a stage for all keys that are not finished; return all summaries in order.
 
         Parameters
         ----------
-        stage, function, keys, sizes, unit, stop
-            As for an executor.
-        summary
-            What the function returns.
-        holds
-            Tells whether what a finished task has left is still there; run as tasks.
-        variant
-            What else must be the same for summaries to count, such as where edges go.
+        stage
+            The stage; its keys have a `number`, and it has `summary` and `holds`.
         keep
-            Told of the summaries that are kept, before the others are worked on.
+            Called with the summaries that are kept, by number, before the others are computed.
+        stop
+            As for an executor.
         """
-        label = f"{stage} {variant}"
-        found = self._journal.found(label, summary)
-        candidates = [(key, found[key.number]) for key in keys if key.number in found]
-        kept: dict[int, Summary] = {}
-        if candidates:
-            sound = self.executor.run(
-                f"check {stage}", holds, candidates, sizes=[1] * len(candidates), unit="tasks"
-            )
-            kept = {
-                key.number: value for (key, value), ok in zip(candidates, sound, strict=True) if ok
-            }
-            self.n_kept += len(kept)
+        label = f"{stage.name} {stage.variant}"
+        numbers = [_number(key) for key in stage.keys]
+        kept = self._kept(stage, label, numbers)
+        self.n_kept += len(kept)
         keep(kept)
-        todo = [k for k, key in enumerate(keys) if key.number not in kept]
-        done = self.executor.run(
-            stage,
-            function,
-            [keys[k] for k in todo],
-            sizes=[sizes[k] for k in todo],
-            unit=unit,
+        todo = [k for k, number in enumerate(numbers) if number not in kept]
+        new = self.executor.run(
+            replace(
+                stage,
+                keys=[stage.keys[k] for k in todo],
+                sizes=[stage.sizes[k] for k in todo],
+            ),
             stop=stop,
-            done=lambda key, value: self._journal.add(label, key.number, value),
+            done=lambda key, value: self._journal.add(label, _number(key), value),
         )
-        new = {keys[k].number: value for k, value in zip(todo, done, strict=True)}
-        both = kept | new
-        return [both[key.number] for key in keys]
+        summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
+        return [summaries[number] for number in numbers]
+
+    def _kept(
+        self, stage: Stage[Key, Summary], label: str, numbers: Sequence[int]
+    ) -> dict[int, Summary]:
+        """Return the summaries in the journal whose output still holds, by number."""
+        assert stage.summary is not None
+        assert stage.holds is not None
+        found = self._journal.found(label, stage.summary)
+        candidates = [
+            (key, found[number])
+            for key, number in zip(stage.keys, numbers, strict=True)
+            if number in found
+        ]
+        if not candidates:
+            return {}
+        sizes = [1] * len(candidates)
+        check = Stage(f"check {stage.name}", stage.holds, candidates, sizes, "tasks")
+        sound = self.executor.run(check)
+        return {
+            _number(key): value for (key, value), ok in zip(candidates, sound, strict=True) if ok
+        }
+
+
+def _number(key: Any) -> int:
+    """Return the number of a key in its stage."""
+    number: int = key.number
+    return number
+
+
+class Journal:
+    """The journal of a run; safe to use from threads.
+
+    Parameters
+    ----------
+    folder
+        The work folder.
+    run
+        Name of the run, which begins its journal.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self._lock = threading.Lock()
+        path = folder / f"{JOURNAL}-{run}"
+        self._found = dict(_read_journal(path))
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW
+        self._fd = os.open(path, flags, 0o600)
+        append(self._fd, b"\n")  # ends what a torn last line has left
+
+    def add(self, stage: str, number: int, summary: Any) -> None:
+        """Note that a task is finished."""
+        text = json.dumps([stage, number, summary], default=_plain)
+        line = f"{zlib_ng.crc32(text.encode()):08x} {text}\n".encode()
+        with self._lock:
+            append(self._fd, line)  # mostly one call, so that lines are whole or last
+
+    def found(self, stage: str, kind: Callable[..., Summary]) -> dict[int, Summary]:
+        """Return the summaries that an earlier attempt has noted for a stage, by number."""
+        return {
+            number: kind(*values)
+            for (of_stage, number), values in self._found.items()
+            if of_stage == stage
+        }
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def any_finished(folder: Path, run: str) -> bool:
+    """Return whether a run has finished a task."""
+    return any(_read_journal(folder / f"{JOURNAL}-{run}"))
+
+
+def _plain(value: Any) -> Any:
+    """Turn an array of a summary into a list."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} in a summary")
+
+
+def _read_journal(path: Path) -> Iterator[tuple[tuple[str, int], list[Any]]]:
+    """Yield what the whole lines of a journal say."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        checksum, _, text = line.partition(b" ")
+        if f"{zlib_ng.crc32(text):08x}".encode() == checksum:
+            stage, number, values = json.loads(text)
+            yield (stage, number), values

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import dask
 import dask.threaded
@@ -21,31 +21,12 @@ from ..errors import MemoryLimitError
 from ..machine import buffers
 from ..machine.memory import format_bytes, peak_bytes, resident_bytes
 from .progress import Progress
-
-Key = TypeVar("Key")
-Summary = TypeVar("Summary")
+from .stage import Key, Stage, Summary, do_nothing
 
 
 def default_threads() -> int:
     """Return the number of cores this process may use: its affinity and cgroup count."""
     return int(CPU_COUNT)
-
-
-class Executor(Protocol):
-    """Runs the tasks of a stage."""
-
-    def run(
-        self,
-        stage: str,
-        function: Callable[[Key], Summary],
-        keys: Sequence[Key],
-        *,
-        sizes: Sequence[int],
-        unit: str,
-        stop: Callable[[], None] = ...,
-        done: Callable[[Key, Summary], None] = ...,
-    ) -> list[Summary]:
-        """Return what the function gives for each key; see `Threads.run`."""
 
 
 class Threads:
@@ -65,55 +46,34 @@ class Threads:
 
     def run(
         self,
-        stage: str,
-        function: Callable[[Key], Summary],
-        keys: Sequence[Key],
+        stage: Stage[Key, Summary],
         *,
-        sizes: Sequence[int],
-        unit: str,
-        stop: Callable[[], None] = lambda: None,
-        done: Callable[[Key, Summary], None] = lambda _key, _summary: None,
+        stop: Callable[[], None] = do_nothing,
+        done: Callable[[Key, Summary], None] = do_nothing,
     ) -> list[Summary]:
-        """Run a function over all keys and return its summaries in their order.
-
-        Parameters
-        ----------
-        stage
-            Name of the stage, on the progress bar and in the names of the tasks.
-        function
-            What to do for a key.
-        keys
-            The keys.
-        sizes
-            What each key counts for in the progress.
-        unit
-            What is counted.
-        stop
-            Called when a task has failed, so that tasks which wait for it end too.
-        done
-            Called with each key and its summary when the task is finished.
-        """
-        self._progress.start(stage, sum(sizes), unit)
+        """Run a stage; see `Executor.run`."""
+        keys = stage.keys
+        self._progress.start(stage.name, sum(stage.sizes), stage.unit)
         failures: list[BaseException] = []
 
         def task(k: int, _after: object) -> Summary:
             try:
-                summary = function(keys[k])
+                summary = stage.function(keys[k])
                 done(keys[k], summary)
             except BaseException as error:
                 failures.append(error)
                 stop()
                 raise
-            self._progress.advance(sizes[k])
+            self._progress.advance(stage.sizes[k])
             return summary
 
         n = self._n_threads
-        names = [f"{stage}-{k:06d}" for k in range(len(keys))]
+        names = [f"{stage.name}-{k:06d}" for k in range(len(keys))]
         graph = {name: (task, k, names[k - n] if k >= n else None) for k, name in enumerate(names)}
         try:
             if n == 1:  # in this very thread, as debuggers and profilers like it
                 return list(dask.get(graph, names))
-            with ThreadPoolExecutor(n, thread_name_prefix=f"cellgraph-{stage}") as pool:
+            with ThreadPoolExecutor(n, thread_name_prefix=f"cellgraph-{stage.name}") as pool:
                 try:
                     return list(dask.threaded.get(graph, names, num_workers=n, pool=pool))
                 except BaseException:

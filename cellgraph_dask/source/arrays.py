@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DamagedGraphError
 from ..machine import buffers
+from ..machine.buffers import Array
 from ..machine.files import read_at
 
-Array = NDArray[Any]
 Span = tuple[int, int]
 
 _STEP = 1 << 16  # values read at once where there are no chunks

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import SourceError
+from ..machine.buffers import Array
 from .lazy import LazyMatrix
-from .matrix import Block, Source, open_source
+from .matrix import Block, Source
+from .opening import open_source
 
 if TYPE_CHECKING:
     import dask.array
 
-Array = NDArray[Any]
 Layout = Literal["gcxs", "csr"]
 
 _BLOCK_ENTRIES = 250_000
@@ -154,3 +154,60 @@ def _as_block(
     axis = 1 if by_columns else 0
     arrays = (matrix.data, matrix.indices, matrix.indptr)
     return GCXS(arrays, shape=matrix.shape, compressed_axes=(axis,))
+
+
+def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Block]:
+    """Cut the stored entries into blocks, reading `indptr` once in slices.
+
+    Blocks end at multiples of `block_entries`, so on chunk borders where that is a multiple of the
+    chunk; and sooner where they would span more than `block_rows` rows.
+
+    Raises
+    ------
+    DamagedGraphError
+        If `indptr` breaks a rule.
+    """
+    blocks: list[Block] = []
+    start, first_row = 0, 0
+
+    def add(stop: int, last_row: int) -> None:
+        if stop > start:
+            blocks.append(Block(len(blocks), start, stop, first_row, last_row))
+
+    for row, indptr in source.scan_indptr():
+        last_row = row + indptr.size - 1
+        while True:
+            next_entry = (start // block_entries + 1) * block_entries
+            # The row that the next cut falls into, if it is in this slice.
+            entry_row = row + int(indptr.searchsorted(next_entry, side="right")) - 1
+            if min(entry_row, last_row) - first_row > block_rows:
+                cut_row = first_row + block_rows
+                stop = int(indptr[cut_row - row])
+                add(stop, cut_row)
+                start, first_row = stop, cut_row
+            elif next_entry < int(indptr[-1]):
+                add(next_entry, entry_row + 1)
+                start, first_row = next_entry, entry_row
+            else:
+                break
+    add(source.n_entries, source.n_cells)
+    return blocks
+
+
+_N_PROBES = 10
+_MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is planned yet
+
+
+def looks_symmetric(source: Source) -> bool:
+    """Look for the mirror images of a few entries, all over the matrix.
+
+    It only decides which way is tried first, so that directed graphs seldom pay for two passes.
+    """
+    if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
+        return False
+    for k in range(_N_PROBES):
+        entry = (2 * k + 1) * source.n_entries // (2 * _N_PROBES)
+        row, column = source.entry(entry)
+        if not source.has_entry(column, row):
+            return False
+    return True

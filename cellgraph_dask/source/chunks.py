@@ -13,20 +13,17 @@ word, whether the writer left them out on purpose or somebody lost them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
+from ..machine.buffers import Array
 from .arrays import cut_spans
 from .codecs import DECODE_ERRORS, ChunkError, array_codecs
 from .objects import Objects, StoredObject
 from .zarr_store import ArrayMetadata
-
-Array = NDArray[Any]
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
 _MOST_INDEXES = 4  # of shards, that are remembered

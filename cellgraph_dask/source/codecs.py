@@ -20,13 +20,11 @@ import google_crc32c
 import numcodecs
 import numpy as np
 from numcodecs import Blosc
-from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
 from ..errors import SourceError
+from ..machine.buffers import Array
 from .zarr_store import ArrayMetadata, Codec
-
-Array = NDArray[Any]
 
 _BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, typesize, nbytes, blocksize, cbytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"

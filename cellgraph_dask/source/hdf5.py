@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DamagedGraphError
 from ..machine import buffers
+from ..machine.buffers import Array
+from ..machine.compiled import compiled
 from ..machine.files import read_at
-from ..stages import loops
 from .arrays import RawArray, Span, StoredArray, cut_spans
 from .codecs import DECODE_ERRORS, ChunkCodecs, ChunkError
 
 if TYPE_CHECKING:
     import h5py
 
-Array = NDArray[Any]
 Filter = tuple[str, dict[str, Any]]  # name of a codec, and its settings
 
 _SHUFFLE = 2
@@ -203,7 +202,7 @@ class FilteredDataset:
         read_at(fd, encoded, int(self._offsets[k]))
         if self._filters[-1][0] == "lzf" and not mask >> len(self._filters) - 1 & 1:
             between = buffers.take("lzf chunk", chain.n_bytes, np.uint8)
-            if loops.decode_lzf(encoded, between) != chain.n_bytes:
+            if decode_lzf(encoded, between) != chain.n_bytes:
                 raise ChunkError(f"it does not hold {chain.n_bytes} bytes of LZF")
             encoded = between
         first = a - k * self.chunk_size
@@ -255,3 +254,51 @@ def _damaged(array: StoredArray, at: int, error: BaseException) -> DamagedGraphE
         f"chunk {array.key_of(at)} of {array.name} does not decode: {error}. The file is damaged "
         "there; copy it again from where it came, or write it again."
     )
+
+
+@compiled(int)
+def decode_lzf(encoded: Array, out: Array) -> int:
+    """Decode LZF, as HDF5's filter writes it.
+
+    Parameters
+    ----------
+    encoded
+        uint8.
+    out
+        uint8, written; as long as what should come out.
+
+    Returns
+    -------
+    int
+        Number of bytes written, or -1 if `encoded` is not sound or holds more.
+    """
+    at: Any = 0
+    n: Any = 0
+    while at < encoded.size:
+        control: Any = np.int64(encoded[at])
+        at += 1
+        if control < 32:  # so many bytes and one more, as they are
+            length: Any = control + 1
+            if at + length > encoded.size or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = encoded[at + k]
+            at += length
+        else:  # some bytes that were there before
+            length = control >> 5
+            if length == 7:
+                if at >= encoded.size:
+                    return -1
+                length += np.int64(encoded[at])
+                at += 1
+            if at >= encoded.size:
+                return -1
+            back: Any = ((control & 31) << 8) + np.int64(encoded[at]) + 1
+            at += 1
+            length += 2
+            if back > n or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = out[n + k - back]
+        n += length
+    return int(n)

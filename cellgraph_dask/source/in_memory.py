@@ -9,11 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import SourceError
-
-Array = NDArray[Any]
+from ..machine.buffers import Array
 
 _DENSE_VALUES = 1 << 22  # of a dense matrix looked at in one go
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CellgraphError, DamagedGraphError, SourceError
+from ..errors import CellgraphError, SourceError
 
 Node = Any  # a group, or an array: something with a shape
 
@@ -288,27 +288,6 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
     return layout, shape[0], shape[1]
 
 
-def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> int:
-    """Return the number of cells of a matrix that is square and fits `obs`.
-
-    Raises
-    ------
-    SourceError
-        If it does not.
-    """
-    if n_cells is not None and shape != (n_cells, n_cells):
-        raise SourceError(
-            f"Connectivity matrix shape {shape} does not match number of cells "
-            f"{n_cells}. {full_key} must have one row and one column for each cell of obs."
-        )
-    if shape[0] != shape[1]:
-        raise SourceError(
-            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row "
-            "and one column for each cell."
-        )
-    return shape[0]
-
-
 def open_array(node: Node, full_key: str, name: str) -> Any:
     """Return one of the three arrays of a sparse group.
 
@@ -335,45 +314,3 @@ def open_array(node: Node, full_key: str, name: str) -> Any:
         if not 0 <= int(n) <= _MOST_VALUES:
             raise SourceError(f"{full_key}/{name} has {_short(n)} {what}; write the matrix again.")
     return array
-
-
-def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: Any) -> None:
-    """Check that the three arrays of a matrix fit together.
-
-    Raises
-    ------
-    DamagedGraphError
-        If lengths or dtypes are not what they must be.
-    """
-    if indices.shape != data.shape:
-        raise DamagedGraphError(
-            f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
-            f"{data.shape[0]}. The matrix is damaged; write it again."
-        )
-    if indptr.shape[0] != n_cells + 1:
-        raise DamagedGraphError(
-            f"{full_key}/indptr has {indptr.shape[0]} values; a matrix of {n_cells} cells needs "
-            f"{n_cells + 1}. The matrix is damaged; write it again."
-        )
-    for name, array in (("indptr", indptr), ("indices", indices)):
-        if array.dtype.kind not in "iu":
-            raise DamagedGraphError(
-                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
-                "matrix again with integer indices."
-            )
-    check_weights(full_key, data.dtype)
-
-
-def check_weights(full_key: str, dtype: np.dtype[Any]) -> None:
-    """Check that weights can be added.
-
-    Raises
-    ------
-    DamagedGraphError
-        If they are not bool, integers, or floats of up to 64 bits.
-    """
-    if dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise DamagedGraphError(
-            f"{full_key}/data has dtype {dtype}; weights must be bool, integers, or floats of "
-            "up to 64 bits. Convert them, for example to float32."
-        )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import SourceError
-from .layout import check_shape, check_weights
-from .opening import HDF5Place, ZarrPlace
+from .checks import check_shape, check_weights
+from .places import HDF5Place, ZarrPlace
 
 _PIECE_BYTES = 1 << 24  # of a dense matrix on disk, read at once
 

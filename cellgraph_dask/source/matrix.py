@@ -8,45 +8,19 @@ has been checked; the compiled loops rely on that.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import DamagedGraphError
 from ..machine import buffers
-from ..stages import loops
-from .arrays import MemoryArray, StoredArray
-from .in_memory import compress
-from .layout import (
-    Found,
-    Tree,
-    check_arrays,
-    check_shape,
-    check_weights,
-    find_matrix,
-    is_array,
-    open_array,
-    sparse_layout,
-)
-from .lazy import LazyMatrix, of_dask, of_dense
-from .opening import (
-    ARRAYS,
-    HDF5Place,
-    MemoryPlace,
-    Place,
-    RawPlace,
-    ZarrPlace,
-    locate,
-    place_of_group,
-)
-
-Array = NDArray[Any]
+from ..machine.buffers import Array
+from . import checks
+from .arrays import StoredArray
+from .places import Place, RawPlace
 
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
@@ -87,14 +61,11 @@ class BlockEntries(NamedTuple):
         Where each row starts in `indices`; int64.
     weights : ndarray or None
         float64, or int64 for integer weights, if they were asked for.
-    has_negative : bool
-        Whether a weight is below zero.
     """
 
     indices: Array
     indptr: Array
     weights: Array | None
-    has_negative: bool
 
 
 @dataclass(frozen=True)
@@ -201,13 +172,10 @@ class Source:
         rows = min(self._arrays["indptr"].chunk_size, self.n_cells) + 1
         return int(work + 16 * rows + 8 * _INDPTR_SLICE)
 
-    def warm_up(self, way: str) -> None:
-        """Load the compiled loops for this matrix; see `kernels.warm_up`."""
-        loops.warm_up(
-            self.stored_index_dtype,
-            self.scanned_weight_dtype,
-            way,
-            wide=self.n_cells > np.iinfo(np.int32).max,
+    def warm_up(self) -> None:
+        """Load the compiled loops that reading this matrix takes."""
+        checks.warm_up(
+            self.stored_index_dtype, self.scanned_weight_dtype, wide=self.row_dtype.itemsize == 8
         )
 
     def block_bytes(self, n_entries: int, n_rows: int, *, signed: bool) -> int:
@@ -256,7 +224,7 @@ class Source:
             if absent_until and absent_until - first < values.size:
                 self._check_absent_rows(first, values, absent_until)
                 absent_until = 0
-            row = loops.first_decrease(values)
+            row = checks.first_decrease(values)
             if row >= 0:
                 raise DamagedGraphError(
                     f"{indptr.name} decreases at row {first + row}: from {values[row]} to "
@@ -329,31 +297,35 @@ class Source:
         self._arrays[name].read(at, at + 1, value)
         return int(value[0])
 
-    def read_block(self, block: Block, *, signed: bool) -> BlockEntries:
+    def read_block(self, block: Block, *, weights: bool = False) -> BlockEntries:
         """Read and check a block. The arrays belong to this thread, until its next block.
 
         Parameters
         ----------
         block
             Which entries.
-        signed
-            Whether to give the weights too.
+        weights
+            Whether to return the weights too.
 
         Raises
         ------
         DamagedGraphError
             If an index is outside the matrix, a weight is NaN or infinite, or a chunk is missing
-            or broken. Without `signed`, negative weights are reported, not refused.
+            or broken.
+        NegativeWeightError
+            If a weight is negative and `weights` is False: it would have to be added up.
         """
         indptr = self._indptr_of(block)
         indices = self._read_indices(block, indptr)
-        weights, has_negative = self._read_weights(block, indptr, indices, signed)
-        return BlockEntries(indices, indptr, weights, has_negative)
+        kept, has_negative = self._read_weights(block, indptr, indices, weights)
+        if has_negative and not weights:
+            raise NegativeWeightError
+        return BlockEntries(indices, indptr, kept)
 
     def _indptr_of(self, block: Block) -> Array:
         """Return where each row of a block starts in it; this thread's."""
         indptr, _ = self._read_indptr(block.first_row, block.last_row)
-        if loops.first_decrease(indptr) >= 0 or indptr[0] > block.start or indptr[-1] < block.stop:
+        if checks.first_decrease(indptr) >= 0 or indptr[0] > block.start or indptr[-1] < block.stop:
             raise DamagedGraphError(
                 f"{self._arrays['indptr'].name} changed while it was being read; export again when "
                 "nothing else writes to the store."
@@ -392,7 +364,7 @@ class Source:
                 raise DamagedGraphError(
                     self._missing(array, a, "as zeros it would link cells to cell 0 over and over")
                 )
-            bad = loops.first_invalid_index(stored, self.n_cells)
+            bad = checks.first_invalid_index(stored, self.n_cells)
             if bad >= 0:
                 row = _row_of(block, indptr, a + bad)
                 raise DamagedGraphError(
@@ -412,11 +384,11 @@ class Source:
         return bool(np.diff(inside).max(initial=0) <= 1)
 
     def _read_weights(
-        self, block: Block, indptr: Array, indices: Array, signed: bool
+        self, block: Block, indptr: Array, indices: Array, keep: bool
     ) -> tuple[Array | None, bool]:
         array = self._arrays["data"]
         kept = None
-        if signed:
+        if keep:
             kind = np.float64 if array.dtype.kind == "f" else np.int64
             kept = buffers.take("weights", block.stop - block.start, kind)
         has_negative = False
@@ -424,7 +396,7 @@ class Source:
             stored = buffers.take("stored weights", b - a, array.dtype)
             self._read_weights_of_span(array, a, b, stored)
             weights = _comparable(stored)
-            not_finite, n_zeros, n_negative = loops.scan_weights(weights)
+            not_finite, n_zeros, n_negative = checks.scan_weights(weights)
             if not_finite >= 0:
                 row = _row_of(block, indptr, a + not_finite)
                 cells = (row, int(indices[a + not_finite - block.start]))
@@ -435,7 +407,7 @@ class Source:
                 )
             has_negative |= n_negative > 0
             if n_zeros:
-                loops.drop_stored_zeros(indices, weights, a - block.start, indptr, block.first_row)
+                checks.drop_stored_zeros(indices, weights, a - block.start, indptr, block.first_row)
             if kept is not None:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
@@ -473,102 +445,5 @@ def _comparable(stored: Array) -> Array:
     return stored.astype(np.float32) if stored.dtype == np.float16 else stored
 
 
-def open_source(
-    source: Any,
-    key: str = "connectivities",
-    *,
-    neighbors_key: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Source | LazyMatrix:
-    """Open a matrix, wherever it is, and check what its metadata tell.
-
-    Parameters
-    ----------
-    source
-        A path or URL of a zarr store or an HDF5 file; a `zarr.Group`, or a store of zarr; an
-        AnnData in memory, backed or lazy; a matrix of scipy or PyData sparse, or anything that
-        numpy makes a two-dimensional array of; a Dask array.
-    key
-        A key of `obsp`, or with slashes a path from the root.
-    neighbors_key
-        The name of one of scanpy's neighbour graphs, instead of `key`.
-    storage_options
-        What fsspec is to be told about a URL.
-
-    Returns
-    -------
-    Source or LazyMatrix
-        A `LazyMatrix` has no row pointers yet: it has to be computed or searched first.
-
-    Raises
-    ------
-    SourceError
-        If there is no such store or key, or it is not a matrix over the cells.
-    DamagedGraphError
-        If its arrays do not fit together.
-    """
-    if neighbors_key is not None and key != "connectivities":
-        raise ValueError("give key or neighbors_key, not both")
-    if isinstance(source, str | os.PathLike):
-        place = locate(source, storage_options)
-        return _open_place(place, key, neighbors_key)
-    if storage_options:
-        raise ValueError("storage options are for URLs")
-    if _is(source, "zarr", "Group"):
-        return _open_place(place_of_group(source), key, neighbors_key)
-    if _is(source, "zarr.abc.store", "Store"):
-        import zarr
-
-        return _open_place(place_of_group(zarr.open_group(source, mode="r")), key, neighbors_key)
-    if _is(source, "anndata", "AnnData") or (hasattr(source, "obsp") and hasattr(source, "uns")):
-        path = "AnnData in memory"
-        root = Tree({"obsp": source.obsp, "uns": source.uns, "obs": source.obs})
-        found = find_matrix(root, path, key, neighbors_key)
-        return _open_matrix(path, found)
-    if neighbors_key is not None or key != "connectivities":
-        raise ValueError("key and neighbors_key are for stores, files and AnnData")
-    return _open_matrix(f"{type(source).__name__} in memory", Found("matrix", source, None, ()))
-
-
-def _is(source: object, module: str, name: str) -> bool:
-    """Tell whether an object is of a class, without importing its library."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(source, kind)
-
-
-def _open_place(
-    place: ZarrPlace | HDF5Place, key: str, neighbors_key: str | None
-) -> Source | LazyMatrix:
-    with place.open() as root:
-        key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
-        if is_array(node):
-            return of_dense(place, key, node, n_cells, notes)
-        layout, n_rows, n_columns = sparse_layout(key, node)
-        indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
-        n_cells = check_shape(key, (n_rows, n_columns), n_cells)
-        check_arrays(key, n_cells, indptr, indices, data)
-        source = Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
-        # They are open already; and those that cannot be read are refused here.
-        source.__dict__["_arrays"] = place.arrays_in(root, key)
-        return source
-
-
-def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
-    """Open what is an object of Python."""
-    key, matrix, n_cells, notes = found
-    if _is(matrix, "dask.array", "Array"):
-        return of_dask(path, key, matrix, n_cells, notes)
-    group = getattr(matrix, "group", None)
-    if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
-        if _is(group, "zarr", "Group"):
-            place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
-            return _open_place(place, f"/{group.path}", None)
-        return _open_place(HDF5Place(group.file.filename), group.name, None)
-    layout, *arrays, shape = compress(matrix, key)
-    n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
-    check_weights(key, arrays[2].dtype)
-    content = {
-        name: MemoryArray(f"{key}/{name}", array)
-        for name, array in zip(ARRAYS, arrays, strict=True)
-    }
-    return Source(MemoryPlace(path, content), key, layout, n_cells, arrays[1].size, notes)
+class NegativeWeightError(Exception):
+    """Never seen by users: a weight is negative, so entries may cancel and have to be added up."""

@@ -21,18 +21,17 @@ from typing import Any, NamedTuple
 
 import dask
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import SourceError
+from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
 from ..runtime.progress import Progress
 from .arrays import EvenIndptr, MemoryArray, StoredArray
 from .in_memory import Compressed, compress
 from .lazy import LazyMatrix
 from .matrix import Source
-from .opening import MemoryPlace, RawPlace
+from .places import MemoryPlace, RawPlace
 
-Array = NDArray[Any]
 Compute = Callable[[list[Any], Callable[[Any], None]], list[Any]]
 
 _PART_ROWS = 1 << 15  # small chunks share a file, or there would be a file for each

@@ -1,1 +1,6 @@
-"""To be written."""
+"""The graph's arithmetic, out of core: blocks are split into runs, and runs merged into edges.
+
+It never learns who executes its tasks, nor what becomes of the edges.
+"""
+
+__all__ = ["degrees", "job", "loops", "merge", "pipeline", "runs", "split", "stream"]

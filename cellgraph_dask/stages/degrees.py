@@ -9,18 +9,16 @@ counted, ordered by partition, and a stage of its own counts a range of cells at
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..machine import buffers
+from ..machine.buffers import Array
 from . import loops
 from .job import Job
-from .merge import Piece
+from .pieces import Piece
 from .runs import RunReader, Written, holds, write_run
-
-Array = NDArray[Any]
 
 _SLAB = 1 << 18  # destinations looked at in one go
 _RANGE_CELLS = 1 << 22  # most cells counted by one task: 32 MB
@@ -146,3 +144,13 @@ def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
                 begin = int(has_counts[0]) * width
                 degrees[begin : begin + n] += counts
     return int(degrees.max(initial=0))
+
+
+class DegreeSink(Protocol):
+    """What counts the edges of each cell."""
+
+    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
+        """Count the edges of a merged piece; return what was written of temporary files for it."""
+
+    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written) -> bool:
+        """Do the same for a piece of an earlier run; False if what it left does not hold."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from zlib_ng import zlib_ng
 
+from ..machine import buffers
+from ..machine.buffers import Array
 from ..source.matrix import Source
 from .runs import Scratch
 
@@ -61,3 +65,88 @@ class Job:
         """Bytes of one entry in memory: its source in the partition, destination and weight."""
         weight = self.weight_dtype.itemsize if self.signed else 0
         return 2 + self.cell_dtype.itemsize + weight
+
+
+_PARTITIONS = 1024  # about as many partitions as there should be, and
+_MOST_SHIFT = 16  # … the most sources in one, so that a source fits 16 bits
+_LEAST_SHIFT = 8
+_MOST_PIECE_SOURCES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Sizes that follow from the memory limit, or are set by hand in tests.
+
+    Attributes
+    ----------
+    block_entries, block_rows : int
+        Most stored entries and rows in a block.
+    piece_entries : int
+        Most contributions merged by one task.
+    shift : int
+        A partition is ``2**shift`` sources.
+    threads : int
+        Threads that work at once.
+    count_degrees : bool
+        Whether they share a counter for each cell in memory.
+    """
+
+    block_entries: int
+    block_rows: int
+    piece_entries: int
+    shift: int
+    threads: int
+    count_degrees: bool = False
+
+    @property
+    def piece_partitions(self) -> int:
+        """Most partitions in a piece."""
+        return max(1, _MOST_PIECE_SOURCES >> self.shift)
+
+
+def partition_shift(n_cells: int) -> int:
+    """Return the shift that gives about a thousand partitions of at most 2¹⁶ sources."""
+    wanted = math.ceil(math.log2(max(1, n_cells) / _PARTITIONS)) if n_cells > _PARTITIONS else 0
+    return min(_MOST_SHIFT, max(_LEAST_SHIFT, wanted))
+
+
+class OtherWayError(Exception):
+    """Never seen by users: the way that was tried does not suit the matrix; another one does."""
+
+
+class NotSymmetricError(OtherWayError):
+    """The upper entries are not all edges: the general way has to be taken."""
+
+
+class EdgeSink(Protocol):
+    """Where edges go, in pieces that may arrive from many threads."""
+
+    def place(self, index: int, n_edges: int) -> int:
+        """Return the position of a piece's first edge, as soon as it is known."""
+
+    def write(self, position: int, src: Array, dst: Array) -> None:
+        """Write edges at a position."""
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read back edges that were written at a position; OSError or ValueError if not whole."""
+
+
+def edges_crc(src: Array, dst: Array) -> int:
+    """Return the CRC-32 of edges: of the bytes of the sources and then of the destinations."""
+    if not src.size:
+        return 0
+    crc: int = zlib_ng.crc32(dst.view(np.uint8).data, zlib_ng.crc32(src.view(np.uint8).data))
+    return crc
+
+
+def read_kept(
+    job: Job, sink: EdgeSink, position: int, n_edges: int, crc: int
+) -> tuple[Array, Array] | None:
+    """Return the edges that an earlier run has left at a position, or None if they do not hold."""
+    src = buffers.take("merged src", n_edges, job.cell_dtype)
+    dst = buffers.take("merged dst", n_edges, job.cell_dtype)
+    try:
+        sink.read(position, src, dst)
+    except (OSError, EOFError, ValueError):
+        return None
+    return (src, dst) if edges_crc(src, dst) == crc else None

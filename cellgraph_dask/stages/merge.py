@@ -8,66 +8,19 @@ been merged; until then its thread waits.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from zlib_ng import zlib_ng
 
 from ..machine import buffers
+from ..machine.buffers import Array
 from . import loops
-from .job import Job
+from .degrees import DegreeSink
+from .job import EdgeSink, Job, edges_crc, read_kept
+from .pieces import Piece
 from .runs import Written
-from .split_runs import Packed, SplitRuns, gather, gather_bytes, gather_range
-
-Array = NDArray[Any]
-
-
-class EdgeSink(Protocol):
-    """Where edges go, in pieces that may arrive from many threads."""
-
-    def place(self, index: int, n_edges: int) -> int:
-        """Return the position of a piece's first edge, as soon as it is known."""
-
-    def write(self, position: int, src: Array, dst: Array) -> None:
-        """Write edges at a position."""
-
-    def read(self, position: int, src: Array, dst: Array) -> None:
-        """Read back edges that were written at a position; OSError or ValueError if not whole."""
-
-
-class DegreeSink(Protocol):
-    """What counts the edges of each cell."""
-
-    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
-        """Count the edges of a merged piece; return what was written of temporary files for it."""
-
-    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written) -> bool:
-        """Do the same for a piece of an earlier run; False if what it left does not hold."""
-
-
-class Piece(NamedTuple):
-    """A range of edges that one task merges.
-
-    Attributes
-    ----------
-    number : int
-        Number of the piece.
-    first, last : int
-        Its partitions, ``[first, last)``.
-    low, high : tuple of int or None
-        If it is a part of one partition: its first edge and the one after its last, as
-        ``(source inside the partition, destination)``.
-    n_contributions : int
-        Upper and lower entries in it, at most.
-    """
-
-    number: int
-    first: int
-    last: int
-    low: tuple[int, int] | None
-    high: tuple[int, int] | None
-    n_contributions: int
+from .split import BAND_BITS, LOWER, ROWS, UPPER, SplitRuns
 
 
 class MergeSummary(NamedTuple):
@@ -130,27 +83,6 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
     sink.write(position, src, dst)
     crc = edges_crc(src, dst)
     return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
-
-
-def edges_crc(src: Array, dst: Array) -> int:
-    """Return the CRC-32 of edges: of the bytes of the sources and then of the destinations."""
-    if not src.size:
-        return 0
-    crc: int = zlib_ng.crc32(dst.view(np.uint8).data, zlib_ng.crc32(src.view(np.uint8).data))
-    return crc
-
-
-def read_kept(
-    job: Job, sink: EdgeSink, position: int, n_edges: int, crc: int
-) -> tuple[Array, Array] | None:
-    """Return the edges that an earlier run has left at a position, or None if they do not hold."""
-    src = buffers.take("merged src", n_edges, job.cell_dtype)
-    dst = buffers.take("merged dst", n_edges, job.cell_dtype)
-    try:
-        sink.read(position, src, dst)
-    except (OSError, EOFError, ValueError):
-        return None
-    return (src, dst) if edges_crc(src, dst) == crc else None
 
 
 def merge_holds(
@@ -232,80 +164,128 @@ def _lower_destinations(packed: Packed) -> Array:
     return dst
 
 
-def cut_pieces(
-    runs: SplitRuns, contributions: Array, capacity: int, max_partitions: int
-) -> list[Piece]:
-    """Cut all edges into pieces of at most `capacity` contributions.
+_SLAB = 1 << 18  # entries looked at in one go where a partition is read in parts
 
-    Parameters
+
+@dataclass(frozen=True)
+class Packed:
+    """The entries of consecutive partitions from all runs, run after run, as they were packed.
+
+    Attributes
     ----------
-    runs
-        What `split` has left.
-    contributions
-        Upper and lower entries of each partition; int64.
-    capacity
-        What one task can merge.
-    max_partitions
-        Most partitions in a piece.
+    first_rows : ndarray
+        First row of each run; int64, shape ``(n_runs,)``.
+    upper : dict of ndarray
+        dst and, if there are any, weight.
+    upper_starts : ndarray
+        Where each partition of each run starts in `upper`; int64, ``(n_runs, n_partitions + 1)``.
+    in_row : ndarray
+        Upper entries of each row; uint32.
+    row_starts : ndarray
+        Where each partition of each run starts in `in_row`; like `upper_starts`.
+    lower : dict of ndarray
+        src (inside the partition), row (inside the band) and, if there are any, weight.
+    lower_starts : ndarray
+        Where each band starts in `lower`; int64, ``(n_runs, n_partitions * n_bands + 1)``.
+    bases : ndarray
+        First row of each band; int64, ``(n_runs, n_bands)``.
     """
-    pieces: list[Piece] = []
 
-    def add(first: int, last: int, n: int) -> None:
-        if n:
-            pieces.append(Piece(len(pieces), first, last, None, None, n))
-
-    first, n = 0, 0
-    for partition, size in enumerate(contributions.tolist()):
-        if n + size > capacity or partition - first == max_partitions:
-            add(first, partition, n)
-            first, n = partition, 0
-        if size > capacity:
-            for low, high, part in _cut_partition(runs, partition, capacity):
-                pieces.append(Piece(len(pieces), partition, partition + 1, low, high, part))
-            first, n = partition + 1, 0
-        else:
-            n += size
-    add(first, len(contributions), n)
-    return pieces
+    first_rows: Array
+    upper: dict[str, Array]
+    upper_starts: Array
+    in_row: Array
+    row_starts: Array
+    lower: dict[str, Array]
+    lower_starts: Array
+    bases: Array
 
 
-Cut = tuple[tuple[int, int], tuple[int, int], int]
+def gather(runs: SplitRuns, first: int, last: int) -> Packed:
+    """Read the partitions ``[first, last)`` from all runs; good until this thread's next piece."""
+    n_partitions = last - first
+    spans = {UPPER: (first, last), LOWER: (first * runs.n_bands, last * runs.n_bands)}
+    spans[ROWS] = spans[UPPER]
+    starts = {
+        section: np.empty((len(runs), b - a + 1), np.int64) for section, (a, b) in spans.items()
+    }
+    for b in range(len(runs)):
+        with runs.open(b) as run:
+            for section, (from_, to) in spans.items():
+                starts[section][b] = run.starts(section, from_, to)
+    begins, places = {}, {}
+    for section, table in starts.items():
+        begins[section] = table[:, 0].copy()
+        ends = np.cumsum(table[:, -1] - table[:, 0])
+        places[section] = np.concatenate(([0], ends))
+        table += (places[section][:-1] - begins[section])[:, None]
+    sections = _room(runs, [int(places[section][-1]) for section in (UPPER, LOWER, ROWS)])
+    for b in range(len(runs)):
+        with runs.open(b) as run:
+            for section, columns in enumerate(sections):
+                begin, end = (int(p) for p in places[section][b : b + 2])
+                if begin < end:
+                    for name, column in columns.items():
+                        run.read(section, name, int(begins[section][b]), column[begin:end])
+    assert starts[ROWS].shape[1] == n_partitions + 1
+    bands = np.arange(runs.n_bands, dtype=np.int64) << BAND_BITS
+    return Packed(
+        runs.first_rows, sections[UPPER], starts[UPPER], sections[ROWS]["n"], starts[ROWS],
+        sections[LOWER], starts[LOWER], runs.first_rows[:, None] + bands,
+    )  # fmt: skip
 
 
-def _cut_partition(runs: SplitRuns, partition: int, capacity: int) -> list[Cut]:
-    """Cut an oversized partition between sources, and a source that is too large by destination."""
-    per_source = np.zeros(1 << runs.job.shift, np.int64)
-    for _, slab in runs.slabs(partition):
-        loops.count_values(slab["src"], 0, per_source)
-    cuts: list[Cut] = []
-    low, n = 0, 0
-    for source, size in enumerate(per_source.tolist()):
-        if n and n + size > capacity:
-            cuts.append(((low, 0), (source, 0), n))
-            low, n = source, 0
-        if size > capacity:
-            cuts += _cut_source(runs, partition, source, capacity)
-            low, n = source + 1, 0
-        else:
-            n += size
-    if n:
-        cuts.append(((low, 0), (per_source.size, 0), n))
-    return cuts
+def _room(runs: SplitRuns, sizes: list[int]) -> list[dict[str, Array]]:
+    """Return columns to read into.
+
+    Upper and lower entries share one buffer: their shares change from piece to piece, their sum
+    does not.
+    """
+    n_upper, n_lower, n_rows = sizes
+    cell = runs.job.cell_dtype
+    room = buffers.take("merge entries", cell.itemsize * n_upper + 4 * n_lower, np.uint8)
+    lower, middle = room[cell.itemsize * n_upper :], 2 * n_lower
+    sections: list[dict[str, Array]] = [
+        {"dst": room[: cell.itemsize * n_upper].view(cell)},
+        {"src": lower[:middle].view(np.uint16), "row": lower[middle:].view(np.uint16)},
+        {"n": buffers.take("merge rows", n_rows, np.uint32)},
+    ]
+    if runs.job.signed:
+        weights = buffers.take("merge weights", n_upper + n_lower, runs.job.weight_dtype)
+        sections[UPPER]["weight"], sections[LOWER]["weight"] = np.split(weights, [n_upper])
+    return sections
 
 
-def _cut_source(runs: SplitRuns, partition: int, source: int, capacity: int) -> list[Cut]:
-    """Cut the edges of one source by destination, in 2¹⁶ bins."""
-    n_cells = runs.job.source.n_cells
-    shift = max(0, int(n_cells - 1).bit_length() - 16)
-    per_bin = np.zeros((n_cells >> shift) + 1, np.int64)
-    for _, slab in runs.slabs(partition):
-        loops.count_destinations_of(slab["src"], slab["dst"], source, shift, per_bin)
-    cuts: list[Cut] = []
-    low, n = 0, 0
-    for k, size in enumerate(per_bin.tolist()):
-        if n and n + size > capacity:
-            cuts.append(((source, low << shift), (source, k << shift), n))
-            low, n = k, 0
-        n += size
-    cuts.append(((source, low << shift), (source + 1, 0), n))
-    return cuts
+def gather_range(
+    runs: SplitRuns, partition: int, low: tuple[int, int], high: tuple[int, int], capacity: int
+) -> Packed:
+    """Do the same for the edges ``[low, high)`` of one partition, at most `capacity` of them."""
+    cell = runs.job.cell_dtype
+    layout = {"src": np.dtype(np.uint16), "dst": cell}
+    if runs.job.signed:
+        layout["weight"] = runs.job.weight_dtype
+    room = {name: buffers.take(f"range {name}", capacity, dtype) for name, dtype in layout.items()}
+    n = [0, 0]
+    for section, slab in runs.slabs(partition):
+        places = buffers.take("kept", slab["src"].size, np.int64)
+        n_kept = loops.select_range(slab["src"], slab["dst"], *low, *high, places)
+        at = sum(n)
+        for name, column in room.items():
+            column[at : at + n_kept] = slab[name][places[:n_kept]]
+        n[section] += n_kept
+    upper = {name: column[: n[UPPER]] for name, column in room.items()}
+    lower = {name: column[n[UPPER] : sum(n)] for name, column in room.items()}
+    width = 1 << runs.job.shift
+    in_row = np.bincount(upper.pop("src"), minlength=width).astype(np.uint32)
+    lower["row"] = lower.pop("dst")  # not packed: the one band starts at row 0
+    return Packed(
+        np.array([partition << runs.job.shift]), upper, np.array([[0, n[UPPER]]]),
+        in_row, np.array([[0, width]]), lower, np.array([[0, n[LOWER]]]),
+        np.zeros((1, 1), np.int64),
+    )  # fmt: skip
+
+
+def gather_bytes(job: Job, n_entries: int, n_rows: int) -> int:
+    """Return the most bytes that gathering so many entries and rows needs on one thread."""
+    slab = _SLAB * (job.entry_bytes + 2 + 2 * 8 + job.cell_dtype.itemsize)
+    return n_entries * job.entry_bytes + 4 * n_rows + slab + (8 + 8 + 4 + 8 << job.shift)

@@ -9,22 +9,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..errors import NotSymmetricError
-from ..plan.tuning import Tuning
-from ..runtime.stage import Stages
-from ..runtime.threads import Executor
-from ..source.matrix import Block
+from ..machine.buffers import Array
+from ..runtime.stage import Executor, ResumableExecutor, Stage
+from ..source.matrix import Block, Source
 from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
-from .job import Job
-from .merge import EdgeSink, MergeSummary, cut_pieces, merge, merge_holds
-from .split import SplitSummary, split, split_holds
-from .split_runs import SplitRuns
+from .job import EdgeSink, Job, NotSymmetricError, Tuning, Way
+from .loops import (
+    bucket_destinations,
+    count_contributions,
+    count_degrees,
+    count_edges_per_source,
+    count_values,
+    merge_partitions,
+    merge_signed,
+    split_block,
+    split_signed_block,
+    stream_block,
+)
+from .merge import MergeSummary, merge, merge_holds
+from .pieces import cut_pieces
+from .split import SplitRuns, SplitSummary, split, split_holds
 from .stream import StreamSummary, prove_symmetry, stream, stream_holds
 
 
@@ -77,7 +87,7 @@ def run_stages(
     blocks: list[Block],
     tuning: Tuning,
     seeds: tuple[int, int],
-    stages: Stages,
+    executor: ResumableExecutor,
     delivery: Delivery,
 ) -> Outcome:
     """Find all edges of a matrix the job's way and deliver them.
@@ -88,7 +98,7 @@ def run_stages(
         The export, and how it is cut.
     seeds
         Of the hash that proves symmetry.
-    stages
+    executor
         Runs the stages.
     delivery
         Makes the edge files.
@@ -99,25 +109,33 @@ def run_stages(
         If the way does not suit the matrix.
     """
     if job.way == "symmetric":
-        return _run_symmetric(job, blocks, seeds, stages, delivery)
-    return _run_general(job, blocks, tuning, stages, delivery)
+        return _run_symmetric(job, blocks, seeds, executor, delivery)
+    return _run_general(job, blocks, tuning, executor, delivery)
+
+
+def _keep(delivery: Delivery, kept: Mapping[int, StreamSummary | MergeSummary]) -> None:
+    """Tell a delivery of the edges that an interrupted run has written."""
+    delivery.keep({number: summary.n_edges for number, summary in kept.items()})
 
 
 def _run_symmetric(
-    job: Job, blocks: list[Block], seeds: tuple[int, int], stages: Stages, delivery: Delivery
+    job: Job,
+    blocks: list[Block],
+    seeds: tuple[int, int],
+    executor: ResumableExecutor,
+    delivery: Delivery,
 ) -> Outcome:
-    summaries = stages.run(
+    stage = Stage(
         "stream",
         partial(stream, job, np.array(seeds, np.uint64), delivery.sink),
         blocks,
-        summary=StreamSummary,
-        holds=partial(stream_holds, job, delivery.sink),
-        variant=delivery.kind,
-        keep=lambda kept: delivery.keep({k: summary.n_edges for k, summary in kept.items()}),
-        sizes=[block.stop - block.start for block in blocks],
-        unit="entries",
-        stop=delivery.stop,
+        [block.stop - block.start for block in blocks],
+        "entries",
+        StreamSummary,
+        partial(stream_holds, job, delivery.sink),
+        delivery.kind,
     )
+    summaries = executor.run(stage, keep=partial(_keep, delivery), stop=delivery.stop)
     largest = prove_symmetry(summaries)
     if largest is None:
         raise NotSymmetricError
@@ -127,40 +145,40 @@ def _run_symmetric(
 
 
 def _run_general(
-    job: Job, blocks: list[Block], tuning: Tuning, stages: Stages, delivery: Delivery
+    job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
 ) -> Outcome:
     runs = SplitRuns.of(job, blocks)
-    left = stages.run(
+    stage = Stage(
         "split",
         partial(split, runs),
         blocks,
-        summary=SplitSummary,
-        holds=partial(split_holds, runs),
-        sizes=[block.stop - block.start for block in blocks],
-        unit="entries",
+        [block.stop - block.start for block in blocks],
+        "entries",
+        SplitSummary,
+        partial(split_holds, runs),
     )
+    left = executor.run(stage)
     contributions = np.zeros(job.n_partitions, np.int64)
     for run in left:
         contributions += run.contributions
     pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
     degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
-    merged = stages.run(
+    merging = Stage(
         "merge",
         partial(merge, runs, delivery.sink, degrees),
         pieces,
-        summary=MergeSummary,
-        holds=partial(merge_holds, job, delivery.sink, degrees),
-        variant=f"{delivery.kind} {degrees.kind}",
-        keep=lambda kept: delivery.keep({k: summary.n_edges for k, summary in kept.items()}),
-        sizes=[piece.n_contributions for piece in pieces],
-        unit="entries",
-        stop=delivery.stop,
+        [piece.n_contributions for piece in pieces],
+        "entries",
+        MergeSummary,
+        partial(merge_holds, job, delivery.sink, degrees),
+        f"{delivery.kind} {degrees.kind}",
     )
+    merged = executor.run(merging, keep=partial(_keep, delivery), stop=delivery.stop)
     output_bytes = delivery.finish([piece.n_edges for piece in merged])
     if isinstance(degrees, DegreeCounters):
         largest = degrees.largest()
     else:
-        largest = _count_degrees(job, len(pieces), tuning, stages.executor)
+        largest = _count_degrees(job, len(pieces), tuning, executor.executor)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
     scratch_bytes += delivery.scratch_bytes
     return Outcome(sum(piece.n_edges for piece in merged), largest, scratch_bytes, output_bytes)
@@ -168,11 +186,54 @@ def _run_general(
 
 def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) -> int:
     ranges = cut_cells(job, tuning.piece_entries)
+    sizes = [(cells.last - cells.first) << job.shift for cells in ranges]
     degrees = executor.run(
-        "degrees",
-        partial(largest_degree, job, n_pieces),
-        ranges,
-        sizes=[(cells.last - cells.first) << job.shift for cells in ranges],
-        unit="cells",
+        Stage("degrees", partial(largest_degree, job, n_pieces), ranges, sizes, "cells")
     )
     return max(degrees, default=0)
+
+
+def warm_up(source: Source, way: Way) -> None:
+    """Load (or compile) the loops of an export, so that their memory is in the reserve.
+
+    Parameters
+    ----------
+    source
+        The matrix; the loops depend on its dtypes.
+    way
+        How its edges are found.
+    """
+    source.warm_up()
+    indices = np.array([1], dtype=source.row_dtype)
+    indptr = np.array([0, 1, 1])
+    counts = np.zeros(3, np.int64)
+    dst: Array = np.zeros(2, np.uint64 if source.row_dtype.itemsize == 8 else np.uint32)
+    out = dst.copy()
+    if way == "symmetric":
+        pair = np.zeros(2, np.uint64)
+        stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
+        return
+    src = np.zeros(2, np.uint16)
+    table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
+    count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
+    if way == "signed":
+        kept = np.zeros(2, np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
+        split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
+        none, parts = counts[:0], np.zeros(0)
+        merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
+    else:
+        split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
+        starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
+        merge_partitions(
+            0, 8, counts[:1], rows, starts, dst, starts, src, src, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
+        merge_partitions(  # a part of a partition comes unpacked
+            0, 8, counts[:1], rows, starts, dst, starts, src, dst, starts, starts[:, :1],
+            ends, ends, dst.copy(), dst, out, dst,
+        )  # fmt: skip
+    count_values(dst, 8, counts)
+    count_values(src, 0, counts)
+    count_edges_per_source(dst, 0, np.zeros(1, np.uint32))
+    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    count_degrees(dst, dst, np.zeros(1, np.uint32))

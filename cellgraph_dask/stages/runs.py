@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from zlib_ng import zlib_ng
 
+from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
 
-Array = NDArray[Any]
 Columns = Mapping[str, Array]
 
 _CHECKED_BYTES = 1 << 20

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import NegativeWeightError
 from ..machine import buffers
+from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops
 from .job import Job
-from .runs import Written
-from .split_runs import BAND_BITS, SplitRuns, count_bands
+from .runs import RunReader, Written, holds, write_run
 
 
 class SplitSummary(NamedTuple):
@@ -49,9 +50,7 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
         If the block breaks a rule.
     """
     job = runs.job
-    entries = job.source.read_block(block, signed=job.signed)
-    if entries.has_negative and not job.signed:
-        raise NegativeWeightError
+    entries = job.source.read_block(block, weights=job.signed)
     n_rows = block.last_row - block.first_row
     in_row = buffers.take("split rows", n_rows, np.uint32)
     upper_counts = np.zeros(job.n_partitions, np.int64)
@@ -88,3 +87,135 @@ def split_holds(runs: SplitRuns, kept: tuple[Block, SplitSummary]) -> bool:
     """Tell whether the run of a block is still what the summary says."""
     block, summary = kept
     return runs.holds(block.number, Written(summary.n_bytes, summary.crc))
+
+
+UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
+BAND_BITS = 16
+_SLAB = 1 << 18  # entries looked at in one go where a partition is read in parts
+
+
+def count_bands(n_rows: int) -> int:
+    """Return how many bands the rows of a block make; at least one."""
+    return max(1, -(-n_rows >> BAND_BITS))
+
+
+@dataclass(frozen=True)
+class SplitRuns:
+    """All runs of the split; small enough to go with every task.
+
+    Attributes
+    ----------
+    job : Job
+        The export.
+    first_rows : ndarray
+        First row of each block; int64, shape ``(n_blocks,)``.
+    n_bands : int
+        Bands of each partition in every run.
+    """
+
+    job: Job
+    first_rows: Array
+    n_bands: int
+
+    @classmethod
+    def of(cls, job: Job, blocks: Sequence[Block]) -> SplitRuns:
+        """Return the runs that these blocks will leave."""
+        rows = max((block.last_row - block.first_row for block in blocks), default=0)
+        firsts = np.array([block.first_row for block in blocks], np.int64)
+        return cls(job, firsts, count_bands(rows))
+
+    def __len__(self) -> int:
+        return int(self.first_rows.size)
+
+    @property
+    def columns(self) -> list[dict[str, np.dtype[Any]]]:
+        """Columns of the three sections."""
+        weight = {"weight": self.job.weight_dtype} if self.job.signed else {}
+        narrow = np.dtype(np.uint16)
+        return [
+            {"dst": self.job.cell_dtype} | weight,
+            {"src": narrow, "row": narrow} | weight,
+            {"n": np.dtype(np.uint32)},
+        ]
+
+    def write(
+        self, block: Block, sections: Sequence[dict[str, Array]], upper: Array, lower: Array
+    ) -> Written:
+        """Write the run of a block; return its size and checksum.
+
+        Parameters
+        ----------
+        block
+            The block.
+        sections
+            The columns of the three sections.
+        upper, lower
+            Where each partition, and each of its bands, starts: ``n_partitions + 1`` and
+            ``n_partitions * n_bands + 1`` int64.
+        """
+        borders = np.arange(self.job.n_partitions + 1) << self.job.shift
+        rows = np.clip(borders - block.first_row, 0, block.last_row - block.first_row)
+        path = self.job.scratch.run("split", block.number)
+        return write_run(path, list(zip(sections, (upper, lower, rows), strict=True)))
+
+    def holds(self, block: int, written: Written) -> bool:
+        """Tell whether the run of a block is there as it was written."""
+        return holds(self.job.scratch.run("split", block), written)
+
+    def open(self, block: int) -> RunReader:
+        """Open the run of a block."""
+        n = self.job.n_partitions
+        tables = (n + 1, n * self.n_bands + 1, n + 1)
+        return RunReader(
+            self.job.scratch.run("split", block), list(zip(self.columns, tables, strict=True))
+        )
+
+    def slabs(self, partition: int) -> Iterator[tuple[int, dict[str, Array]]]:
+        """Go through the entries of one partition in parts of bounded size, unpacked.
+
+        Yields
+        ------
+        section : int
+            Upper parts come first, then the lower ones; in either, run after run.
+        columns : dict of ndarray
+            src (uint16, inside the partition), dst, weight if there are any. Good until the next.
+        """
+        for section in (UPPER, LOWER):
+            for b in range(len(self)):
+                with self.open(b) as run:
+                    unpacked = self._upper_slabs if section == UPPER else self._lower_slabs
+                    for columns in unpacked(run, b, partition):
+                        yield section, columns
+
+    def _upper_slabs(self, run: RunReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
+        begin, end = (int(p) for p in run.starts(UPPER, partition, partition + 1))
+        first, last = (int(p) for p in run.starts(ROWS, partition, partition + 1))
+        in_row = np.empty(last - first, np.uint32)
+        run.read(ROWS, "n", first, in_row)
+        ends = np.concatenate(([begin], begin + np.cumsum(in_row, dtype=np.int64)))
+        source = max(0, int(self.first_rows[b]) - (partition << self.job.shift))
+        for at in range(begin, end, _SLAB):
+            stop = min(at + _SLAB, end)
+            columns = self._read(run, UPPER, at, stop)
+            n = np.diff(np.clip(ends, at, stop))
+            columns["src"] = np.repeat(np.arange(source, source + n.size, dtype=np.uint16), n)
+            yield columns
+
+    def _lower_slabs(self, run: RunReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
+        first = partition * self.n_bands
+        starts = run.starts(LOWER, first, first + self.n_bands)
+        for band in range(self.n_bands):
+            base = int(self.first_rows[b]) + (band << BAND_BITS)
+            for at in range(int(starts[band]), int(starts[band + 1]), _SLAB):
+                columns = self._read(run, LOWER, at, min(at + _SLAB, int(starts[band + 1])))
+                dst = buffers.take("slab lower dst", columns["row"].size, self.job.cell_dtype)
+                dst[:] = columns.pop("row")
+                dst += np.array(base).astype(dst.dtype)
+                yield columns | {"dst": dst}
+
+    def _read(self, run: RunReader, section: int, begin: int, end: int) -> dict[str, Array]:
+        columns = {}
+        for name, dtype in self.columns[section].items():
+            columns[name] = buffers.take(f"slab {name}", end - begin, dtype)
+            run.read(section, name, begin, columns[name])
+        return columns

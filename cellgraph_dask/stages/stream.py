@@ -15,15 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NegativeWeightError
 from ..machine import buffers
-from ..source.matrix import Block, Source
+from ..source.matrix import Block
 from . import loops
-from .job import Job
-from .merge import EdgeSink, edges_crc, read_kept
+from .job import EdgeSink, Job, edges_crc, read_kept
 
-_N_PROBES = 10
-_MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is planned yet
 _MASK = 2**64 - 1
 
 
@@ -78,9 +74,7 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
     DamagedGraphError
         If the block breaks a rule.
     """
-    entries = job.source.read_block(block, signed=False)
-    if entries.has_negative:
-        raise NegativeWeightError
+    entries = job.source.read_block(block)
     src = buffers.take("stream src", block.stop - block.start, job.cell_dtype)
     dst = buffers.take("stream dst", block.stop - block.start, job.cell_dtype)
     imbalance = np.zeros(2, np.uint64)
@@ -133,18 +127,3 @@ def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
             degree = summary.last
         row = summary.last_row
     return largest
-
-
-def looks_symmetric(source: Source) -> bool:
-    """Look for the mirror images of a few entries, all over the matrix.
-
-    It only decides which way is tried first, so that directed graphs seldom pay for two passes.
-    """
-    if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
-        return False
-    for k in range(_N_PROBES):
-        entry = (2 * k + 1) * source.n_entries // (2 * _N_PROBES)
-        row, column = source.entry(entry)
-        if not source.has_entry(column, row):
-            return False
-    return True

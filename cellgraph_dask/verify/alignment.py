@@ -17,15 +17,12 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..machine.buffers import Array
 from ..machine.files import is_readable
 from .embeddings import Embedding, stored_embeddings
-
-Array = NDArray[Any]
 
 N_SAMPLES = 4_096  # edges that are picked
 LEAST_SAMPLES = 50  # fewer tell nothing

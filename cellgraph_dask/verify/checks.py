@@ -28,24 +28,31 @@ from ..edge_pairs.format import (
     MANIFEST,
     SIDES,
     Manifest,
-    check_gzip_header,
     check_readable,
     index_dtype,
+    read_identity,
     read_manifest,
     viewer_bytes,
 )
+from ..edge_pairs.gzip_member import check_gzip_header
 from ..edge_pairs.reader import PlainEdges, open_plain, stream_bytes, unpack
-from ..errors import CellgraphError, InvalidExportError, MemoryLimitError, NegativeWeightError
+from ..errors import CellgraphError, InvalidExportError, MemoryLimitError
 from ..machine.compiled import is_complete, note_complete, start_compiler
 from ..machine.files import make_folders, named_disk_errors
-from ..machine.memory import format_bytes, no_collection, peak_bytes, reset_peak, resident_bytes
-from ..plan.tuning import SLACK_BYTES, cut_blocks, round_reserved
-from ..publish.publish import read_identity
+from ..machine.memory import (
+    SLACK_BYTES,
+    format_bytes,
+    no_collection,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    round_reserved,
+)
 from ..runtime.progress import Progress
 from ..runtime.threads import Threads
-from ..source.matrix import Block, Source
+from ..source.blocks import cut_blocks, looks_symmetric
+from ..source.matrix import Block, NegativeWeightError, Source
 from ..stages import loops as stage_loops
-from ..stages.stream import looks_symmetric
 from . import loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .encoding import differing_files
@@ -53,9 +60,9 @@ from .proof import (
     Kind,
     ProofPlan,
     check_cover,
-    partition_shift,
     plan_proof,
     proof_bytes,
+    proof_shift,
     prove_by_comparison,
     prove_by_sums,
 )
@@ -333,7 +340,7 @@ class _Check:
         """Load what will be needed; return seeds if the proof by sums is to be tried."""
         if source is None:
             return None
-        source.warm_up("symmetric")
+        source.warm_up()
         return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
 
     def _wants_components(self, manifest: Manifest) -> bool:
@@ -373,7 +380,7 @@ class _Check:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
             assert smallest is not None
             raise self._too_small(survey_bytes(smallest, manifest))
-        shift = partition_shift(manifest.n_cells) if self.source is not None else None
+        shift = proof_shift(manifest.n_cells) if self.source is not None else None
         plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
         return survey(self.out_dir, manifest, plan, self.progress)
 
@@ -394,7 +401,7 @@ class _Check:
             edges = self._plain(manifest, folder)
             try:
                 assert found.starts is not None
-                edges.know(found.starts, partition_shift(manifest.n_cells))
+                edges.know(found.starts, proof_shift(manifest.n_cells))
                 if not signed:
                     plan, blocks = self._cut(source, manifest, "comparison")
                     executor = Threads(plan.threads, self.progress)

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import SourceError
-from ..source.opening import ZarrPlace, locate
+from ..machine.buffers import Array
+from ..source.places import ZarrPlace, locate
 from ..source.zarr_nodes import ZarrArray
-
-Array = NDArray[Any]
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough

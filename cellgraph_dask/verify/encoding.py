@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..delivery import edge_files
-from ..delivery.edge_files import deflate_edges
-from ..edge_pairs.format import GZIP_HEADER, SIDES, Manifest, index_dtype, read_edges
+from ..edge_pairs import gzip_member
+from ..edge_pairs.format import SIDES, Manifest, index_dtype
+from ..edge_pairs.gzip_member import GZIP_HEADER, deflate_edges
+from ..edge_pairs.reader import read_edges
 
 # Compressing is slow; of larger exports it is left out.
 MOST_EDGES = 1 << 23
@@ -51,7 +52,7 @@ def _parts(path: Path, manifest: Manifest) -> Iterator[bytes]:
     """Yield the deflate parts that an export would write."""
     dtype = index_dtype(manifest.n_cells)
     assert manifest.compression is not None
-    size = edge_files.PART_EDGES * dtype.itemsize
+    size = gzip_member.PART_EDGES * dtype.itemsize
     pending = b""
     for raw in read_edges(path, manifest.compression, manifest.n_edges * dtype.itemsize):
         pending += raw

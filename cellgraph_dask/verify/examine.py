@@ -11,15 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..edge_pairs.download import downloaded
+from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
-from ..inspection import InspectReport, inspect
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.lazy import LazyMatrix
-from ..source.matrix import open_source
+from ..source.opening import open_source
 from .checks import VerifyReport, verify
 
 
@@ -95,34 +94,6 @@ def verify_export(
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
-
-
-def inspect_path(
-    path: str | Path,
-    *,
-    memory_limit: int | str | None = None,
-    threads: int | None = None,
-    progress: bool | None = False,
-) -> InspectReport:
-    """Say what is at a path: an AnnData store, an export, or the scratch folder of a run.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    memory_limit, threads
-        As for `plan_export`; an export is read as a whole.
-    progress
-        As for `export_connectivities`.
-
-    Raises
-    ------
-    SourceError
-        If it is none of these.
-    """
-    limit, n_threads = _limit(memory_limit, threads)
-    with progress_bars(progress) as bars:
-        return inspect(Path(path), bars, limit=limit, threads=n_threads)
 
 
 def _limit(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:

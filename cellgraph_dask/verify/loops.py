@@ -13,11 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..machine.buffers import Array
 from ..machine.compiled import compiled
-
-Array = NDArray[Any]
 
 TILE = 1 << 12  # entries whose rows are written out at a time; they stay in the nearest cache
 _AT_ONCE = 16  # values that are written at once

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..machine import buffers
+from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
-
-Array = NDArray[Any]
 
 
 class PairFile:

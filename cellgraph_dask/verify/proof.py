@@ -31,21 +31,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge_pairs.reader import SLAB_EDGES, PlainEdges
-from ..errors import NegativeWeightError
 from ..machine import buffers
-from ..runtime.threads import Executor
+from ..machine.buffers import Array
+from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
 from .pair_file import Marks, PairFile
 from .statistics import cell_dtype
-
-Array = NDArray[Any]
 
 _MASK = 2**64 - 1
 _PARTITIONS = 4096  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
@@ -102,7 +99,7 @@ class _Piece(NamedTuple):
     stop: int
 
 
-def partition_shift(n_cells: int) -> int:
+def proof_shift(n_cells: int) -> int:
     """Return the shift of partitions: each is ``2**shift`` cells, at most 2¹⁶."""
     return min(16, max(8, math.ceil(math.log2(max(2, n_cells / _PARTITIONS)))))
 
@@ -114,7 +111,7 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
     if kind == "sums":
         return plan.threads * (block + 4 * loops.TILE)
     cell = cell_dtype(source.n_cells).itemsize
-    shift = partition_shift(source.n_cells)
+    shift = proof_shift(source.n_cells)
     n_partitions = (source.n_cells >> shift) + 1
     n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
     block += plan.block_entries * (2 + cell + 8 * signed) + 17 * plan.block_rows
@@ -191,21 +188,15 @@ def prove_by_sums(
     DamagedGraphError
         If the matrix breaks a rule.
     """
-    sums = executor.run(
-        "matrix",
-        partial(_hash_block, source, seeds),
-        blocks,
-        sizes=[block.stop - block.start for block in blocks],
-        unit="entries",
-    )
+    sizes = [block.stop - block.start for block in blocks]
+    task = partial(_hash_block, source, seeds)
+    sums = executor.run(Stage("matrix", task, blocks, sizes, "entries"))
     totals = [sum(column) & _MASK for column in zip(*sums, strict=True)] or [0] * 4
     return tuple(totals[:2]) == tuple(totals[2:]) == edge_sum
 
 
 def _hash_block(source: Source, seeds: Array, block: Block) -> tuple[int, ...]:
-    entries = source.read_block(block, signed=False)
-    if entries.has_negative:
-        raise NegativeWeightError
+    entries = source.read_block(block)
     sums = np.zeros((2, 2), np.uint64)
     rows = buffers.take("rows", loops.TILE, np.uint32)
     loops.hash_entries(
@@ -244,7 +235,7 @@ def prove_by_comparison(
     DamagedGraphError
         If the matrix breaks a rule.
     """
-    shift = partition_shift(source.n_cells)
+    shift = proof_shift(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
     small, cell = np.dtype(np.uint16), cell_dtype(source.n_cells)
     with ExitStack() as stack:
@@ -258,18 +249,14 @@ def prove_by_comparison(
         stack.callback(marks.close)
         compare = _Comparison(source, edges, lower, upper, marks, plan.piece_edges, shift)
         rows = _whole_rows(blocks)
-        found = executor.run(
-            "matrix", compare.rows, rows,
-            sizes=[key.block.stop - key.block.start for key in rows], unit="entries",
-        )  # fmt: skip
+        sizes = [key.block.stop - key.block.start for key in rows]
+        found = executor.run(Stage("matrix", compare.rows, rows, sizes, "entries"))
         problems = [text for text in found if text]
         if problems:
             return problems
         pieces = _cut_pieces(edges, lower.counts + upper.counts, shift, plan.piece_edges)
-        found = executor.run(
-            "compare", compare.piece, pieces,
-            sizes=[piece.stop - piece.start for piece in pieces], unit="edges",
-        )  # fmt: skip
+        sizes = [piece.stop - piece.start for piece in pieces]
+        found = executor.run(Stage("compare", compare.piece, pieces, sizes, "edges"))
         return [text for text in found if text]
 
 
@@ -319,9 +306,7 @@ class _Comparison:
     def rows(self, key: _Rows) -> str | None:
         """Mark the edges of a block's upper entries, and leave the others as pairs."""
         block = key.block
-        entries = self.source.read_block(block, signed=False)
-        if entries.has_negative:
-            raise NegativeWeightError
+        entries = self.source.read_block(block)
         n_rows = block.last_row - block.first_row
         matched = buffers.take("matched rows", n_rows, np.uint8)
         matched[:] = 0

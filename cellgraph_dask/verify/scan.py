@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge_pairs.format import Manifest, index_dtype
 from ..edge_pairs.reader import SLAB_EDGES, Slab, open_plain, stream_bytes, stream_slabs
+from ..machine.buffers import Array
 from ..runtime.progress import Progress
+from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from . import loops
 from .statistics import (
@@ -33,8 +34,6 @@ from .statistics import (
     degree_bytes,
     forest_bytes,
 )
-
-Array = NDArray[Any]
 
 _STRETCH_EDGES = 1 << 22  # edges of a plain file that one task looks at
 _LEAST_CELLS = 1 << 20  # cells whose degrees are counted in one pass, where memory is short
@@ -227,9 +226,8 @@ def _run_pass(
             before = edges.edge(stretch.start - 1) if stretch.start else (-1, -1)
             return look(before, edges.slabs(*stretch))
 
-        Threads(plan.threads, progress).run(
-            "edges", task, stretches, sizes=[s.stop - s.start for s in stretches], unit="edges"
-        )
+        sizes = [stretch.stop - stretch.start for stretch in stretches]
+        Threads(plan.threads, progress).run(Stage("edges", task, stretches, sizes, "edges"))
     finally:
         edges.close()
 

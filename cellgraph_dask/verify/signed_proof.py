@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge_pairs.reader import SLAB_EDGES, PlainEdges
 from ..machine import buffers
-from ..runtime.threads import Executor
+from ..machine.buffers import Array
+from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
 from .pair_file import PairFile
-from .proof import ProofPlan, missing, partition_shift, unfounded
+from .proof import ProofPlan, missing, proof_shift, unfounded
 from .statistics import cell_dtype
-
-Array = NDArray[Any]
 
 
 def prove_signed(
@@ -43,7 +41,7 @@ def prove_signed(
 
     The parameters are those of `proof.prove_by_comparison`.
     """
-    shift = partition_shift(source.n_cells)
+    shift = proof_shift(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
     is_float = source.stored_weight_dtype.kind == "f"
     columns = {
@@ -57,14 +55,10 @@ def prove_signed(
             path = folder / f"signed {name}"
             sides.append(PairFile(path, columns, n_partitions, plan.room // 2))
         sums = _Sums(source, edges, sides, plan.piece_edges, shift)
-        executor.run(
-            "matrix", sums.leave, blocks,
-            sizes=[block.stop - block.start for block in blocks], unit="entries",
-        )  # fmt: skip
-        found = executor.run(
-            "compare", sums.compare, range(n_partitions),
-            sizes=[int(n) for n in sides[0].counts + sides[1].counts], unit="entries",
-        )  # fmt: skip
+        sizes = [block.stop - block.start for block in blocks]
+        executor.run(Stage("matrix", sums.leave, blocks, sizes, "entries"))
+        sizes = [int(n) for n in sides[0].counts + sides[1].counts]
+        found = executor.run(Stage("compare", sums.compare, range(n_partitions), sizes, "entries"))
         return [text for text in found if text]
     finally:
         for side in sides:
@@ -88,7 +82,7 @@ class _Sums:
 
     def leave(self, block: Block) -> None:
         """Write a block's entries to the files of pairs."""
-        indices, indptr, weights, _ = self.source.read_block(block, signed=True)
+        indices, indptr, weights = self.source.read_block(block, weights=True)
         assert weights is not None
         for below, side in enumerate(self.sides):
             starts = np.zeros(side.counts.size + 1, np.int64)

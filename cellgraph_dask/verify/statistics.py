@@ -18,12 +18,10 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..machine import buffers
+from ..machine.buffers import Array
 from . import loops
-
-Array = NDArray[Any]
 
 _SLICE = 1 << 20  # cells summed up in one go
 _MOST_MEAN_DEGREE = 64  # above it, counters of one byte would leave too many notes

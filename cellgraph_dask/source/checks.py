@@ -1,0 +1,166 @@
+"""To be described."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import DamagedGraphError, SourceError
+from ..machine.buffers import Array
+from ..machine.compiled import compiled
+
+
+@compiled(int)
+def first_invalid_index(indices: Array, n_cells: int) -> int:
+    """Return the position of the first index outside ``[0, n_cells)``, or -1."""
+    invalid: Any = False
+    for e in range(indices.size):  # no way out of the loop, so that it becomes vector code
+        invalid |= (indices[e] < 0) | (indices[e] >= n_cells)
+    if invalid:
+        for e in range(indices.size):
+            if indices[e] < 0 or indices[e] >= n_cells:
+                return e
+    return -1
+
+
+@compiled(int)
+def first_decrease(indptr: Array) -> int:
+    """Return the first ``r`` with ``indptr[r + 1] < indptr[r]``, or -1."""
+    for r in range(indptr.size - 1):
+        if indptr[r + 1] < indptr[r]:
+            return r
+    return -1
+
+
+@compiled(int, int, int)
+def scan_weights(weights: Array) -> tuple[int, int, int]:
+    """Look at stored weights once.
+
+    Returns
+    -------
+    tuple of int
+        Position of the first NaN or infinity (-1 if none), number of zeros, of negatives.
+    """
+    zeros = 0
+    negatives = 0
+    not_finite = 0
+    for e in range(weights.size):
+        w = weights[e]
+        zeros += w == 0
+        negatives += w < 0
+        not_finite += w - w != 0  # NaN and infinity, and nothing else
+    first = -1
+    if not_finite:
+        first = 0
+        while weights[first] - weights[first] == 0:
+            first += 1
+    return first, zeros, negatives
+
+
+@compiled()
+def drop_stored_zeros(
+    indices: Array, weights: Array, offset: int, indptr: Array, first_row: int
+) -> None:
+    """Turn stored zeros into self-edges, which every later loop skips.
+
+    Parameters
+    ----------
+    indices
+        Columns of a block, changed in place.
+    weights
+        Weights of the entries ``offset … offset + weights.size`` of the block.
+    indptr
+        Where each row of the block starts in `indices`; one more than it has rows.
+    first_row
+        The row that ``indptr[0]`` stands for.
+    """
+    row = 0
+    for e in range(weights.size):
+        if weights[e] == 0:
+            at = offset + e
+            while indptr[row + 1] <= at:
+                row += 1
+            indices[at] = first_row + row
+
+
+def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> int:
+    """Return the number of cells of a matrix that is square and fits `obs`.
+
+    Raises
+    ------
+    SourceError
+        If it does not.
+    """
+    if n_cells is not None and shape != (n_cells, n_cells):
+        raise SourceError(
+            f"Connectivity matrix shape {shape} does not match number of cells "
+            f"{n_cells}. {full_key} must have one row and one column for each cell of obs."
+        )
+    if shape[0] != shape[1]:
+        raise SourceError(
+            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row "
+            "and one column for each cell."
+        )
+    return shape[0]
+
+
+def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: Any) -> None:
+    """Check that the three arrays of a matrix fit together.
+
+    Raises
+    ------
+    DamagedGraphError
+        If lengths or dtypes are not what they must be.
+    """
+    if indices.shape != data.shape:
+        raise DamagedGraphError(
+            f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
+            f"{data.shape[0]}. The matrix is damaged; write it again."
+        )
+    if indptr.shape[0] != n_cells + 1:
+        raise DamagedGraphError(
+            f"{full_key}/indptr has {indptr.shape[0]} values; a matrix of {n_cells} cells needs "
+            f"{n_cells + 1}. The matrix is damaged; write it again."
+        )
+    for name, array in (("indptr", indptr), ("indices", indices)):
+        if array.dtype.kind not in "iu":
+            raise DamagedGraphError(
+                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
+                "matrix again with integer indices."
+            )
+    check_weights(full_key, data.dtype)
+
+
+def check_weights(full_key: str, dtype: np.dtype[Any]) -> None:
+    """Check that weights can be added.
+
+    Raises
+    ------
+    DamagedGraphError
+        If they are not bool, integers, or floats of up to 64 bits.
+    """
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise DamagedGraphError(
+            f"{full_key}/data has dtype {dtype}; weights must be bool, integers, or floats of "
+            "up to 64 bits. Convert them, for example to float32."
+        )
+
+
+def warm_up(index_dtype: np.dtype[Any], weight_dtype: np.dtype[Any], *, wide: bool) -> None:
+    """Load (or compile) the loops of this module.
+
+    Parameters
+    ----------
+    index_dtype, weight_dtype
+        Native dtypes of the stored indices, and of the weights as loops see them.
+    wide
+        Whether cells need more than 31 bits.
+    """
+    indices = np.array([1], dtype=np.int64 if wide else np.int32)
+    indptr = np.array([0, 1, 1])
+    weights = np.zeros(1, weight_dtype)
+    first_invalid_index(np.zeros(1, index_dtype), 1)
+    first_decrease(indptr)
+    scan_weights(weights)
+    drop_stored_zeros(indices, weights, 0, indptr, 0)
