@@ -12,9 +12,9 @@ from .errors import SourceError
 from .export.record import RUN
 from .publish.publish import WORK_FOLDER
 from .runtime.progress import Progress, progress_bars
+from .source.embeddings import stored_embeddings
 from .source.layout import is_array
 from .verify.checks import VerifyReport, verify
-from .verify.embeddings import stored_embeddings
 from .verify.examine import _limit
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.s3 import S3, Proxy, start_s3
+from tests.helpers.s3 import S3, Proxy, start_s3
 
 settings.register_profile("here", deadline=None)  # tests run on machines that stall
 settings.load_profile("here")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tests.stores import stored
+from tests.helpers.stores import stored
 
 
 def oracle_edges(matrix: Any) -> tuple[np.ndarray, np.ndarray]:

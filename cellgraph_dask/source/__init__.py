@@ -3,4 +3,4 @@
 It knows no stage, no executor and no output.
 """
 
-__all__ = ["blocks", "checks", "in_memory", "layout", "matrix", "opening", "spool"]
+__all__ = ["blocks", "checks", "embeddings", "in_memory", "layout", "matrix", "opening", "spool"]

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..machine.buffers import Array
 from ..machine.files import is_readable
-from .embeddings import Embedding, stored_embeddings
+from ..source.embeddings import Embedding, stored_embeddings
 
 N_SAMPLES = 4_096  # edges that are picked
 LEAST_SAMPLES = 50  # fewer tell nothing

@@ -1,0 +1,87 @@
+"""Embeddings that a store keeps in `obsm`: where each cell is, in two dimensions or more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import SourceError
+from ..machine.buffers import Array
+from .places import ZarrPlace, locate
+from .zarr_nodes import ZarrArray
+
+_PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
+_MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
+_MOST_BYTES = 2**30  # that are worth reading for this
+_MOST_CHUNK_BYTES = 2**26
+
+
+class Embedding(NamedTuple):
+    """An embedding that can be looked at.
+
+    Attributes
+    ----------
+    name : str
+        What to call it.
+    take : callable
+        Gives the coordinates of some cells, which must rise, as rows.
+    """
+
+    name: str
+    take: Callable[[Array], Array]
+
+
+def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
+    """Return the embeddings in `obsm` of a zarr store, best first.
+
+    Only names that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`)
+    need not have anything to do with the neighbours. Two dimensions come first, then three.
+    """
+    try:
+        place = locate(store, None)
+        if not isinstance(place, ZarrPlace):
+            return []
+        with place.open() as root:
+            obsm = root["obsm"]
+            arrays = {name: obsm[name] for name in obsm.keys() if name.startswith("X_")}  # noqa: SIM118
+    except (SourceError, KeyError, AttributeError):  # an array in its place has no keys
+        return []
+    usable = {name: array for name, array in arrays.items() if _is_usable(array, n_cells)}
+
+    def rank(name: str) -> tuple[int, int, str]:
+        known = _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
+        return min(int(usable[name].shape[1]), 4), known, name
+
+    names = sorted((name for name in usable if "spatial" not in name), key=rank)
+    return [Embedding(f"obsm/{name}", _taker(usable[name])) for name in names]
+
+
+def _is_usable(array: Any, n_cells: int) -> bool:
+    """Tell whether a member of `obsm` is an array of numbers for all cells, and not too large."""
+    if not isinstance(array, ZarrArray) or len(array.shape) != 2 or array.shape[0] != n_cells:
+        return False
+    item, unit = array.dtype.itemsize, array.metadata.shards or array.chunks
+    return bool(
+        array.dtype.kind in "fiu"
+        and array.shape[1] >= 2
+        and math.prod(array.shape) * item <= _MOST_BYTES
+        and 0 < math.prod(unit) * item <= _MOST_CHUNK_BYTES
+    )
+
+
+def _taker(array: ZarrArray) -> Callable[[Array], Array]:
+    def take(cells: Array) -> Array:
+        n_columns = min(array.shape[1], _MOST_COLUMNS)
+        out = np.empty((cells.size, n_columns), array.dtype)
+        n_rows = (array.metadata.shards or array.chunks)[0]
+        for first in range(0, array.shape[0], n_rows):
+            a, b = np.searchsorted(cells, [first, first + n_rows])
+            if a < b:
+                rows = array[first : first + n_rows, :n_columns]
+                out[a:b] = rows[cells[a:b] - first]
+        return out
+
+    return take

@@ -1,0 +1,138 @@
+"""`inspect` says what is at a path."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import zarr
+from scipy import sparse
+
+from cellgraph_dask import export_connectivities, inspect_path
+from cellgraph_dask.errors import SourceError
+from tests.helpers.command import run
+from tests.helpers.planting import plant
+from tests.helpers.stores import add_matrix, directed_graph, symmetric_graph, write_store
+
+
+def test_a_store(tmp_path):
+    store = write_store(
+        tmp_path / "s.zarr", symmetric_graph(40, 5), chunk=64, consolidated=False,
+        obsm={"X_umap": np.zeros((40, 2), "f4")},
+    )  # fmt: skip
+    root = zarr.open_group(store, mode="r+")
+    add_matrix(root, directed_graph(40, 5).tocsc(), key="distances", codec="zstd")
+    root["obsp"].create_array("dense", data=np.zeros((40, 40)))
+    root["obsp"].create_group("broken", attributes={"encoding-type": "csr_matrix"})
+    report = inspect_path(store)
+    assert (report.kind, report.zarr_format) == ("store", 2)
+    assert report.embeddings == ("obsm/X_umap",)
+    broken, connectivities, dense, distances = report.matrices
+    assert "metadata cannot be used" in broken.problem
+    assert connectivities.format == "csr_matrix"
+    assert connectivities.shape == (40, 40)
+    assert connectivities.n_entries == symmetric_graph(40, 5).nnz
+    assert (connectivities.dtype, connectivities.index_dtype) == ("float32", "int32")
+    assert (connectivities.chunk, connectivities.shard) == (64, None)
+    assert connectivities.codec == "blosc (lz4)"
+    assert (distances.format, distances.n_entries, distances.codec) == ("csc_matrix", 200, "zstd")
+    assert (dense.shape, dense.n_entries) == ((40, 40), None)
+    text = run("inspect", store).stdout
+    for part in ("zarr store, format 2", "obsp/distances", "40 by 40", "64 entries, blosc (lz4)"):
+        assert part in text
+    as_json = json.loads(run("inspect", store, "--json").stdout)
+    assert as_json["matrices"][1]["n_entries"] == connectivities.n_entries
+
+
+def test_a_sharded_store_of_format_3(tmp_path):
+    store = write_store(
+        tmp_path / "s.zarr",
+        symmetric_graph(40, 5),
+        zarr_format=3,
+        chunk=32,
+        shard=128,
+        codec="zstd",
+    )
+    (matrix,) = inspect_path(store).matrices
+    assert (matrix.chunk, matrix.shard, matrix.codec) == (32, 128, "zstd")
+    assert "32 entries in shards of 128, zstd" in run("inspect", store).stdout
+
+
+def test_a_store_without_matrices(tmp_path):
+    zarr.open_group(tmp_path / "s.zarr", mode="w")
+    assert inspect_path(tmp_path / "s.zarr").matrices == ()
+    assert "obsp holds no matrix" in run("inspect", tmp_path / "s.zarr").stdout
+
+
+def test_an_export(tmp_path):
+    store = write_store(tmp_path / "s.zarr", sparse.block_diag([symmetric_graph()] * 2, "csr"))
+    export_connectivities(store, tmp_path / "out")
+    report = inspect_path(tmp_path / "out")
+    assert report.kind == "export"
+    assert report.export.ok
+    assert report.export.n_components == 2
+    assert report.export.largest_component == 40
+    outcome = run("inspect", tmp_path / "out")
+    assert "is an export." in outcome.stdout
+    assert "components:     2" in outcome.stdout
+
+
+def test_a_damaged_export(tmp_path):
+    out_dir = plant(tmp_path / "out", [(0, 1), (1, 2)], 3)
+    (out_dir / "connectivity/edges.src.bin").write_bytes(b"\0\0")
+    outcome = run("inspect", out_dir)
+    assert outcome.exit_code == 0
+    assert "is an export, and it is damaged." in outcome.stdout
+    assert outcome.stderr.startswith("Wrong: ")
+    assert json.loads(run("inspect", out_dir, "--json").stdout)["export"]["ok"] is False
+
+
+@pytest.fixture
+def scratch(tmp_path, leaves_scratch):
+    folder = tmp_path / "out" / ".cellgraph-dask"
+    folder.mkdir(parents=True)
+    (folder / "split-000000.run").write_bytes(b"12345")
+    return folder
+
+
+@pytest.mark.parametrize("note", [None, b"{", b"[]", b"\xff\xfe"])
+def test_a_scratch_folder_without_a_note(scratch, note):
+    if note is not None:
+        (scratch / "run.json").write_bytes(note)
+    for path in (scratch, scratch.parent):
+        report = inspect_path(path)
+        assert (report.kind, report.path, report.run) == ("scratch", str(scratch), None)
+        assert report.n_bytes == 5 + len(note or b"")
+    assert "left no note of what it was doing" in run("inspect", scratch).stdout
+
+
+def test_a_scratch_folder_of_a_run(scratch):
+    run_file = {"source": "/data/a.zarr", "key": "obsp/connectivities", "out_dir": "/data/out",
+                "way": "general", "version": "0.1.0", "started": "2026-11-22T12:00:00"}  # fmt: skip
+    (scratch / "run.json").write_text(json.dumps(run_file))
+    assert inspect_path(scratch).run == run_file
+    text = run("inspect", scratch).stdout
+    assert "scratch folder of a run:" in text
+    assert "out dir:        /data/out" in text
+    assert "files:          2, " in text
+
+
+def test_an_export_that_a_run_was_to_replace(scratch):
+    plant(scratch.parent, [(0, 1)], 2)
+    assert inspect_path(scratch.parent).run is None
+    (scratch / "run.json").write_text(json.dumps({"started": "2026-11-22 12:00:00"}))
+    assert inspect_path(scratch.parent).kind == "export"
+    text = run("inspect", scratch.parent).stdout
+    assert "A run to replace it, started 2026-11-22 12:00:00, was interrupted" in text
+
+
+@pytest.mark.parametrize("name", ["nothing", "empty", "file"])
+def test_anything_else_is_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(SourceError):
+        inspect_path(tmp_path / name)
+    outcome = run("inspect", tmp_path / name)
+    assert outcome.exit_code == 1
+    assert outcome.stderr.startswith("Error: ")

@@ -1,0 +1,274 @@
+"""Interrupted exports: what is finished is kept, what does not hold is redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cellgraph_dask import export_connectivities
+from cellgraph_dask.delivery import edge_files
+from cellgraph_dask.errors import ResumeError
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.publish.publish import WORK_FOLDER
+from cellgraph_dask.runtime.stage import Journal
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Tuning
+from tests.benchmarks.make_store import make_store
+from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
+
+GRAPHS = {"directed": directed_graph(3000), "symmetric": symmetric_graph(3000)}
+TUNING = {count: Tuning(1000, 3000, 1500, 8, 2, count) for count in (True, False)}
+
+
+def contents(out_dir: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(out_dir)): p.read_bytes()
+        for p in out_dir.rglob("*")
+        if p.is_file() and WORK_FOLDER not in p.parts
+    }
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(edge_files, "PART_EDGES", 1000)
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """Return a function that lets the next export end as by Ctrl-C after so many journal lines."""
+    add = Journal.add
+
+    def after(n: int) -> None:
+        left = iter(range(n))
+
+        def counted(self, *line):
+            add(self, *line)
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", counted)
+
+    yield after
+    monkeypatch.setattr(Journal, "add", add)
+
+
+@pytest.fixture(params=GRAPHS)
+def source(request, tmp_path):
+    return write_store(tmp_path / "s.zarr", stored(GRAPHS[request.param]), chunk=1000)
+
+
+def export(source: Path, out_dir: Path, **options) -> object:
+    return run_export(open_source(source), out_dir, memory_limit="4GB", **options)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("compression", [None, 6])
+@pytest.mark.parametrize("count_degrees", [True, False])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_any_interrupted_export_goes_on(
+    tmp_path, source, compression, count_degrees, threads, monkeypatch
+):
+    tuning = TUNING[count_degrees]
+    export(source, tmp_path / "whole", compression=compression, tuning=tuning)
+    expected = contents(tmp_path / "whole")
+    add = Journal.add
+    n = kept = 0
+    while True:  # interrupted after each line of the journal in turn, or each fourth
+        out_dir = tmp_path / f"out-{n}"
+        left = [n]
+
+        def counted(self, *line, left=left):
+            add(self, *line)
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", counted)
+        try:
+            export(source, out_dir, compression=compression, tuning=tuning, threads=threads)
+            break
+        except KeyboardInterrupt:
+            pass
+        monkeypatch.setattr(Journal, "add", add)
+        report = export(source, out_dir, compression=compression, resume=True)
+        assert contents(out_dir) == expected
+        kept += report.kept_tasks
+        n += 1 if compression is None else 4
+    assert n > 5
+    assert (
+        kept >= n // 4
+    )  # nothing but the last task is done again, unless gzip parts were incomplete
+
+
+def interrupted(source: Path, out_dir: Path, interrupt_after, n: int, **options) -> None:
+    interrupt_after(n)
+    with pytest.raises(KeyboardInterrupt):
+        export(source, out_dir, tuning=TUNING[True], **options)
+    interrupt_after(10**9)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("compression", [None, 6])
+def test_what_does_not_hold_is_redone(tmp_path, source, compression, interrupt_after):
+    export(source, tmp_path / "whole", compression=compression, tuning=TUNING[True])
+    expected = contents(tmp_path / "whole")
+    rng = random.Random(0)
+    for k in range(12):
+        out_dir = tmp_path / f"out-{k}"
+        interrupted(source, out_dir, interrupt_after, 9 + k, compression=compression)
+        files = [p for p in (out_dir / WORK_FOLDER).rglob("*") if p.is_file() and p.stat().st_size]
+        victim = rng.choice([p for p in files if p.name not in ("run.json", "lock")])
+        data = bytearray(victim.read_bytes())
+        at = rng.randrange(len(data))
+        if k % 3 == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif k % 3 == 1:
+            del data[at:]
+        else:
+            data[at:at] = b"?"
+        victim.write_bytes(data)
+        export(source, out_dir, compression=compression, resume=True)
+        assert contents(out_dir) == expected, victim
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"id": 1}'])
+def test_a_torn_record_means_a_new_start(tmp_path, source, interrupt_after, damage):
+    interrupted(source, tmp_path / "out", interrupt_after, 5)
+    (tmp_path / "out" / WORK_FOLDER / "run.json").write_text(damage)
+    report = export(source, tmp_path / "out", resume=True)
+    assert report.kept_tasks == 0
+    export(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_nothing_to_resume_is_a_new_start(tmp_path, source):
+    assert export(source, tmp_path / "out", resume=True).kept_tasks == 0
+
+
+def test_without_resume_an_interrupted_run_is_cleared(tmp_path, source, interrupt_after):
+    scratch = tmp_path / "scratch"
+    interrupted(source, tmp_path / "out", interrupt_after, 3, scratch_dir=scratch)
+    assert list(scratch.iterdir())
+    report = export(source, tmp_path / "out", scratch_dir=scratch)
+    assert report.kept_tasks == 0
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_scratch_folder_elsewhere_is_found_again(tmp_path, source, interrupt_after):
+    scratch = tmp_path / "scratch"
+    interrupted(source, tmp_path / "out", interrupt_after, 7, scratch_dir=scratch)
+    with pytest.raises(ResumeError, match="Leave out --scratch-dir"):
+        export(source, tmp_path / "out", scratch_dir=tmp_path / "other", resume=True)
+    assert export(source, tmp_path / "out", resume=True).kept_tasks
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_replacing_run_need_not_be_forced_again(tmp_path, source, interrupt_after):
+    write_store(tmp_path / "old.zarr", stored(directed_graph(50)))
+    export(tmp_path / "old.zarr", tmp_path / "out")
+    before = contents(tmp_path / "out")
+    interrupted(source, tmp_path / "out", interrupt_after, 7, force=True)
+    assert contents(tmp_path / "out") == before
+    export(source, tmp_path / "out", resume=True)
+    export(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("leaves_scratch")
+def test_another_run_is_refused_with_the_reason(tmp_path, source, interrupt_after):
+    out_dir = tmp_path / "out"
+    interrupted(source, out_dir, interrupt_after, 5)
+    other = write_store(tmp_path / "other.zarr", stored(GRAPHS["directed"]))
+    with pytest.raises(ResumeError, match=r"had source '.*s\.zarr', not '.*other\.zarr'"):
+        export(other, out_dir, resume=True)
+    with pytest.raises(ResumeError, match="had compression None, not 6"):
+        export(source, out_dir, resume=True, compression=6)
+    with pytest.raises(ResumeError, match=r"takes .* but the limit is 100 MB"):
+        run_export(open_source(source), out_dir, resume=True, memory_limit="100MB")
+    record = out_dir / WORK_FOLDER / "run.json"
+    text = record.read_text()
+    record.write_text(json.dumps(json.loads(text) | {"version": "0.0.1"}))
+    with pytest.raises(ResumeError, match=r"had version '0\.0\.1', not"):
+        export(source, out_dir, resume=True)
+    record.write_text(text)
+    os.utime(source / "obsp/connectivities/indices/0")
+    with pytest.raises(ResumeError, match="has changed since"):
+        export(source, out_dir, resume=True)
+    assert record.read_text() == text
+
+
+# --- real processes
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("large")
+    return {
+        kind: make_store(
+            folder / f"{kind}.zarr", n_cells=400_000, n_neighbors=15, kind=kind, order="random",
+            zarr_format=2, chunk=50_000,
+        )
+        for kind in ("directed", "symmetric")
+    }  # fmt: skip
+
+
+def command(store: Path, out_dir: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "cellgraph_dask", "export", str(store), str(out_dir), "--json",
+            "--memory-limit", "512MB", *options]  # fmt: skip
+
+
+def wait_for_journal(out_dir: Path, n_bytes: int, process: subprocess.Popen[str]) -> bool:
+    """Wait until the journal has so many bytes; False if the process ended before."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if any(p.stat().st_size >= n_bytes for p in out_dir.glob(f"{WORK_FOLDER}/journal-*")):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+@pytest.mark.parametrize("kind", ["directed", "symmetric"])
+@pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_process_that_is_ended_can_be_gone_on_with(tmp_path, large, kind, ending):
+    out_dir = tmp_path / "out"
+    options = ["--compression", "6"] if ending == "SIGINT" else []
+    export_connectivities(large[kind], tmp_path / "whole", compression=6 if options else None)
+    process = subprocess.Popen(
+        command(large[kind], out_dir, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    assert wait_for_journal(out_dir, 300, process), "the export ended before the signal"
+    process.send_signal(getattr(signal, ending))
+    _, errors = process.communicate(timeout=60)
+    assert not (out_dir / "connectivity_manifest.json").exists()
+    again = command(large[kind], out_dir, *options, "--resume")
+    if ending != "SIGKILL":
+        assert process.returncode == 128 + getattr(signal, ending)
+        assert "What is finished is kept. Go on with:" in errors
+        printed = shlex.split(errors.strip().splitlines()[-1])
+        assert printed[0] == "cellgraph-dask"
+        again = [sys.executable, "-m", "cellgraph_dask", *printed[1:]]
+    done = subprocess.run(again, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["kept_tasks"] > 0
+    assert contents(out_dir) == contents(tmp_path / "whole")
+
+
+def test_bands_survive(tmp_path, monkeypatch, interrupt_after):
+    """Runs whose rows are cut into many bands are kept like others."""
+    monkeypatch.setattr("cellgraph_dask.stages.split.BAND_BITS", 5)
+    monkeypatch.setattr("cellgraph_dask.stages.merge.BAND_BITS", 5)
+    source = write_store(tmp_path / "s.zarr", stored(GRAPHS["directed"]), chunk=1000)
+    interrupted(source, tmp_path / "out", interrupt_after, 7)
+    assert export(source, tmp_path / "out", resume=True).kept_tasks
+    monkeypatch.undo()
+    export(source, tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

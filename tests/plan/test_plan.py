@@ -1,0 +1,123 @@
+"""A plan covers every entry once, and its memory never passes the limit."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cellgraph_dask import plan_export
+from cellgraph_dask.errors import MemoryLimitError
+from cellgraph_dask.export.run import run_export
+from cellgraph_dask.plan.tuning import projected_bytes, smallest_limit, tune
+from cellgraph_dask.source.blocks import cut_blocks
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Job, partition_shift
+from cellgraph_dask.stages.runs import Scratch
+from tests.helpers.stores import directed_graph, write_store
+
+MB = 10**6
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    lengths=st.lists(st.sampled_from([0, 0, 0, 1, 2, 9, 40]), min_size=1, max_size=60),
+    block_entries=st.integers(1, 50),
+    block_rows=st.integers(1, 20),
+)
+def test_blocks_cover_every_entry_and_row_once(
+    tmp_path_factory, lengths, block_entries, block_rows
+):
+    n = len(lengths)
+    indptr = np.concatenate(([0], np.cumsum(lengths)))
+    nnz = int(indptr[-1])
+    matrix = sp.csr_matrix((n, n))
+    matrix.indptr, matrix.indices = indptr.astype(np.int32), np.zeros(nnz, np.int32)
+    matrix.data = np.ones(nnz, np.float32)
+    path = tmp_path_factory.mktemp("plan") / "s.zarr"
+    write_store(path, matrix, chunk=7, write_empty_chunks=True)
+    blocks = cut_blocks(open_source(path), block_entries, block_rows)
+    assert [block.number for block in blocks] == list(range(len(blocks)))
+    at = 0
+    for block in blocks:
+        assert block.start == at
+        assert block.start < block.stop
+        assert block.stop - block.start <= block_entries
+        # Its rows hold its entries, and no more rows than allowed, but for the one cut at its end.
+        assert indptr[block.first_row] <= block.start
+        assert block.stop <= indptr[block.last_row]
+        assert block.last_row - block.first_row <= block_rows + 1
+        at = block.stop
+    assert at == nnz
+
+
+class _Sized:
+    """A source of any size that is never read."""
+
+    def __init__(self, n_cells, n_entries, chunk_size):
+        self.n_cells, self.n_entries, self.chunk_size = n_cells, n_entries, chunk_size
+        self.stored_weight_dtype = np.dtype(np.float32)
+        self.notes, self.spool_bytes = (), 0
+
+    def block_bytes(self, n_entries, n_rows, *, signed):
+        return n_entries * (12 if signed else 4) + n_rows * 16 + 4 * self.chunk_size * 4
+
+
+@settings(deadline=None)
+@given(
+    n_cells=st.integers(1, 200_000_000),
+    degree=st.integers(1, 60),
+    chunk=st.sampled_from([1000, 100_000, 586_000, 4_000_000]),
+    limit=st.integers(384, 4000),
+    threads=st.integers(1, 64),
+    way=st.sampled_from(["symmetric", "general", "signed"]),
+    compression=st.sampled_from([None, 6]),
+)
+def test_projected_memory_stays_within_the_limit(
+    n_cells, degree, chunk, limit, threads, way, compression
+):
+    source = _Sized(n_cells, n_cells * degree, chunk)
+    job = Job(source, Scratch(""), partition_shift(n_cells), way)
+    reserved = 200 * MB
+    try:
+        tuning = tune(
+            job, limit=limit * MB, reserved=reserved, threads=threads, compression=compression
+        )
+    except MemoryLimitError:
+        assert smallest_limit(job, reserved, compression) > limit * MB
+        return
+    assert 1 <= tuning.threads <= threads
+    assert projected_bytes(job, tuning, reserved, compression) <= limit * MB
+    # Tasks stay in the hundreds to thousands.
+    if chunk >= 100_000 and limit >= 500:
+        assert source.n_entries / tuning.block_entries < 20_000
+
+
+def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
+    path = tmp_path / "s.zarr"
+    write_store(path, directed_graph(200))
+    with pytest.raises(MemoryLimitError, match=r"smallest limit that will do is (\d+)MB") as caught:
+        plan_export(path, memory_limit="100MB")
+    least = str(caught.value).rsplit("is ", 1)[1].split(" ")[0]
+    out_dir = tmp_path / "out"
+    with pytest.raises(MemoryLimitError):
+        run_export(open_source(path), out_dir, memory_limit="100MB")
+    assert not out_dir.exists()
+    plan = plan_export(path, memory_limit=least)
+    assert plan.projected_memory_bytes <= plan.memory_limit_bytes
+    assert run_export(open_source(path), out_dir, memory_limit=least).n_edges > 0
+
+
+def test_the_viewer_that_refuses_large_graphs_is_warned_of(tmp_path):
+    from cellgraph_dask.plan.plan import make_plan
+
+    for n_entries, warns in ((24_000_000, False), (26_000_000, True)):
+        source = _Sized(1_000_000, n_entries, 100_000)
+        source.path, source.key = "s.zarr", "obsp/connectivities"
+        job = Job(source, Scratch(""), 10, "general")
+        tuning = tune(job, limit=10**9, reserved=2 * 10**8, threads=1, compression=None)
+        plan = make_plan(
+            job, tuning, 10, compression=None, limit=10**9, reserved=2 * 10**8,
+            scratch_free=10**12, output_free=10**12, same_disk=True,
+        )  # fmt: skip
+        assert any("0.9.1 to 0.9.4" in warning for warning in plan.warnings) == warns

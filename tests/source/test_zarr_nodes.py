@@ -1,0 +1,283 @@
+"""Metadata and groups of zarr stores, read by the specification: the same as zarr itself reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numcodecs
+import numpy as np
+import pytest
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
+
+from cellgraph_dask.errors import SourceError
+from cellgraph_dask.source.chunks import ChunkedArray
+from cellgraph_dask.source.objects import Archive, Folder
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.source.zarr_nodes import LocalGroup, RemoteGroup, ZarrArray, open_root
+from cellgraph_dask.source.zarr_store import array_metadata
+from tests.helpers.stores import directed_graph, write_anndata, write_store
+
+NUMBERS = ["bool", "int8", "uint8", ">i2", "uint16", "int32", ">u4", "int64", "uint64",
+           "float16", "float32", ">f8", "float64", "complex64"]  # fmt: skip
+V2: dict[str, dict[str, Any]] = {
+    "as zarr likes": {},
+    "plain": {"compressors": None},
+    "gzip": {"compressors": numcodecs.GZip(level=2)},
+    "delta": {"filters": [numcodecs.Delta("<i4")], "compressors": numcodecs.Zlib(level=1)},
+    "other separator": {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
+    "no fill value": {"fill_value": None},
+}
+V3: dict[str, dict[str, Any]] = {
+    "as zarr likes": {},
+    "plain": {"compressors": None},
+    "gzip": {"compressors": GzipCodec(level=2)},
+    "blosc": {"compressors": BloscCodec(cname="lz4", typesize=4)},
+    "big-endian": {"serializer": BytesCodec(endian="big")},
+    "shards": {"shards": (40,)},
+    "shards, index first": {
+        "serializer": ShardingCodec(
+            chunk_shape=(10,), codecs=[BytesCodec(), ZstdCodec()], index_location="start"
+        ),
+        "chunks": (40,),
+        "compressors": None,
+    },
+    "keys of format 2": {"chunk_key_encoding": {"name": "v2", "separator": "."}},
+    "keys with points": {"chunk_key_encoding": {"name": "default", "separator": "."}},
+}
+CASES = [(2, name) for name in V2] + [(3, name) for name in V3]
+
+
+def made(path: Path, zarr_format: int, dtype: Any, options: dict[str, Any]) -> zarr.Array:
+    """Write an array whose second half but its last chunk is not in the store."""
+    group = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    array = group.create_array(
+        "inner/values", shape=(203,), dtype=dtype, **({"chunks": (10,)} | options)
+    )
+    array[:100] = np.arange(100) % 2 if array.dtype.kind == "b" else np.arange(100)
+    array[202] = 1
+    return array
+
+
+def document_of(path: Path) -> dict[str, Any]:
+    name = ".zarray" if (path / ".zarray").exists() else "zarr.json"
+    found: dict[str, Any] = json.loads((path / name).read_text())
+    return found
+
+
+@pytest.mark.parametrize(("zarr_format", "name"), CASES)
+def test_arrays_are_read_as_zarr_reads_them(tmp_path, zarr_format, name):
+    options = (V2 if zarr_format == 2 else V3)[name]
+    array = made(tmp_path / "s.zarr", zarr_format, "int32", options)
+    metadata = array_metadata("inner/values", document_of(tmp_path / "s.zarr/inner/values"))
+    assert metadata == array_metadata("inner/values", array.metadata.to_dict())
+    assert metadata.zarr_format == zarr_format
+    assert metadata.shape == array.shape
+    inner = (10,) if "index first" in name else array.chunks
+    assert metadata.chunks == inner
+    assert metadata.shards == ((40,) if "shards" in name else None)
+    assert metadata.fill_value in (array.fill_value, None)
+
+    read = ChunkedArray(metadata, Folder(str(tmp_path / "s.zarr")))
+    for at in (0, 57, 202):
+        shard = at // (metadata.shards or metadata.chunks)[0]
+        assert read.key_of(at) == array.metadata.encode_chunk_key((shard,))
+    values = np.full(203, -1, np.int32)
+    absent = read.read(0, 203, values)
+    np.testing.assert_array_equal(values, array[:])
+    first = 120 if metadata.shards else 100  # of shards that are there zarr says what they lack
+    assert [a for a, _ in absent] == list(range(first, 200, 10))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_dtypes_and_fill_values(tmp_path, zarr_format, dtype):
+    fill: Any = True if dtype == "bool" else 7
+    array = made(tmp_path / "s.zarr", zarr_format, dtype, {"fill_value": fill})
+    metadata = array_metadata("x", document_of(tmp_path / "s.zarr/inner/values"))
+    assert metadata.dtype.newbyteorder("=") == np.dtype(array.dtype).newbyteorder("=")
+    if metadata.dtype.kind != "c":
+        assert metadata.fill_value == fill
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), -float("inf"), 0.5, -0.0])
+def test_fill_values_of_floats(tmp_path, zarr_format, fill):
+    made(tmp_path / "s.zarr", zarr_format, "float32", {"fill_value": fill})
+    metadata = array_metadata("x", document_of(tmp_path / "s.zarr/inner/values"))
+    np.testing.assert_equal(metadata.fill_value, np.float32(fill))
+
+
+def test_fill_values_by_their_bits(tmp_path):
+    made(tmp_path / "s.zarr", 3, "float32", {})
+    document = document_of(tmp_path / "s.zarr/inner/values") | {"fill_value": "0x3fc00000"}
+    assert array_metadata("x", document).fill_value == 1.5
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_is_no_number_has_a_shape_all_the_same(tmp_path, zarr_format):
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=zarr_format)
+    group.create_array("values", shape=(3, 4), dtype=str, chunks=(2, 2))
+    metadata = array_metadata("x", document_of(tmp_path / "s.zarr/values"))
+    assert metadata.shape == (3, 4)
+    assert metadata.dtype == np.dtype(object)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk_grid": {"name": "rectangular", "configuration": {}}}, "'rectangular' grid"),
+        ({"chunk_key_encoding": {"name": "hashed"}}, "unknown kind 'hashed'"),
+        ({"shape": [2.0]}, "is no shape"),
+        ({"shape": "203"}, "is no shape"),
+        ({"shape": [True]}, "is no shape"),
+        ({"fill_value": "seven"}, "no fill value of int32"),
+        ({"shape": [203, 1]}, "that of its chunks"),
+        ({"attributes": [1]}, "attributes are no object"),
+        ({"storage_transformers": [{"name": "x"}]}, "storage transformers"),
+        ({"compressor": None}, "metadata hold 'compressor'"),
+        ({"codecs": [{"name": "bytes", "configuration": {"endian": "middle"}}]}, "endian 'middle'"),
+        ({"codecs": [{"name": "gzip", "configuration": {"level": True}}]}, "the level True"),
+        ({"codecs": [{"name": "zstd", "configuration": {"checksum": 1}}]}, "the checksum 1"),
+        ({"codecs": [{"name": "gzip", "config": {}}]}, "no name with a configuration"),
+        ({"codecs": [{"name": "crc32c", "configuration": {"x": 1}}]}, "'x'"),
+        (
+            {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "-"}}},
+            "separator '-'",
+        ),
+        (
+            {
+                "codecs": [
+                    {
+                        "name": "sharding_indexed",
+                        "configuration": {"chunk_shape": [10], "codecs": [], "index_codecs": []},
+                    },
+                    {"name": "gzip", "configuration": {"level": 1}},
+                ]
+            },
+            "encoded with 'gzip' once more",
+        ),
+    ],
+)
+def test_strange_metadata(tmp_path, changes, message):
+    made(tmp_path / "s.zarr", 3, "int32", {})
+    document = document_of(tmp_path / "s.zarr/inner/values") | changes
+    with pytest.raises((KeyError, TypeError, ValueError), match=message):
+        array_metadata("x", document)
+
+
+def test_what_a_reader_need_not_understand_is_passed_over(tmp_path):
+    made(tmp_path / "s.zarr", 3, "int32", {})
+    document = document_of(tmp_path / "s.zarr/inner/values")
+    extended = document | {"x": {"must_understand": False}, "dimension_names": ["cells"]}
+    assert array_metadata("x", extended) == array_metadata("x", document)
+
+
+def no_read(path: str, index: Any) -> Any:
+    raise AssertionError
+
+
+def walk(group: Any, path: str = "") -> dict[str, Any]:
+    """Return all groups and arrays below one: attributes of groups, shapes of arrays."""
+    found = {}
+    for name in group.keys():  # noqa: SIM118 (not a dict)
+        node = group[name]
+        full = f"{path}/{name}"
+        if hasattr(node, "shape"):
+            found[full] = tuple(node.shape)
+        else:
+            found[full] = dict(node.attrs)
+            found |= walk(node, full)
+    return found
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["folder", "archive", "by zarr"])
+def test_groups_hold_what_zarr_finds_in_them(tmp_path, zarr_format, kind):
+    path = write_store(tmp_path / "s.zarr", directed_graph(30), zarr_format=zarr_format)
+    expected = walk(zarr.open_group(path, mode="r", use_consolidated=False))
+    assert "/obsp/connectivities/indptr" in expected
+    root: LocalGroup | RemoteGroup
+    if kind == "by zarr":
+        root = RemoteGroup(zarr.open_group(path, mode="r"))
+    elif kind == "folder":
+        root = open_root(Folder(str(path)), "", no_read)
+    else:
+        archive = shutil.make_archive(str(tmp_path / "s.zarr"), "zip", path)
+        root = open_root(Archive(archive), "", no_read)
+    assert walk(root) == expected
+    assert isinstance(root["obsp/connectivities/indptr"], ZarrArray)
+    with pytest.raises(KeyError):
+        root["obsp/distances"]
+    with pytest.raises(KeyError):
+        root["obsp/connectivities/indptr/0"]
+
+
+def test_a_path_does_not_point_upwards(tmp_path):
+    path = write_store(tmp_path / "s.zarr", directed_graph(30))
+    root = open_root(Folder(str(path)), "", no_read)
+    for name in ("..", "obsp/../obsp", "obsp/./connectivities"):
+        with pytest.raises(SourceError, match="must not point upwards"):
+            root[name]
+
+
+def test_metadata_themselves_say_what_is_there(tmp_path):
+    # A consolidated copy may be older than the store: anndata's write_elem leaves it as it is.
+    path = write_store(tmp_path / "s.zarr", directed_graph(30), consolidated=True)
+    shutil.copytree(path / "obsp/connectivities", path / "obsp/added")
+    shutil.rmtree(path / "obsp/connectivities")
+    assert open_source(path, "added").n_cells == 30
+    with pytest.raises(SourceError, match="has no obsp/connectivities; obsp holds added"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_is_no_store(tmp_path, zarr_format):
+    zarr.create_array(tmp_path / "a.zarr", shape=(3,), dtype="i4", zarr_format=zarr_format)
+    with pytest.raises(SourceError, match="an array, not a group"):
+        open_source(tmp_path / "a.zarr")
+
+
+def test_an_empty_folder_is_no_store(tmp_path):
+    with pytest.raises(SourceError, match=r"neither zarr.json nor .zgroup"):
+        open_source(tmp_path)
+
+
+def test_a_deflated_archive_that_unpacks_to_gigabytes(tmp_path):
+    path = write_store(tmp_path / "s.zarr", directed_graph(30))
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and file.name != ".zattrs":
+                archive.write(file, file.relative_to(path))
+        with archive.open("obsp/connectivities/.zattrs", "w", force_zip64=True) as attributes:
+            for _ in range(2**5):
+                attributes.write(b" " * 2**20)
+    with pytest.raises(SourceError, match=r"\.zattrs has 33,554,432 bytes"):
+        open_source(tmp_path / "s.zip")
+
+
+@pytest.mark.parametrize("kind", ["store", "anndata's"])
+def test_an_export_does_without_zarr(tmp_path, kind):
+    graph = directed_graph(30)
+    if kind == "store":
+        source = write_store(tmp_path / "s.zarr", graph, zarr_format=3)
+    else:
+        source = write_anndata(tmp_path / "s.zarr", connectivities=graph)
+    script = (
+        "import sys; from cellgraph_dask import export_connectivities as export;"
+        "export(sys.argv[1], sys.argv[2]); print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    for out in ("first", "second"):  # the first one may still compile its loops, with numba
+        run = subprocess.run(
+            [sys.executable, "-c", script, source, tmp_path / out],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    loaded = set(run.stdout.split())
+    assert {"dask", "numcodecs", "cellgraph_dask"} <= loaded
+    assert not {"zarr", "anndata", "scipy", "numba", "distributed", "fsspec", "rich"} & loaded

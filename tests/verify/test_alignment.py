@@ -1,0 +1,165 @@
+"""A shuffled embedding is called out, a true one is not."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from cellgraph_dask import export_connectivities, verify_export
+from cellgraph_dask.demo import make_demo_store
+from cellgraph_dask.source.embeddings import stored_embeddings
+from tests.helpers.command import run
+from tests.helpers.stores import symmetric_graph, write_store
+
+
+def pbmc():
+    import scanpy as sc
+
+    return sc.datasets.pbmc68k_reduced()
+
+
+def digits():
+    import scanpy as sc
+    from sklearn.datasets import load_digits
+
+    adata = anndata.AnnData(load_digits().data.astype(np.float32))
+    sc.pp.pca(adata, n_comps=30)
+    sc.pp.neighbors(adata)
+    sc.tl.umap(adata)
+    return adata
+
+
+def bare(adata):
+    """Return what the check looks at, without what anndata would warn of on writing."""
+    left = anndata.AnnData(obs=pd.DataFrame(index=adata.obs_names.astype(str)))
+    left.obsp["connectivities"] = adata.obsp["connectivities"]
+    for name in adata.obsm:
+        left.obsm[name] = np.asarray(adata.obsm[name])
+    return left
+
+
+@pytest.fixture(scope="module", params=["pbmc", "digits", "demo"])
+def store(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param) / "cells.zarr"
+    if request.param == "demo":
+        make_demo_store(path, n_cells=3_000)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scanpy's own
+            adata = pbmc() if request.param == "pbmc" else digits()
+        bare(adata).write_zarr(path)
+    return path
+
+
+def points_of(store, name="X_umap"):
+    return np.asarray(zarr.open_group(store, mode="r")[f"obsm/{name}"][:], "<f4")
+
+
+def shuffle(points, seed=0):
+    return points[np.random.default_rng(seed).permutation(len(points))]
+
+
+def test_the_embedding_of_the_source(store, tmp_path):
+    export_connectivities(store, tmp_path / "out")
+    report = verify_export(tmp_path / "out", source=store)
+    assert report.ok
+    assert report.warnings == ()
+    assert report.alignment.embedding == "obsm/X_umap"
+    assert report.alignment.value > 0.9
+    assert not report.alignment.shuffled
+
+
+@pytest.mark.parametrize("name", ["points_2d.bin", "points_2d.bin.gz", "points_3d.bin"])
+def test_points_beside_the_export(store, tmp_path, name):
+    out_dir = tmp_path / "out"
+    export_connectivities(store, out_dir)
+    points = points_of(store)
+    if "3d" in name:
+        points = np.column_stack([points, np.zeros(len(points), "<f4")])
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (out_dir / name).write_bytes(pack(points.tobytes()))
+    outcome = run("verify", out_dir)
+    assert outcome.exit_code == 0
+    assert f"random pair in {name}" in outcome.stdout
+    assert outcome.stderr == ""
+    for seed in range(5):
+        (out_dir / name).write_bytes(pack(shuffle(points, seed).tobytes()))
+        outcome = run("verify", out_dir, "--json")
+        assert outcome.exit_code == 0  # worth a look, but the files are sound
+        assert f"looks shuffled against {name}" in outcome.stderr
+        alignment = json.loads(outcome.stdout)["alignment"]
+        assert alignment["shuffled"]
+        assert alignment["value"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_graph_in_another_order_than_its_store(store, tmp_path):
+    """The footgun itself: rows of the matrix permuted, obs and obsm not."""
+    root = zarr.open_group(store, mode="r")
+    group = root["obsp/connectivities"]
+    from scipy.sparse import csr_matrix
+
+    matrix = csr_matrix(tuple(group[k][:] for k in ("data", "indices", "indptr")))
+    order = np.random.default_rng(1).permutation(matrix.shape[0])
+    shuffled = matrix[order][:, order]
+    path = write_store(tmp_path / "s.zarr", shuffled, obsm={"X_umap": points_of(store)})
+    export_connectivities(path, tmp_path / "out")
+    report = verify_export(tmp_path / "out", source=path)
+    assert report.ok
+    (warning,) = report.warnings
+    assert "looks shuffled against obsm/X_umap" in warning
+
+
+def test_files_of_other_cells_and_damaged_ones(tmp_path):
+    store = write_store(tmp_path / "s.zarr", symmetric_graph(200, 5))
+    out_dir = tmp_path / "out"
+    export_connectivities(store, out_dir)
+    of_other_cells = [b"\0" * 8 * 199, b"\0" * 8 * 201, b""]
+    packed = [gzip.compress(content) for content in of_other_cells]
+    cases = [("points_2d.bin", content, "200 cells") for content in of_other_cells]
+    cases += [("points_2d.bin.gz", content, "200 cells") for content in packed]
+    cases += [("points_2d.bin.gz", content, "") for content in (b"no gzip", packed[0][:-9])]
+    for name, content, text in cases:
+        (out_dir / name).write_bytes(content)
+        report = verify_export(out_dir)
+        (out_dir / name).unlink()
+        assert report.ok
+        assert report.alignment is None
+        (warning,) = report.warnings
+        assert warning.startswith(f"{name} cannot be used: ")
+        assert text in warning
+
+
+def test_too_few_edges_tell_nothing(tmp_path):
+    store = write_store(
+        tmp_path / "s.zarr", symmetric_graph(12, 3), obsm={"X_umap": np.zeros((12, 2), "f4")}
+    )
+    export_connectivities(store, tmp_path / "out")
+    assert verify_export(tmp_path / "out", source=store).alignment is None
+
+
+def test_points_that_are_not_finite_do_not_count(tmp_path):
+    points = np.full((300, 2), np.nan, np.float32)
+    store = write_store(tmp_path / "s.zarr", symmetric_graph(300, 5), obsm={"X_umap": points})
+    export_connectivities(store, tmp_path / "out")
+    assert verify_export(tmp_path / "out", source=store).alignment is None
+
+
+def test_which_embedding_is_taken(tmp_path):
+    obsm = {
+        "X_pca": np.zeros((40, 20), "f4"), "X_tsne": np.zeros((40, 2)), "spatial": np.ones((40, 2)),
+        "X_spatial": np.ones((40, 2)), "X_umap3": np.zeros((40, 3)), "X_umap": np.zeros((40, 2)),
+        "X_short": np.zeros((39, 2)), "X_one": np.zeros((40, 1)), "X_new": np.zeros((40, 2), "i4"),
+    }  # fmt: skip
+    store = write_store(tmp_path / "s.zarr", symmetric_graph(40, 5), obsm=obsm)
+    names = [embedding.name for embedding in stored_embeddings(str(store), 40)]
+    assert names == [f"obsm/{k}" for k in ("X_umap", "X_tsne", "X_new", "X_umap3", "X_pca")]
+    cells = np.array([0, 7, 39])
+    assert stored_embeddings(str(store), 40)[-1].take(cells).shape == (3, 10)
+    assert stored_embeddings(str(tmp_path), 40) == []
