@@ -22,7 +22,6 @@ from ..machine.memory import format_bytes, no_collection, parse_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..plan.plan import ExportPlan
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 
@@ -222,10 +221,11 @@ def plan(
     with _errors(context):
         with _imports():
             from ..export.api import plan_export
+            from .words import describe_plan
 
         with _client(scheduler_address, scheduler_file) as client:
             result = plan_export(source, out_dir, client=client, **options)
-        click.echo(result.to_json() if as_json else _describe(result))
+        click.echo(result.to_json() if as_json else describe_plan(result))
 
 
 @cli.command(context_settings=_HELP)
@@ -353,36 +353,6 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
 
         result = run_demo(directory, n_cells=cells)
         click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
-
-
-_WAYS = {
-    "symmetric": "one pass, as the matrix looks symmetric",
-    "general": "split and merge",
-    "signed": "split and merge with weights, as some are negative",
-}
-
-
-def _describe(plan: ExportPlan) -> str:
-    """Return a plan for a person."""
-    rows = [
-        ("matrix", f"{plan.key} of {plan.source}"),
-        ("cells", f"{plan.n_cells:,}"),
-        ("stored entries", f"{plan.n_entries:,}"),
-        ("way", _WAYS[plan.way]),
-        ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-                 f"{plan.threads} threads"),
-        ("edge files", f"{plan.index_dtype}, "
-                       + (f"gzip level {plan.compression}" if plan.compression else "plain")),
-        ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
-                   f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
-                   f"{format_bytes(plan.memory_limit_bytes)}"),
-        ("scratch", f"at most {format_bytes(plan.scratch_bytes)}, "
-                    f"{format_bytes(plan.scratch_free_bytes)} free"),
-        ("output", f"at most {format_bytes(plan.output_bytes)}, "
-                   f"{format_bytes(plan.output_free_bytes)} free"),
-    ]  # fmt: skip
-    lines = [f"{name + ':':<16}{value}" for name, value in rows]
-    return "\n".join(lines + [f"Warning: {warning}" for warning in plan.warnings])
 
 
 def main() -> None:

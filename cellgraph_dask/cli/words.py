@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..machine.memory import format_bytes
+
+if TYPE_CHECKING:
+    from ..plan.plan import ExportPlan
 
 _PROOFS = {
     "sums": "exactly those of {}, by sums of hashes over both",
@@ -14,9 +17,38 @@ _PROOFS = {
 }
 
 
+_METHODS = {
+    "symmetric": "one pass, as the matrix looks symmetric",
+    "general": "split and merge",
+    "signed": "split and merge with weights, as some are negative",
+}
+
+
 def rows(pairs: Iterable[tuple[str, str]]) -> str:
     """Return names and values in two columns."""
     return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
+
+
+def describe_plan(plan: ExportPlan) -> str:
+    """Return a plan for a person to read."""
+    facts = [
+        ("matrix", f"{plan.key} of {plan.source}"),
+        ("cells", f"{plan.n_cells:,}"),
+        ("stored entries", f"{plan.n_entries:,}"),
+        ("method", _METHODS[plan.method]),
+        ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
+                 f"{plan.threads} threads"),
+        ("edge files", f"{plan.index_dtype}, "
+                       + (f"gzip level {plan.compression}" if plan.compression else "plain")),
+        ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
+                   f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
+                   f"{format_bytes(plan.memory_limit_bytes)}"),
+        ("scratch", f"at most {format_bytes(plan.scratch_bytes)}, "
+                    f"{format_bytes(plan.scratch_free_bytes)} free"),
+        ("output", f"at most {format_bytes(plan.output_bytes)}, "
+                   f"{format_bytes(plan.output_free_bytes)} free"),
+    ]  # fmt: skip
+    return "\n".join([rows(facts), *(f"Warning: {warning}" for warning in plan.warnings)])
 
 
 def describe_graph(report: Any) -> list[tuple[str, str]]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..machine.remote import default_options
+from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
 from ..publish.upload import open_output
 from ..runtime.cluster import active_client
 from ..source.lazy import LazyMatrix
 from ..source.opening import open_source
 from ..source.spool import estimate, sketch
-from ..stages.job import Way
-from .run import ExportReport, _computing, run_export
+from ..stages.job import Method
+from .run import ExportReport, computing, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -77,35 +78,39 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     """
-    output_storage_options = default_options(
-        out_dir or "", output_storage_options, source, storage_options
-    )
-    client = client if client is not None else active_client()
-    output = open_output(
+    options = Options(
         out_dir if out_dir is not None else Path.cwd(),
-        force=True,
-        scratch_dir=scratch_dir,
-        storage_options=output_storage_options,
-        on_cluster=client is not None,
-    )
-    way: Way | None = None
-    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    if isinstance(opened, LazyMatrix):
-        opened, way = estimate(opened, _computing(client, memory_limit, 1)), "general"
-    elif client is not None and not opened.place.is_shared:
-        opened, way = sketch(opened), "general"
-    prepared = prepare(
-        opened,
-        output.folder,
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client,
-        way=way,
-        upload_bytes=output.upload_bytes,
+        client=client if client is not None else active_client(),
+        output_storage_options=default_options(
+            out_dir or "", output_storage_options, source, storage_options
+        ),
     )
-    return prepared.plan
+    output = open_output(
+        options.out_dir,
+        force=True,
+        scratch_dir=options.scratch_dir,
+        storage_options=options.output_storage_options,
+        on_cluster=options.client is not None,
+    )
+    method: Method | None = None
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if isinstance(opened, LazyMatrix):
+        opened = estimate(opened, computing(options.client, memory_limit, 1))
+        method = "general"
+    elif options.client is not None and not opened.place.is_shared:
+        opened, method = sketch(opened), "general"
+    return prepare(
+        opened,
+        output.folder,
+        options,
+        scratch_dir=None if options.scratch_dir is None else Path(options.scratch_dir),
+        upload_bytes=output.upload_bytes,
+        method=method,
+    ).plan
 
 
 def export_connectivities(
@@ -175,20 +180,22 @@ def export_connectivities(
     >>> report.n_edges  # doctest: +SKIP
     86012345
     """
-    output_storage_options = default_options(
-        out_dir, output_storage_options, source, storage_options
-    )
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     return run_export(
-        open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options),
-        out_dir,
-        compression=compression,
-        memory_limit=memory_limit,
-        threads=threads,
-        scratch_dir=scratch_dir,
-        keep_scratch=keep_scratch,
-        force=force,
-        resume=resume,
-        progress=progress,
-        client=client if client is not None else active_client(),
-        output_storage_options=output_storage_options,
+        opened,
+        Options(
+            out_dir,
+            compression=compression,
+            memory_limit=memory_limit,
+            threads=threads,
+            scratch_dir=scratch_dir,
+            keep_scratch=keep_scratch,
+            force=force,
+            resume=resume,
+            progress=progress,
+            client=client if client is not None else active_client(),
+            output_storage_options=default_options(
+                out_dir, output_storage_options, source, storage_options
+            ),
+        ),
     )

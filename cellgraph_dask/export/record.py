@@ -1,4 +1,9 @@
-"""The folders of a run and its record: made, gone on with after an interruption, and removed."""
+"""The record of a run and its folders: made, resumed after an interruption, and removed.
+
+``run.json`` in the work folder is written once, before the work starts. It is the plan of the run,
+with what names it: id, fingerprint of the source, seeds, folders, process. The journal beside it
+(`runtime.stage.Journal`) tells what is finished.
+"""
 
 from __future__ import annotations
 
@@ -8,99 +13,218 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from .._version import __version__
 from ..errors import ClusterError, ResumeError
 from ..machine.files import make_folders, named_disk_errors, this_process, write_aside
-from ..plan.plan import Prepared
+from ..plan.options import Options
+from ..plan.plan import ExportPlan, Prepared
 from ..publish.publish import WORK_FOLDER, Output, check_own_folder
 from ..publish.upload import RemoteOutput
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
-from ..stages.job import Tuning, Way
+from ..stages.job import Method, Tuning
+
+RUN = "run.json"
 
 log = logging.getLogger(__name__)
 
 
-def interrupted_run(
-    source: Source, out_dir: Path, compression: int | None, scratch_dir: str | Path | None
-) -> RunRecord | None:
-    """Return the run to go on with, if there is one.
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is; the content of ``run.json``.
+
+    Attributes
+    ----------
+    plan : ExportPlan
+        The plan; `source` in it is an absolute path or a URL.
+    id : str
+        Random name of the run, which its folders bear: whatever a lost worker of an earlier run
+        still writes goes nowhere.
+    version : str
+        Version of this package.
+    fingerprint : str
+        Digest of the source that changes when the matrix does.
+    out_dir, scratch : str
+        Folders of the export and of temporary files.
+    seeds : tuple of int
+        Seeds of the hash that proves symmetry.
+    force : bool
+        Whether the user allowed to replace an export.
+    started, process : str
+        When and where it was started.
+    """
+
+    plan: ExportPlan
+    id: str
+    version: str
+    fingerprint: str
+    out_dir: str
+    scratch: str
+    seeds: tuple[int, int]
+    force: bool
+    started: str
+    process: str
+
+    def write(self, folder: Path) -> None:
+        """Write the record to a folder, as a whole or not at all."""
+        content = asdict(self)
+        text = json.dumps(content | content.pop("plan"), indent=2)
+        aside = folder / f"{RUN}.{os.getpid()}.part"
+        write_aside(folder / RUN, text, aside=aside)
+        aside.replace(folder / RUN)
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """Return the record of the run that was interrupted in a work folder, if there is one."""
+    try:
+        found = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        own = {field.name: found[field.name] for field in fields(RunRecord) if field.name != "plan"}
+        record = RunRecord(plan=_plan_of(found), **{**own, "seeds": tuple(found["seeds"])})
+        if len(record.seeds) != 2 or not all(type(n) is int and n >= 0 for n in record.seeds):
+            return None
+        return record if _is_ours(record, folder) else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # none, or torn by a loss of power
+
+
+def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
+    """Return the plan that a record holds.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If it is not whole, or has sizes that are not positive integers.
+    """
+    values = {field.name: found[field.name] for field in fields(ExportPlan)}
+    tuning = Tuning(**values["tuning"])
+    sizes = {**asdict(tuning)}
+    del sizes["count_degrees"]
+    if not all(type(n) is int and n > 0 for n in sizes.values()):
+        raise ValueError("sizes must be positive")
+    return ExportPlan(**{**values, "tuning": tuning, "warnings": tuple(values["warnings"])})
+
+
+def _scratch_name(folder: Path) -> str:
+    """Return the name of the folder of all runs into `folder` inside the user's scratch folder."""
+    return f"cellgraph-dask-{sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+
+
+def _is_ours(record: RunRecord, folder: Path) -> bool:
+    """Return whether a record has only names that we give, and no link leads out of its folders.
+
+    What it names is written to and removed, and an output folder may be a stranger's.
+    """
+    scratch, work = Path(record.scratch), folder.resolve()
+    inside = scratch.parent.resolve() == work and not folder.is_symlink()
+    return (
+        re.fullmatch(r"[0-9a-f]{8}", record.id) is not None
+        and record.plan.method in get_args(Method)
+        and ("://" in record.out_dir or Path(record.out_dir).resolve() == work.parent)
+        and scratch.name == f"run-{record.id}"
+        and (inside or scratch.parent.name == _scratch_name(folder.parent))
+        and not any(_has_links(top) for top in (folder, scratch.parent))
+    )
+
+
+def _has_links(top: Path) -> bool:
+    return top.is_symlink() or any(
+        Path(above, name).is_symlink()
+        for above, folders, files in os.walk(top)
+        for name in (*folders, *files)
+    )
+
+
+def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord | None:
+    """Return the run to resume, if there is one.
 
     Raises
     ------
     ResumeError
         If it is not the one that is asked for.
     """
-    record = read_run(out_dir / WORK_FOLDER)
+    record = read_run(folder / WORK_FOLDER)
     if record is None:
-        log.info("no interrupted run in %s; starting from the beginning", out_dir)
+        log.info("no interrupted run in %s; starting from the beginning", folder)
         return None
-    check_same(
-        record,
-        source=source.absolute().path,
-        key=source.key,
-        fingerprint=source.fingerprint(),
-        compression=compression,
-    )
-    if (
-        scratch_dir is not None
-        and scratch_base(out_dir, scratch_dir) != Path(record.scratch).parent
+    for name, found, wanted in (
+        ("version", record.version, __version__),
+        ("source", record.plan.source, _lasting_name(source)),
+        ("key", record.plan.key, source.key),
+        ("compression", record.plan.compression, options.compression),
     ):
+        if found != wanted:
+            raise ResumeError(
+                f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
+                f"{wanted!r}. Give the same options to resume it, or start over without --resume."
+            )
+    if record.fingerprint != source.fingerprint():
         raise ResumeError(
-            f"the run that was interrupted in {out_dir} has its temporary files in "
+            f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
+            f"started ({record.started}). Start over without --resume."
+        )
+    base = None if options.scratch_dir is None else _scratch_base(folder, options)
+    if base is not None and base != Path(record.scratch).parent:
+        raise ResumeError(
+            f"the run that was interrupted in {folder} has its temporary files in "
             f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
         )
     return record
 
 
-def new_record(
-    prepared: Prepared,
-    output: Output | RemoteOutput,
-    scratch_dir: str | Path | None,
-    force: bool,
-) -> RunRecord:
+def new_record(prepared: Prepared, output: Output | RemoteOutput, options: Options) -> RunRecord:
     """Return the record of a run that begins."""
-    source, tuning, run = prepared.job.source, prepared.tuning, new_id()
-    base = output.work if scratch_dir is None else scratch_base(output.folder, scratch_dir)
-    seeds = (int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8)))
+    source, run = prepared.job.source, os.urandom(4).hex()
+    base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
     return RunRecord(
+        plan=replace(prepared.plan, source=_lasting_name(source)),
         id=run,
         version=__version__,
-        source=source.absolute().path,
-        key=source.key,
         fingerprint=source.fingerprint(),
         out_dir=str(output.name),
         scratch=str(base.absolute() / f"run-{run}"),
-        compression=prepared.plan.compression,
-        way=prepared.job.way,
-        block_entries=tuning.block_entries,
-        block_rows=tuning.block_rows,
-        piece_entries=tuning.piece_entries,
-        shift=tuning.shift,
-        seeds=seeds,
-        force=force,
-        started=now(),
+        seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
+        force=options.force,
+        started=time.strftime("%Y-%m-%d %H:%M:%S"),
         process=this_process(),
     )
 
 
-def scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
-    """Return the folder of all runs into `out_dir` inside the user's scratch folder."""
-    return Path(scratch_dir).absolute() / scratch_name(out_dir)
+def _lasting_name(source: Source) -> str:
+    """Return the name of a source that means the same in another working directory."""
+    return source.absolute().path
+
+
+def _scratch_base(folder: Path, options: Options) -> Path:
+    """Return the folder of all runs into `folder` inside the user's scratch folder."""
+    assert options.scratch_dir is not None
+    return Path(options.scratch_dir) / _scratch_name(folder)
 
 
 @contextmanager
 def run_folders(
     record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
 ) -> Iterator[Path]:
-    """Make the folders of a run, and remove them afterwards unless it can be gone on with.
+    """Make the folders of a run, and remove them afterwards unless it can be resumed.
+
+    Parameters
+    ----------
+    record
+        The run.
+    output
+        Where the export goes.
+    keep
+        Whether to leave the folders.
+    spooled
+        A folder that is in use too.
+    lasting
+        Whether the source will be there for another run.
 
     Yields
     ------
@@ -128,25 +252,23 @@ def run_folders(
         if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
-                goes_on = "What is finished is kept; the same export with --resume goes on."
-                error.args = (f"{error} {goes_on}",)
+                hint = "What is finished is kept; the same export with --resume resumes it."
+                error.args = (f"{error} {hint}",)
         raise
     finally:
         if not output.keep:
             shutil.rmtree(scratch, ignore_errors=True)
             shutil.rmtree(edges, ignore_errors=True)
             above = [scratch.parent] if scratch.parent != output.work else []
-            for folder in (*above, *made):
-                with suppress(OSError):
-                    folder.rmdir()  # only if it is empty
+            _remove_empty((*above, *made))
 
 
 @contextmanager
 def spool_folder(
-    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, *, needed: bool
+    output: Output | RemoteOutput, options: Options, *, needed: bool
 ) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
-    base = output.work if scratch_dir is None else scratch_base(output.folder, scratch_dir)
+    base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
     folder = base.absolute() / "spool"
     if not needed:
         yield folder
@@ -159,158 +281,12 @@ def spool_folder(
             folder.mkdir(mode=0o700)
         yield folder
     finally:
-        if not keep:
+        if not options.keep_scratch:
             shutil.rmtree(folder, ignore_errors=True)
-            for above in (*([base] if base != output.work else []), *made):
-                with suppress(OSError):
-                    above.rmdir()  # only if it is empty
+            _remove_empty((*([base] if base != output.work else []), *made))
 
 
-RUN = "run.json"
-
-Summary = TypeVar("Summary", bound=tuple[Any, ...])
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run is; the content of ``run.json``.
-
-    Attributes
-    ----------
-    id : str
-        Random name of the run, which its folders bear: whatever a lost worker of an earlier run
-        still writes goes nowhere.
-    version : str
-        Version of this package.
-    source, key, fingerprint : str
-        The store, the matrix in it, and a digest that changes when the matrix does.
-    out_dir, scratch : str
-        Folders of the export and of temporary files.
-    compression : int or None
-        Level of gzip.
-    way : {"symmetric", "general", "signed"}
-        How the edges are found.
-    block_entries, block_rows, piece_entries, shift : int
-        How the work is cut; see `plan.Tuning`.
-    seeds : tuple of int
-        Seeds of the hash that proves symmetry.
-    force : bool
-        Whether the user allowed to replace an export.
-    started, process : str
-        When and where it was started.
-    """
-
-    id: str
-    version: str
-    source: str
-    key: str
-    fingerprint: str
-    out_dir: str
-    scratch: str
-    compression: int | None
-    way: Way
-    block_entries: int
-    block_rows: int
-    piece_entries: int
-    shift: int
-    seeds: tuple[int, int]
-    force: bool
-    started: str
-    process: str
-
-    def tuning(self, threads: int) -> Tuning:
-        """Return the sizes of the run, for so many threads."""
-        sizes = (self.block_entries, self.block_rows, self.piece_entries, self.shift)
-        return Tuning(*sizes, threads)
-
-    def write(self, folder: Path) -> None:
-        """Write the record to a folder, as a whole or not at all."""
-        text = json.dumps(asdict(self), indent=2)
-        aside = folder / f"{RUN}.{os.getpid()}.part"
-        write_aside(folder / RUN, text, aside=aside)
-        aside.replace(folder / RUN)
-
-
-def new_id() -> str:
-    """Return a random name for a run."""
-    return os.urandom(4).hex()
-
-
-def now() -> str:
-    """Return the time, for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def read_run(folder: Path) -> RunRecord | None:
-    """Return the record of the run that was interrupted in a work folder, if there is one."""
-    try:
-        found = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        record = RunRecord(**{**found, "seeds": tuple(found["seeds"])})
-        sizes = (record.block_entries, record.block_rows, record.piece_entries, record.shift)
-        numbers = [*sizes, *record.seeds]
-        if not all(type(n) is int and n >= 0 for n in numbers) or 0 in sizes:
-            return None
-        return record if _is_ours(record, folder) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None  # none, or torn by a loss of power
-
-
-def scratch_name(out_dir: Path) -> str:
-    """Return the name of the folder of all runs into `out_dir` inside the user's scratch folder."""
-    return f"cellgraph-dask-{sha256(os.fsencode(out_dir.absolute())).hexdigest()[:12]}"
-
-
-def _is_ours(record: RunRecord, folder: Path) -> bool:
-    """Tell whether a record has only names that we give, and no link leads out of its folders.
-
-    What it names is written to and removed, and an output folder may be a stranger's.
-    """
-    scratch, work = Path(record.scratch), folder.resolve()
-    inside = scratch.parent.resolve() == work and not folder.is_symlink()
-    return (
-        re.fullmatch(r"[0-9a-f]{8}", record.id) is not None
-        and record.way in get_args(Way)
-        and ("://" in record.out_dir or Path(record.out_dir).resolve() == work.parent)
-        and scratch.name == f"run-{record.id}"
-        and (inside or scratch.parent.name == scratch_name(folder.parent))
-        and not any(_has_links(top) for top in (folder, scratch.parent))
-    )
-
-
-def _has_links(top: Path) -> bool:
-    return top.is_symlink() or any(
-        Path(above, name).is_symlink()
-        for above, folders, files in os.walk(top)
-        for name in (*folders, *files)
-    )
-
-
-def check_same(
-    record: RunRecord, *, source: str, key: str, fingerprint: str, compression: int | None
-) -> None:
-    """Make sure that an interrupted run is the one that the user wants to go on.
-
-    Raises
-    ------
-    ResumeError
-        With what differs.
-    """
-    wanted = {
-        "version": __version__,
-        "source": source,
-        "key": key,
-        "compression": compression,
-    }
-    for name, value in wanted.items():
-        found = getattr(record, name)
-        if found != value:
-            raise ResumeError(
-                f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
-                f"{value!r}. Give the same options to go on with it, or start over without "
-                "--resume."
-            )
-    if record.fingerprint != fingerprint:
-        raise ResumeError(
-            f"{source} has changed since the run that was interrupted in {record.out_dir} was "
-            f"started ({record.started}). Start over without --resume."
-        )
+def _remove_empty(folders: tuple[Path, ...]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty

@@ -1,15 +1,16 @@
-"""To be described."""
+"""One export: the methods that are tried, the stages that are run, and what is published."""
 
 from __future__ import annotations
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PartDelivery
@@ -17,24 +18,27 @@ from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ResumeError
 from ..machine.files import named_disk_errors
-from ..machine.memory import limit_bytes, peak_bytes, reset_peak
-from ..plan.plan import Prepared, check_disk, prepare
+from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
+from ..plan.options import Options
+from ..plan.plan import ExportPlan, Prepared, ResumeLimitError, check_disk, prepare
 from ..publish.publish import WORK_FOLDER, Output
 from ..publish.upload import RemoteOutput, local_folder, open_output
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
-from ..runtime.stage import Journal, ResumableExecutor
+from ..runtime.stage import Executor, Journal, ResumableExecutor
 from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.lazy import LazyMatrix
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, spool, spool_memory
-from ..stages.job import OtherWayError, Way
-from ..stages.pipeline import run_stages
+from ..stages.job import Job, Method, OtherMethodError, Tuning
+from ..stages.pipeline import Delivery, run_stages
 from ..stages.runs import Scratch
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
 if TYPE_CHECKING:
     from distributed import Client
+
+AnyOutput = Output | RemoteOutput
 
 log = logging.getLogger(__name__)
 
@@ -93,83 +97,158 @@ class ExportReport:
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
-    """Tell whether a run into `out_dir` was interrupted, so that `resume` goes on with it."""
+    """Return whether a run into `out_dir` was interrupted, so that `resume` continues it."""
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
 def run_export(
     source: Source | LazyMatrix,
-    out_dir: str | Path,
+    options: Options,
     *,
-    keep_scratch: bool = False,
-    force: bool = False,
-    resume: bool = False,
-    progress: bool | None = False,
-    scratch_dir: str | Path | None = None,
-    output_storage_options: Mapping[str, Any] | None = None,
-    **settings: Any,
+    method: Method | None = None,
+    tuning: Tuning | None = None,
 ) -> ExportReport:
-    """Do `export_connectivities` for an open source; tests also give `tuning` and `way`."""
+    """Export an open source.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    options
+        The user's.
+    method, tuning
+        The method to try first, and how the work is cut; for tests.
+    """
     began = time.perf_counter()
     reset_peak()
-    client: Client | None = settings.get("client")
-    if client is not None:  # workers may have another working directory
+    if options.client is not None:  # workers may have another working directory
         source = source.absolute()
-        scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
-    ready = isinstance(source, Source) and (client is None or source.place.is_shared)
-    lasting = isinstance(source, Source) and ready and source.place.is_lasting
-    if resume and not lasting:
-        log.info("only exports of files and URLs can be gone on with; starting from the beginning")
-        resume = False
-    record = None
-    if resume and isinstance(source, Source):
-        folder = local_folder(out_dir, scratch_dir)
-        record = interrupted_run(source, folder, settings.get("compression"), scratch_dir)
-        settings["record"] = record
+    export = _Export(source, options, method, tuning)
+    record = export.interrupted()
     output = open_output(
-        out_dir,
-        force=force or (record is not None and record.force),
+        options.out_dir,
+        force=options.force or (record is not None and record.force),
         resume=record is not None,
-        scratch_dir=scratch_dir,
-        storage_options=output_storage_options,
-        on_cluster=client is not None,
+        scratch_dir=options.scratch_dir,
+        storage_options=options.output_storage_options,
+        on_cluster=options.client is not None,
     )
     read_identity(output.out_dir, source.n_cells)
-    settings["scratch_dir"] = Path(record.scratch).parent if record else scratch_dir
-    settings["upload_bytes"] = output.upload_bytes
-    prepared: Prepared | None = None
-    if ready and isinstance(source, Source):
-        prepared = prepare(source, output.folder, **settings)
-        if record is None:
-            check_disk(prepared.plan, output.folder, scratch_dir)
+    # What needs no spooling is planned, and refused, before anything is written.
+    ready = export.ready
+    prepared = export.prepare(ready, output, record) if ready is not None else None
     with (
         output,
-        progress_bars(progress) as bars,
-        spool_folder(output, scratch_dir, keep_scratch, needed=not ready) as spooled,
+        progress_bars(options.progress) as bars,
+        spool_folder(output, options, needed=prepared is None) as spooled,
     ):
         if prepared is None:
-            counted = _spooled(source, spooled, bars, settings)
-            prepared = prepare(counted, output.folder, **settings)
+            prepared = export.prepare(_spooled(source, spooled, bars, options), output, None)
+        if record is not None and read_run(output.work) != record:
+            raise ResumeError(f"another run has ended in {options.out_dir} just now; try again.")
+        prepared, result = export.run(prepared, record, output, spooled, bars)
+    return _report(output, options, prepared, result, time.perf_counter() - began)
+
+
+class _Result(NamedTuple):
+    """What a run has made."""
+
+    manifest: Manifest
+    scratch_bytes: int
+    output_bytes: int
+    n_kept: int
+
+
+@dataclass(frozen=True)
+class _Export:
+    """An export of a source: how it is planned and run, until a method suits the matrix."""
+
+    source: Source | LazyMatrix
+    options: Options
+    method: Method | None
+    tuning: Tuning | None
+
+    @property
+    def ready(self) -> Source | None:
+        """The source, if all that work on it can read it as it is; else it has to be spooled."""
+        if not isinstance(self.source, Source):
+            return None
+        is_seen = self.options.client is None or self.source.place.is_shared
+        return self.source if is_seen else None
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the source will be there for another run, by the same name."""
+        return self.ready is not None and self.ready.place.is_lasting
+
+    def interrupted(self) -> RunRecord | None:
+        """Return the interrupted run to resume, if one is wanted and there is one."""
+        if not self.options.resume:
+            return None
+        if self.ready is None or not self.lasting:
+            log.info("only exports of files and URLs can be resumed; starting from the beginning")
+            return None
+        folder = local_folder(self.options.out_dir, self.options.scratch_dir)
+        return interrupted_run(self.ready, folder, self.options)
+
+    def prepare(self, source: Source, output: AnyOutput, record: RunRecord | None) -> Prepared:
+        """Plan a run, as an interrupted one was planned if there is one; check the disks."""
+        scratch_dir = None if self.options.scratch_dir is None else Path(self.options.scratch_dir)
+        try:
+            prepared = prepare(
+                source,
+                output.folder,
+                self.options,
+                scratch_dir=Path(record.scratch).parent if record is not None else scratch_dir,
+                upload_bytes=output.upload_bytes,
+                method=self.method,
+                tuning=self.tuning,
+                resumed=record.plan if record is not None else None,
+            )
+        except ResumeLimitError as error:
+            assert record is not None
+            raise ResumeError(
+                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
+                f"resuming it takes {format_bytes(error.needed)}, but the limit is "
+                f"{format_bytes(error.limit)}. Allow {-(-error.needed // 10**6)}MB with "
+                "--memory-limit, or start over without --resume."
+            ) from None
+        if record is None:
             check_disk(prepared.plan, output.folder, scratch_dir)
-        if resume and read_run(output.work) != record:
-            raise ResumeError(f"another run has ended in {out_dir} just now; try again.")
+        return prepared
+
+    def run(
+        self,
+        prepared: Prepared,
+        record: RunRecord | None,
+        output: AnyOutput,
+        spooled: Path,
+        progress: Progress,
+    ) -> tuple[Prepared, _Result]:
+        """Try methods until one suits the matrix, and publish what it has made."""
         while True:
             if record is None:
-                record = new_record(prepared, output, scratch_dir, force)
+                record = new_record(prepared, output, self.options)
+            keep = self.options.keep_scratch
             try:
-                with run_folders(record, output, keep_scratch, spooled, lasting) as edges:
-                    result = _run(prepared, record, output, edges, bars, client)
-                    output.publish(result.manifest, edges, bars)
-                break
-            except (OtherWayError, NegativeWeightError) as reason:
-                # Seen only on the way: some weights are negative, or an entry has no mirror image.
-                way: Way = "signed" if isinstance(reason, NegativeWeightError) else "general"
-                log.info("starting again the %s way", way)
-                settings |= {"way": way, "record": None}
-                prepared = prepare(prepared.job.source, output.folder, **settings)
-                check_disk(prepared.plan, output.folder, scratch_dir)
+                with run_folders(record, output, keep, spooled, self.lasting) as edges:
+                    result = _run(prepared, record, output, edges, progress, self.options.client)
+                    output.publish(result.manifest, edges, progress)
+                return prepared, result
+            except (OtherMethodError, NegativeWeightError) as reason:
+                # Seen only while running: a weight is negative, or an entry has no mirror image.
+                signed = isinstance(reason, NegativeWeightError)
+                method: Method = "signed" if signed else "general"
+                log.info("starting again with the %s method", method)
                 record = None
-    plan = prepared.plan
+                again = replace(self, method=method)
+                prepared = again.prepare(prepared.job.source, output, None)
+
+
+def _report(
+    output: AnyOutput, options: Options, prepared: Prepared, result: _Result, seconds: float
+) -> ExportReport:
+    plan, client = prepared.plan, options.client
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
@@ -178,18 +257,18 @@ def run_export(
         index_dtype=plan.index_dtype,
         compression=plan.compression,
         threads=plan.threads,
-        seconds=round(time.perf_counter() - began, 3),
+        seconds=round(seconds, 3),
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
         scratch_bytes=result.scratch_bytes + prepared.job.source.spool_bytes,
         output_bytes=result.output_bytes,
-        symmetric=plan.way == "symmetric",
-        kept_tasks=result.kept_tasks,
+        symmetric=plan.method == "symmetric",
+        kept_tasks=result.n_kept,
     )
 
 
-def _computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
+def computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
     """Return what computes a Dask array: the cluster, or threads within the limit."""
     if client is not None:
         return partial(compute_on_workers, client)
@@ -197,34 +276,23 @@ def _computing(client: Client | None, memory_limit: int | str | None, threads: i
 
 
 def _spooled(
-    source: Source | LazyMatrix, folder: Path, bars: Progress, settings: Mapping[str, Any]
+    source: Source | LazyMatrix, folder: Path, progress: Progress, options: Options
 ) -> Source:
     """Return a source that is counted and that all see, in files of ours."""
-    client: Client | None = settings.get("client")
     with named_disk_errors(folder.parent):
-        if client is not None:
-            check_folders(client, None, [folder])
+        if options.client is not None:
+            check_folders(options.client, None, [folder])
         if isinstance(source, Source):
             return spool_memory(source, folder)
-        threads = settings.get("threads") or default_threads()
-        compute = _computing(client, settings.get("memory_limit"), threads)
-        return spool(source, folder, compute, bars)
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What a run has made."""
-
-    manifest: Manifest
-    scratch_bytes: int
-    output_bytes: int
-    kept_tasks: int
+        threads = options.threads or default_threads()
+        compute = computing(options.client, options.memory_limit, threads)
+        return spool(source, folder, compute, progress)
 
 
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: Output | RemoteOutput,
+    output: AnyOutput,
     edges: Path,
     progress: Progress,
     client: Client | None,
@@ -232,35 +300,52 @@ def _run(
     """Run all stages; leave the edge files in the folder `edges`."""
     plan, scratch = prepared.plan, Scratch(record.scratch)
     job = replace(prepared.job, scratch=scratch)
-    dtype = index_dtype(plan.n_cells)
-    with named_disk_errors(Path(scratch.folder).parent):
-        journal = Journal(output.work, record.id)
-        delivery: EdgeFiles | PartDelivery | None = None
-        try:
-            if client is not None and prepared.workers is not None:
-                check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
-                executor = ResumableExecutor(
-                    Cluster(client, prepared.workers.n_threads, progress), journal
-                )
-                delivery = PartDelivery(
-                    edges, scratch, dtype, job.cell_dtype, plan.compression, executor
-                )
-            else:
-                executor = ResumableExecutor(Threads(plan.threads, progress), journal)
-                parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
-                delivery = EdgeFiles(
-                    edges,
-                    dtype,
-                    plan.compression,
-                    parts,
-                    lambda side, number, part: journal.add(f"deflate-{side}", number, part),
-                )
+    with named_disk_errors(Path(scratch.folder).parent), _journal(output, record) as journal:
+        executor: Executor = Threads(plan.threads, progress)
+        if client is not None and prepared.workers is not None:
+            check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
+            executor = Cluster(client, progress)
+        resumable = ResumableExecutor(executor, journal)
+        is_shared = client is not None
+        with _delivery(job, plan, edges, journal, resumable, is_shared) as delivery:
             outcome = run_stages(
-                job, prepared.blocks, prepared.tuning, record.seeds, executor, delivery
+                job, prepared.blocks, plan.tuning, record.seeds, resumable, delivery
             )
-        finally:
-            if delivery is not None:
-                delivery.close()
-            journal.close()
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, executor.n_kept)
+    return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, resumable.n_kept)
+
+
+@contextmanager
+def _journal(output: AnyOutput, record: RunRecord) -> Iterator[Journal]:
+    journal = Journal(output.work, record.id)
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+@contextmanager
+def _delivery(
+    job: Job,
+    plan: ExportPlan,
+    edges: Path,
+    journal: Journal,
+    executor: ResumableExecutor,
+    is_shared: bool,
+) -> Iterator[Delivery]:
+    """Give what makes the edge files: for threads of this process, or for many processes."""
+    dtype, level = index_dtype(plan.n_cells), plan.compression
+    delivery: PartDelivery | EdgeFiles
+    if is_shared:
+        delivery = PartDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
+    else:
+        parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
+
+        def note(side: str, number: int, part: DeflatePart) -> None:
+            journal.add(f"deflate-{side}", number, part)
+
+        delivery = EdgeFiles(edges, dtype, level, parts, note)
+    try:
+        yield delivery
+    finally:
+        delivery.close()

@@ -4,36 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
-from ..errors import DiskSpaceError, ResumeError
+from ..errors import DiskSpaceError, MemoryLimitError
 from ..machine.files import free_bytes
-from ..machine.memory import (
-    format_bytes,
-    limit_bytes,
-    no_collection,
-    parse_bytes,
-    resident_bytes,
-    round_reserved,
-)
+from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..runtime.cluster import Workers, inspect_workers
 from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
-from ..stages.job import Job, Tuning, Way, partition_shift
+from ..stages.job import Job, Method, Tuning, partition_shift
 from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
 from ..stages.split import count_bands
-from .tuning import adopt, projected_bytes, tune
-
-if TYPE_CHECKING:
-    from distributed import Client
-
-    from ..export.record import RunRecord
+from .options import Options
+from .tuning import Budget, adopt, projected_bytes, tune
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +38,6 @@ class Prepared:
         What will be done.
     job : Job
         What every task needs to know; its scratch folder is not named yet.
-    tuning : Tuning
-        How the work is cut.
     blocks : list of Block
         The stored entries in blocks.
     workers : Workers or None
@@ -58,24 +46,36 @@ class Prepared:
 
     plan: ExportPlan
     job: Job
-    tuning: Tuning
     blocks: list[Block]
     workers: Workers | None
 
 
+class ResumeLimitError(MemoryLimitError):
+    """An interrupted run was planned for more memory than the limit allows now.
+
+    Attributes
+    ----------
+    needed : int
+        Bytes that resuming it takes at least.
+    limit : int
+        Bytes that are allowed.
+    """
+
+    def __init__(self, needed: int, limit: int) -> None:
+        super().__init__(f"{format_bytes(needed)} are needed, {format_bytes(limit)} allowed")
+        self.needed, self.limit = needed, limit
+
+
 def prepare(
     source: Source,
-    out_dir: Path,
+    folder: Path,
+    options: Options,
     *,
-    compression: int | None = None,
-    memory_limit: int | str | None = None,
-    threads: int | None = None,
-    scratch_dir: str | Path | None = None,
-    client: Client | None = None,
-    way: Way | None = None,
-    tuning: Tuning | None = None,
-    record: RunRecord | None = None,
+    scratch_dir: Path | None = None,
     upload_bytes: int = 0,
+    method: Method | None = None,
+    tuning: Tuning | None = None,
+    resumed: ExportPlan | None = None,
 ) -> Prepared:
     """Plan an export, with all that its execution needs.
 
@@ -83,95 +83,94 @@ def prepare(
     ----------
     source
         The matrix.
-    out_dir
+    folder
         A folder on the disk of the output.
-    compression, memory_limit, threads, scratch_dir, client
-        As for `export.plan_export`.
-    way, tuning
-        How the edges are found, and how the work is cut; by default what suits matrix and limit.
-    record
-        The interrupted run to go on with, cut as it was.
+    options
+        The user's.
+    scratch_dir
+        A folder on the disk of temporary files; by default `folder`.
     upload_bytes
         Memory that uploading takes.
+    method, tuning
+        How the edges are found, and how the work is cut; by default what suits matrix and limit.
+    resumed
+        The plan of an interrupted run, whose method and sizes are taken.
 
     Raises
     ------
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
+    ResumeLimitError
+        If it is too small for the sizes of the interrupted run.
     ClusterError
         If the workers of the cluster cannot do it.
-    ResumeError
-        If the interrupted run was planned for more memory.
     DamagedGraphError
         If `indptr` breaks a rule.
     """
-    if compression is not None and not 1 <= compression <= 9:
-        raise ValueError(f"compression must be None or 1 to 9, not {compression}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    if record is not None:
-        way = record.way
-    if way is None:
-        way = "symmetric" if looks_symmetric(source) else "general"
-    workers = None
-    if client is None:
-        limit = limit_bytes(memory_limit)
-        threads = threads or default_threads()
-        with no_collection():
-            warm_up(source, way)
-        reserved = round_reserved(resident_bytes() + upload_bytes)
-    else:
-        allowed = None if memory_limit is None else parse_bytes(memory_limit)
-        workers = inspect_workers(client, partial(warm_up, source, way), allowed)
-        limit, threads = workers.memory_limit, workers.threads_per_worker
-        reserved = round_reserved(workers.reserved)
-    if record is not None:
-        tuning = record.tuning(threads)
-    shift = tuning.shift if tuning else partition_shift(source.n_cells)
-    job = Job(source, Scratch(""), shift, way)
-    if record is not None and tuning is not None:
-        adopted = adopt(
-            job,
-            tuning,
-            limit=limit,
-            reserved=reserved,
-            compression=compression,
-            fewer=workers is None,
-        )
+    if resumed is not None:
+        method = resumed.method
+    if method is None:
+        method = "symmetric" if looks_symmetric(source) else "general"
+    budget, workers = _budget(source, method, options, upload_bytes)
+    if resumed is not None:
+        tuning = replace(resumed.tuning, threads=budget.threads)
+    shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
+    job = Job(source, Scratch(""), shift, method)
+    if resumed is not None and tuning is not None:
+        adopted = adopt(job, tuning, budget)
         if adopted is None:
-            least = replace(tuning, threads=1) if workers is None else tuning
-            needed = projected_bytes(job, least, reserved, compression)
-            raise ResumeError(
-                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
-                f"going on takes {format_bytes(needed)}, but the limit is {format_bytes(limit)}. "
-                f"Allow {-(-needed // 10**6)}MB with --memory-limit, or start over without "
-                "--resume."
-            )
+            least = replace(tuning, threads=budget.fewest_threads)
+            raise ResumeLimitError(projected_bytes(job, least, budget), budget.limit)
         tuning = adopted
     elif tuning is None:
-        tuning = tune(
-            job,
-            limit=limit,
-            reserved=reserved,
-            threads=threads,
-            compression=compression,
-            fewer=workers is None,
-        )
+        tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
-    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
-    plan = make_plan(
-        job,
-        tuning,
-        len(blocks),
-        compression=compression,
-        limit=limit,
-        reserved=reserved,
-        scratch_free=free_bytes(scratch_folder) + source.spooled_bytes,
-        output_free=free_bytes(out_dir),
-        same_disk=_device(scratch_folder) == _device(out_dir),
-        n_workers=workers.n_workers if workers is not None else 0,
+    disks = _look_at_disks(folder, scratch_dir or folder, source.spooled_bytes)
+    n_workers = workers.n_workers if workers is not None else 0
+    plan = make_plan(job, tuning, budget, len(blocks), disks, n_workers)
+    return Prepared(plan, job, blocks, workers)
+
+
+def _budget(
+    source: Source, method: Method, options: Options, upload_bytes: int
+) -> tuple[Budget, Workers | None]:
+    """Return what may be taken, by this process or by each worker, once the loops are loaded."""
+    client, compression = options.client, options.compression
+    if client is None:
+        warm_up(source, method)
+        reserved = round_reserved(resident_bytes() + upload_bytes)
+        threads = options.threads or default_threads()
+        limit = limit_bytes(options.memory_limit)
+        return Budget(limit, reserved, threads, True, compression), None
+    allowed = None if options.memory_limit is None else parse_bytes(options.memory_limit)
+    workers = inspect_workers(client, partial(warm_up, source, method), allowed)
+    reserved = round_reserved(workers.reserved)
+    threads = workers.threads_per_worker
+    return Budget(workers.memory_limit, reserved, threads, False, compression), workers
+
+
+class Disks(NamedTuple):
+    """The disks of an export.
+
+    Attributes
+    ----------
+    scratch_free, output_free : int
+        Free bytes.
+    are_same : bool
+        Whether temporary files and output share a disk.
+    """
+
+    scratch_free: int
+    output_free: int
+    are_same: bool
+
+
+def _look_at_disks(folder: Path, scratch_dir: Path, spooled_bytes: int) -> Disks:
+    return Disks(
+        free_bytes(scratch_dir) + spooled_bytes,
+        free_bytes(folder),
+        _device(scratch_dir) == _device(folder),
     )
-    return Prepared(plan, job, tuning, blocks, workers)
 
 
 def _device(folder: Path) -> int:
@@ -181,7 +180,7 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) -> None:
+def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path | None) -> None:
     """Tell the plan's warnings, and refuse what cannot fit even if all edges are stored twice.
 
     Raises
@@ -191,7 +190,7 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: str | Path | None) 
     """
     for warning in plan.warnings:
         log.warning("%s", warning)
-    scratch_folder = Path(scratch_dir) if scratch_dir is not None else out_dir
+    scratch_folder = scratch_dir or out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
     scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
     if scratch and _device(scratch_folder) == _device(out_dir):
@@ -220,14 +219,16 @@ class ExportPlan:
         The store and the matrix in it.
     n_cells, n_entries : int
         Cells, and stored entries.
-    way : {"symmetric", "general", "signed"}
+    method : {"symmetric", "general", "signed"}
         What is tried first. "symmetric": one pass without temporary files, for a matrix that looks
-        symmetric; if it turns out not to be, the general way follows. "general": split and merge.
+        symmetric; if it turns out not to be, "general" follows. "general": split and merge.
         "signed": the same for a matrix with negative weights.
     threads, n_workers : int
         Threads that work at once in one process; worker processes of a cluster, if any.
     n_blocks, n_partitions : int
         Blocks of stored entries; ranges of edge sources.
+    tuning : Tuning
+        How the work is cut.
     index_dtype : str
         Dtype of the edge files.
     compression : int or None
@@ -246,11 +247,12 @@ class ExportPlan:
     key: str
     n_cells: int
     n_entries: int
-    way: Way
+    method: Method
     threads: int
     n_workers: int
     n_blocks: int
     n_partitions: int
+    tuning: Tuning
     index_dtype: str
     compression: int | None
     memory_limit_bytes: int
@@ -272,72 +274,68 @@ class ExportPlan:
 
 
 def make_plan(
-    job: Job,
-    tuning: Tuning,
-    n_blocks: int,
-    *,
-    compression: int | None,
-    limit: int,
-    reserved: int,
-    scratch_free: int,
-    output_free: int,
-    same_disk: bool,
-    n_workers: int = 0,
+    job: Job, tuning: Tuning, budget: Budget, n_blocks: int, disks: Disks, n_workers: int = 0
 ) -> ExportPlan:
     """Put the figures of an export together."""
     source = job.source
     dtype = index_dtype(source.n_cells)
-    n_entries = source.n_entries
-    output = 2 * n_entries * dtype.itemsize
-    weights = job.weight_dtype.itemsize if job.signed else 0
-    scratch = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
-    scratch += 4 * (source.n_cells + n_blocks)  # upper entries of each row
-    bands = count_bands(tuning.block_rows)
-    scratch += 8 * n_blocks * (job.n_partitions * (2 + bands) + 3)
-    if not tuning.count_degrees:
-        scratch += (
-            2 * n_entries
-            + 4 * source.n_cells
-            + 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
-        )
-    if job.way == "symmetric":
+    output = 2 * source.n_entries * dtype.itemsize
+    if job.method == "symmetric":
         output //= 2
-        scratch = 0
-    scratch += source.spool_bytes
+    scratch = source.spool_bytes + _run_bytes(job, tuning, n_blocks)
     if n_workers:  # parts before they become edge files
-        scratch += 2 * n_entries * job.cell_dtype.itemsize
-    if compression is not None:
+        scratch += 2 * source.n_entries * job.cell_dtype.itemsize
+    if budget.compression is not None:
         scratch += output  # the spool of compressed parts
-    warnings = [*source.notes]
-    if viewer_bytes(source.n_cells, n_entries // 2) > VIEWER_LIMIT:
-        warnings.append(
-            f"With about {n_entries // 2:,} edges or more this graph needs over 512 MiB in the "
-            "viewer of cellucid 0.9.1 to 0.9.4, which will refuse it. The viewer of 0.0.9 has no "
-            "such limit."
-        )
-    if scratch > scratch_free or (same_disk and scratch + output > output_free):
-        warnings.append(
-            f"Up to {format_bytes(scratch)} of temporary and {format_bytes(output)} of edge files "
-            f"may not fit the {format_bytes(min(scratch_free, output_free))} that are free."
-        )
     return ExportPlan(
         source=source.path,
         key=source.key,
         n_cells=source.n_cells,
-        n_entries=n_entries,
-        way=job.way,
+        n_entries=source.n_entries,
+        method=job.method,
         threads=tuning.threads,
         n_workers=n_workers,
         n_blocks=n_blocks,
         n_partitions=job.n_partitions,
+        tuning=tuning,
         index_dtype=dtype.name,
-        compression=compression,
-        memory_limit_bytes=limit,
-        reserved_memory_bytes=reserved,
-        projected_memory_bytes=projected_bytes(job, tuning, reserved, compression),
+        compression=budget.compression,
+        memory_limit_bytes=budget.limit,
+        reserved_memory_bytes=budget.reserved,
+        projected_memory_bytes=projected_bytes(job, tuning, budget),
         scratch_bytes=scratch,
         output_bytes=output,
-        scratch_free_bytes=scratch_free,
-        output_free_bytes=output_free,
-        warnings=tuple(warnings),
+        scratch_free_bytes=disks.scratch_free,
+        output_free_bytes=disks.output_free,
+        warnings=(*source.notes, *_warnings(source, scratch, output, disks)),
     )
+
+
+def _run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
+    """Return the most bytes of all runs together."""
+    if job.method == "symmetric":
+        return 0
+    n_cells, n_entries = job.source.n_cells, job.source.n_entries
+    weights = job.weight_dtype.itemsize if job.signed else 0
+    n_bytes = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
+    n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
+    n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
+    if not tuning.count_degrees:
+        n_bytes += 2 * n_entries + 4 * n_cells
+        n_bytes += 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
+    return n_bytes
+
+
+def _warnings(source: Source, scratch: int, output: int, disks: Disks) -> Iterator[str]:
+    n_edges = source.n_entries // 2
+    if viewer_bytes(source.n_cells, n_edges) > VIEWER_LIMIT:
+        yield (
+            f"With about {n_edges:,} edges or more this graph needs over 512 MiB in the viewer of "
+            "cellucid 0.9.1 to 0.9.4, which will refuse it. The viewer of 0.0.9 has no such limit."
+        )
+    if scratch > disks.scratch_free or (disks.are_same and scratch + output > disks.output_free):
+        free = min(disks.scratch_free, disks.output_free)
+        yield (
+            f"Up to {format_bytes(scratch)} of temporary and {format_bytes(output)} of edge files "
+            f"may not fit the {format_bytes(free)} that are free."
+        )

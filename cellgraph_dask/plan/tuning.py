@@ -1,4 +1,4 @@
-"""What an export will do: blocks, partitions, memory, disk. Nothing is written here.
+"""Sizes of blocks and pieces that fit a memory limit.
 
 The memory limit is shared out once: what is reserved, then an equal share for every thread. From
 its share a thread gets the largest block it can split and the largest piece it can merge.
@@ -6,7 +6,9 @@ its share a thread gets the largest block it can split and the largest piece it 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from ..delivery.edge_files import writer_bytes
 from ..edge_pairs.format import index_dtype
@@ -27,86 +29,128 @@ _LEAST_PIECE_ENTRIES = 1 << 19
 _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
 
 
-def tune(
-    job: Job,
-    *,
-    limit: int,
-    reserved: int,
-    threads: int,
-    compression: int | None,
-    fewer: bool = True,
-) -> Tuning:
-    """Choose sizes so that the projected memory stays within the limit.
+@dataclass(frozen=True)
+class Budget:
+    """What an export may take, in one process.
 
-    Where the limit does not feed all threads, `fewer` are taken, if that is ours to choose: the
-    threads of a cluster's workers are not.
+    Attributes
+    ----------
+    limit : int
+        Most resident bytes.
+    reserved : int
+        Bytes that the interpreter and its libraries hold already.
+    threads : int
+        Threads that should work at once.
+    may_take_fewer : bool
+        Whether fewer threads may work where the limit does not feed them all; those of a cluster's
+        workers are not ours to choose.
+    compression : int or None
+        Level of gzip, whose buffers count.
+    """
+
+    limit: int
+    reserved: int
+    threads: int
+    may_take_fewer: bool
+    compression: int | None
+
+    @property
+    def fewest_threads(self) -> int:
+        """Least threads that may work."""
+        return 1 if self.may_take_fewer else self.threads
+
+    def has_room_for_counters(self, n_cells: int) -> bool:
+        """Return whether threads may share a degree counter for each cell."""
+        return self.may_take_fewer and COUNTER_BYTES * n_cells <= self.limit * _COUNTERS_SHARE
+
+
+def tune(job: Job, budget: Budget) -> Tuning:
+    """Choose sizes so that the projected memory stays within the limit.
 
     Raises
     ------
     MemoryLimitError
-        If not even one thread can work; the message names the smallest limit that would do.
+        If not even the fewest threads can work; the message names the smallest limit that will do.
     """
-    fewest = 1 if fewer else threads
-    in_memory = fewer and _has_room_for_counters(job, limit)
-    for n_threads in range(threads, fewest - 1, -1):
-        tuning = _tune(job, limit, reserved, n_threads, compression, in_memory)
+    for count_degrees in _countings(job, budget):
+        tuning = _most_threads(budget, partial(_tune, job, budget, count_degrees=count_degrees))
         if tuning is not None:
             return tuning
-    least = smallest_limit(job, reserved, compression, fewest)
-    who = "one thread needs" if fewest == 1 else f"{fewest} threads need"
+    raise _too_small(job, budget)
+
+
+def _most_threads(budget: Budget, fits: Callable[[int], Tuning | None]) -> Tuning | None:
+    """Return the sizes for the most threads that fit, by bisection; None if even the fewest do not.
+
+    What fits with some threads fits with fewer.
+    """
+    found, too_many, n_threads = None, budget.threads + 1, budget.threads
+    while n_threads >= budget.fewest_threads:
+        tuning = fits(n_threads)
+        if tuning is None:
+            too_many = n_threads
+        else:
+            found = tuning
+        low = found.threads if found is not None else budget.fewest_threads - 1
+        if too_many - low <= 1:
+            break
+        n_threads = (low + too_many) // 2
+    return found
+
+
+def _countings(job: Job, budget: Budget) -> tuple[bool, ...]:
+    """Return in which ways degrees may be counted, best first: in memory, or from runs."""
+    return (True, False) if budget.has_room_for_counters(job.source.n_cells) else (False,)
+
+
+def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
+    least = smallest_limit(job, budget)
+    n_threads = budget.fewest_threads
+    who = "one thread needs" if n_threads == 1 else f"{n_threads} threads need"
     large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
     smaller = " Or write the matrix again with smaller chunks." if large else ""
-    raise MemoryLimitError(
-        f"the memory limit of {format_bytes(limit)} is too small: {format_bytes(reserved)} are "
-        f"taken by Python and its libraries, and {who} "
-        f"{format_bytes(least - reserved)} for chunks of {job.source.chunk_size:,} entries. The "
-        f"smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
+    return MemoryLimitError(
+        f"the memory limit of {format_bytes(budget.limit)} is too small: "
+        f"{format_bytes(budget.reserved)} are taken by Python and its libraries, and {who} "
+        f"{format_bytes(least - budget.reserved)} for chunks of {job.source.chunk_size:,} entries. "
+        f"The smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
     )
 
 
-def adopt(
-    job: Job,
-    tuning: Tuning,
-    *,
-    limit: int,
-    reserved: int,
-    compression: int | None,
-    fewer: bool = True,
-) -> Tuning | None:
+def adopt(job: Job, tuning: Tuning, budget: Budget) -> Tuning | None:
     """Return the sizes of an earlier plan for as many threads as the limit feeds now, or None."""
-    in_memory = fewer and _has_room_for_counters(job, limit)
-    for n_threads in range(tuning.threads, 0 if fewer else tuning.threads - 1, -1):
-        adopted = replace(tuning, threads=n_threads, count_degrees=in_memory)
-        if projected_bytes(job, adopted, reserved, compression) <= limit:
+
+    def fits(n_threads: int, *, count_degrees: bool) -> Tuning | None:
+        adopted = replace(tuning, threads=n_threads, count_degrees=count_degrees)
+        return adopted if projected_bytes(job, adopted, budget) <= budget.limit else None
+
+    for count_degrees in _countings(job, budget):
+        adopted = _most_threads(budget, partial(fits, count_degrees=count_degrees))
+        if adopted is not None:
             return adopted
     return None
 
 
-def _has_room_for_counters(job: Job, limit: int) -> bool:
-    """Tell whether threads may share a counter for each cell."""
-    return COUNTER_BYTES * job.source.n_cells <= limit * _COUNTERS_SHARE
-
-
-def projected_bytes(job: Job, tuning: Tuning, reserved: int, compression: int | None) -> int:
+def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
     block = _block_bytes(job, tuning.block_entries, tuning.block_rows)
     piece = 0
-    if job.way != "symmetric":
+    if job.method != "symmetric":
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
         piece = merge_bytes(job, tuning.piece_entries, n_partitions << job.shift)
-    return reserved + _fixed_bytes(job, tuning, compression) + tuning.threads * max(block, piece)
+    fixed = budget.reserved + _fixed_bytes(job, tuning, budget.compression)
+    return fixed + tuning.threads * max(block, piece)
 
 
-def smallest_limit(job: Job, reserved: int, compression: int | None, threads: int = 1) -> int:
-    """Return the smallest limit in bytes that so many threads can work with."""
-    tuning = Tuning(
-        _LEAST_BLOCK_ENTRIES, _LEAST_BLOCK_ENTRIES, _LEAST_PIECE_ENTRIES, job.shift, threads
-    )
-    return projected_bytes(job, tuning, reserved, compression)
+def smallest_limit(job: Job, budget: Budget) -> int:
+    """Return the smallest limit in bytes that the fewest threads can work with."""
+    threads, piece = budget.fewest_threads, _LEAST_PIECE_ENTRIES
+    sizes = [Tuning(n, _rows(n), piece, job.shift, threads) for n in _blocks(job, threads)]
+    return min(projected_bytes(job, tuning, budget) for tuning in sizes)
 
 
 def _block_bytes(job: Job, n_entries: int, n_rows: int) -> int:
-    needs = stream_bytes if job.way == "symmetric" else split_bytes
+    needs = stream_bytes if job.method == "symmetric" else split_bytes
     return needs(job, n_entries, n_rows)
 
 
@@ -114,7 +158,7 @@ def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
     n_blocks = job.source.n_entries // tuning.block_entries + job.source.n_cells // max(
         1, tuning.block_rows
     )
-    if job.way == "symmetric":
+    if job.method == "symmetric":
         tables = 1000 * n_blocks
     else:
         # What the tasks of the split return; of a piece the starts in all runs, twice at times.
@@ -129,27 +173,33 @@ def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
     return SLACK_BYTES + tables + writer
 
 
-def _tune(
-    job: Job, limit: int, reserved: int, threads: int, compression: int | None, count_degrees: bool
-) -> Tuning | None:
+def _tune(job: Job, budget: Budget, threads: int, *, count_degrees: bool) -> Tuning | None:
     """Return the largest sizes that fit, or None."""
 
     def fits(block: int, piece: int) -> Tuning | None:
         tuning = Tuning(block, _rows(block), piece, job.shift, threads, count_degrees)
-        return tuning if projected_bytes(job, tuning, reserved, compression) <= limit else None
+        return tuning if projected_bytes(job, tuning, budget) <= budget.limit else None
 
-    # Small graphs are cut into enough blocks and pieces for all threads.
-    even = job.source.n_entries // (4 * threads)
-    most = _MOST_STREAM_ENTRIES if job.way == "symmetric" else _MOST_BLOCK_ENTRIES
-    wanted = min(max(even, _LEAST_BLOCK_ENTRIES), most)
-    blocks = _block_sizes(job.source.chunk_size, wanted)
+    blocks = _blocks(job, threads)
     block = next((size for size in reversed(blocks) if fits(size, _LEAST_PIECE_ENTRIES)), None)
     if block is None:
         return None
-    piece = min(_MOST_PIECE_ENTRIES, max(even, _LEAST_PIECE_ENTRIES))
+    piece = min(_MOST_PIECE_ENTRIES, max(_even_share(job, threads), _LEAST_PIECE_ENTRIES))
     while not (tuning := fits(block, piece)):
         piece = max(piece * 7 // 8, _LEAST_PIECE_ENTRIES)
     return tuning
+
+
+def _even_share(job: Job, threads: int) -> int:
+    """Return entries that cut a small graph into enough blocks and pieces for all threads."""
+    return job.source.n_entries // (4 * threads)
+
+
+def _blocks(job: Job, threads: int) -> list[int]:
+    """Return the sizes of blocks that may be taken, from small to large."""
+    most = _MOST_STREAM_ENTRIES if job.method == "symmetric" else _MOST_BLOCK_ENTRIES
+    wanted = min(max(_even_share(job, threads), _LEAST_BLOCK_ENTRIES), most)
+    return _block_sizes(job.source.chunk_size, wanted)
 
 
 def _rows(n_entries: int) -> int:

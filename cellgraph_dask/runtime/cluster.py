@@ -25,7 +25,6 @@ from .stage import Key, Stage, Summary, do_nothing
 if TYPE_CHECKING:
     from distributed import Client
 
-_TASKS_PER_THREAD = 3  # in flight: one that runs, and some that wait for a thread
 # distributed pauses a worker at 80 % of its memory; we stay below that.
 _USABLE = 0.75
 
@@ -35,8 +34,8 @@ class Workers(NamedTuple):
 
     Attributes
     ----------
-    n_workers, n_threads : int
-        Worker processes, and threads of all of them.
+    n_workers : int
+        Worker processes.
     threads_per_worker : int
         Of the worker that has most.
     memory_limit : int
@@ -46,7 +45,6 @@ class Workers(NamedTuple):
     """
 
     n_workers: int
-    n_threads: int
     threads_per_worker: int
     memory_limit: int
     reserved: int
@@ -140,7 +138,6 @@ def inspect_workers(
         )
     return Workers(
         n_workers=len(info),
-        n_threads=sum(state["nthreads"] for state in info.values()),
         threads_per_worker=max(state["nthreads"] for state in info.values()),
         memory_limit=limit,
         reserved=max(resident for _, resident in found.values()),
@@ -293,19 +290,18 @@ def compute_on_workers(
 class Cluster:
     """Runs tasks on the workers of a cluster.
 
+    The scheduler queues tasks and hands each worker few more than it has threads for.
+
     Parameters
     ----------
     client
         Of the cluster.
-    n_threads
-        Threads of all workers.
     progress
         Told what is done.
     """
 
-    def __init__(self, client: Client, n_threads: int, progress: Progress) -> None:
+    def __init__(self, client: Client, progress: Progress) -> None:
         self._client = client
-        self._window = _TASKS_PER_THREAD * n_threads
         self._progress = progress
         self._token = os.urandom(4).hex()
 
@@ -327,27 +323,16 @@ class Cluster:
 
         keys = stage.keys
         self._progress.start(stage.name, sum(stage.sizes), stage.unit)
+        names = [f"cellgraph-{stage.name}-{self._token}-{k:06d}" for k in range(len(keys))]
+        numbers = {name: k for k, name in enumerate(names)}
         summaries: dict[int, Summary] = {}
-        running: dict[str, tuple[int, Any]] = {}
-        todo = iter(range(len(keys)))
-        completed = as_completed()
-
-        def submit() -> None:
-            k = next(todo, None)
-            if k is not None:
-                name = f"cellgraph-{stage.name}-{self._token}-{k:06d}"
-                future = self._client.submit(
-                    _task, stage.function, keys[k], key=name, pure=False, priority=-k
-                )
-                running[name] = k, future
-                completed.add(future)
-
+        futures: list[Any] = []
         try:
             with _named_loss(self._client, f"in stage {stage.name}"):
-                for _ in range(self._window):
-                    submit()
-                for future in completed:
-                    k, _ = running.pop(future.key)
+                task = partial(_task, stage.function)
+                futures = self._client.map(task, keys, key=names, pure=False)
+                for future in as_completed(futures):
+                    k = numbers[future.key]
                     try:
                         summaries[k] = future.result()
                     except KilledWorker as error:
@@ -359,16 +344,15 @@ class Cluster:
                         ) from error
                     done(keys[k], summaries[k])
                     self._progress.advance(stage.sizes[k])
-                    submit()
         except BaseException:
             with suppress(Exception):  # if the scheduler is gone, so are the tasks
-                self._client.cancel([future for _, future in running.values()], force=True)
+                self._client.cancel(futures, force=True)
             raise
         return [summaries[k] for k in range(len(keys))]
 
 
 def _task(function: Callable[[Key], Summary], key: Key) -> Summary:
-    """Run a task on a worker, and give its work space back."""
+    """Run a task on a worker, and give its buffers back."""
     try:
         return function(key)
     finally:

@@ -14,14 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .arrays import MemoryArray
 from .checks import check_arrays, check_shape, check_weights
 from .in_memory import compress
-from .layout import (
-    Found,
-    Tree,
-    find_matrix,
-    is_array,
-    open_array,
-    sparse_layout,
-)
+from .layout import Found, Tree, find_matrix, is_array, open_array, sparse_layout
 from .lazy import LazyMatrix, of_dask, of_dense
 from .matrix import Source
 from .places import ARRAYS, HDF5Place, MemoryPlace, ZarrPlace, locate, place_of_group

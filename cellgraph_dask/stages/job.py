@@ -14,7 +14,7 @@ from ..machine.buffers import Array
 from ..source.matrix import Source
 from .runs import Scratch
 
-Way = Literal["symmetric", "general", "signed"]
+Method = Literal["symmetric", "general", "signed"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Job:
         Where runs go.
     shift : int
         A partition is ``2**shift`` sources, at most 2¹⁶.
-    way : {"symmetric", "general", "signed"}
+    method : {"symmetric", "general", "signed"}
         How the edges are found. "symmetric": one pass, hoping that the upper entries are all there
         is. "general": split and merge. "signed": the same with the weights carried along, because
         some are negative and entries may cancel each other.
@@ -38,12 +38,12 @@ class Job:
     source: Source
     scratch: Scratch
     shift: int
-    way: Way
+    method: Method
 
     @property
     def signed(self) -> bool:
         """Whether weights matter beyond being zero or not."""
-        return self.way == "signed"
+        return self.method == "signed"
 
     @property
     def n_partitions(self) -> int:
@@ -110,12 +110,12 @@ def partition_shift(n_cells: int) -> int:
     return min(_MOST_SHIFT, max(_LEAST_SHIFT, wanted))
 
 
-class OtherWayError(Exception):
-    """Never seen by users: the way that was tried does not suit the matrix; another one does."""
+class OtherMethodError(Exception):
+    """Never seen by users: the method that was tried does not suit the matrix; another one does."""
 
 
-class NotSymmetricError(OtherWayError):
-    """The upper entries are not all edges: the general way has to be taken."""
+class NotSymmetricError(OtherMethodError):
+    """The upper entries are not all edges: the general method has to be taken."""
 
 
 class EdgeSink(Protocol):

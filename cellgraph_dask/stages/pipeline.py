@@ -19,7 +19,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage
 from ..source.matrix import Block, Source
 from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
-from .job import EdgeSink, Job, NotSymmetricError, Tuning, Way
+from .job import EdgeSink, Job, Method, NotSymmetricError, Tuning
 from .loops import (
     bucket_destinations,
     count_contributions,
@@ -90,7 +90,7 @@ def run_stages(
     executor: ResumableExecutor,
     delivery: Delivery,
 ) -> Outcome:
-    """Find all edges of a matrix the job's way and deliver them.
+    """Find all edges of a matrix the job's method and deliver them.
 
     Parameters
     ----------
@@ -106,9 +106,9 @@ def run_stages(
     Raises
     ------
     NegativeWeightError, NotSymmetricError
-        If the way does not suit the matrix.
+        If the method does not suit the matrix.
     """
-    if job.way == "symmetric":
+    if job.method == "symmetric":
         return _run_symmetric(job, blocks, seeds, executor, delivery)
     return _run_general(job, blocks, tuning, executor, delivery)
 
@@ -193,14 +193,14 @@ def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) 
     return max(degrees, default=0)
 
 
-def warm_up(source: Source, way: Way) -> None:
+def warm_up(source: Source, method: Method) -> None:
     """Load (or compile) the loops of an export, so that their memory is in the reserve.
 
     Parameters
     ----------
     source
         The matrix; the loops depend on its dtypes.
-    way
+    method
         How its edges are found.
     """
     source.warm_up()
@@ -209,14 +209,14 @@ def warm_up(source: Source, way: Way) -> None:
     counts = np.zeros(3, np.int64)
     dst: Array = np.zeros(2, np.uint64 if source.row_dtype.itemsize == 8 else np.uint32)
     out = dst.copy()
-    if way == "symmetric":
+    if method == "symmetric":
         pair = np.zeros(2, np.uint64)
         stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
         return
     src = np.zeros(2, np.uint16)
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
     count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
-    if way == "signed":
+    if method == "signed":
         kept = np.zeros(2, np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
         split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
         none, parts = counts[:0], np.zeros(0)

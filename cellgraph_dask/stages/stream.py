@@ -1,10 +1,10 @@
-"""The short way for symmetric graphs: one pass, no temporary files.
+"""The short method for symmetric graphs: one pass, no temporary files.
 
 Where ``C[i, j]`` is stored exactly if ``C[j, i]`` is, and no weight is negative, the upper entries
 block after block already are the edges. Each block writes its own to the output, and adds the
 hashes of its upper entries to a sum from which it takes those of its mirrored lower ones. A sum of
 zero over all blocks proves the symmetry. If it is anything else, or entries are repeated, what was
-written is thrown away and the general way is taken.
+written is thrown away and the general method is taken.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_a_scratch_folder_without_a_note(scratch, note):
 
 def test_a_scratch_folder_of_a_run(scratch):
     run_file = {"source": "/data/a.zarr", "key": "obsp/connectivities", "out_dir": "/data/out",
-                "way": "general", "version": "0.1.0", "started": "2026-11-22T12:00:00"}  # fmt: skip
+                "method": "general", "version": "0.1.0", "started": "2026-11-22"}  # fmt: skip
     (scratch / "run.json").write_text(json.dumps(run_file))
     assert inspect_path(scratch).run == run_file
     text = run("inspect", scratch).stdout

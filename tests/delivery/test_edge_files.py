@@ -9,9 +9,9 @@ import pytest
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.delivery.edge_files import EdgeFiles
 from cellgraph_dask.edge_pairs.gzip_member import deflate_part
-from cellgraph_dask.export.run import run_export
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 from tests.oracle import assert_exported
 

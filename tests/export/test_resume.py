@@ -17,12 +17,12 @@ import pytest
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
-from cellgraph_dask.export.run import run_export
 from cellgraph_dask.publish.publish import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
 from tests.benchmarks.make_store import make_store
+from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 
 GRAPHS = {"directed": directed_graph(3000), "symmetric": symmetric_graph(3000)}

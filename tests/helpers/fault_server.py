@@ -282,8 +282,8 @@ def _warm_up() -> None:
 
     for weights in ("float32", "float64"):
         source = open_source(csr_matrix((1, 1), dtype=weights))
-        for way in ("symmetric", "general", "signed"):
-            warm_up(source, way)
+        for method in ("symmetric", "general", "signed"):
+            warm_up(source, method)
     assert threading.active_count() == 1
 
 

@@ -1,5 +1,7 @@
 """A plan covers every entry once, and its memory never passes the limit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -8,12 +10,13 @@ from hypothesis import strategies as st
 
 from cellgraph_dask import plan_export
 from cellgraph_dask.errors import MemoryLimitError
-from cellgraph_dask.export.run import run_export
-from cellgraph_dask.plan.tuning import projected_bytes, smallest_limit, tune
+from cellgraph_dask.plan.plan import Disks, make_plan
+from cellgraph_dask.plan.tuning import Budget, projected_bytes, smallest_limit, tune
 from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Job, partition_shift
 from cellgraph_dask.stages.runs import Scratch
+from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, write_store
 
 MB = 10**6
@@ -70,27 +73,53 @@ class _Sized:
     chunk=st.sampled_from([1000, 100_000, 586_000, 4_000_000]),
     limit=st.integers(384, 4000),
     threads=st.integers(1, 64),
-    way=st.sampled_from(["symmetric", "general", "signed"]),
+    method=st.sampled_from(["symmetric", "general", "signed"]),
     compression=st.sampled_from([None, 6]),
 )
 def test_projected_memory_stays_within_the_limit(
-    n_cells, degree, chunk, limit, threads, way, compression
+    n_cells, degree, chunk, limit, threads, method, compression
 ):
     source = _Sized(n_cells, n_cells * degree, chunk)
-    job = Job(source, Scratch(""), partition_shift(n_cells), way)
-    reserved = 200 * MB
+    job = Job(source, Scratch(""), partition_shift(n_cells), method)
+    budget = Budget(limit * MB, 200 * MB, threads, True, compression)
     try:
-        tuning = tune(
-            job, limit=limit * MB, reserved=reserved, threads=threads, compression=compression
-        )
+        tuning = tune(job, budget)
     except MemoryLimitError:
-        assert smallest_limit(job, reserved, compression) > limit * MB
+        assert smallest_limit(job, budget) > limit * MB
         return
     assert 1 <= tuning.threads <= threads
-    assert projected_bytes(job, tuning, reserved, compression) <= limit * MB
+    assert projected_bytes(job, tuning, budget) <= limit * MB
     # Tasks stay in the hundreds to thousands.
     if chunk >= 100_000 and limit >= 500:
         assert source.n_entries / tuning.block_entries < 20_000
+
+
+@settings(deadline=None)
+@given(
+    n_cells=st.integers(1, 500_000_000),
+    degree=st.integers(0, 60),
+    chunk=st.sampled_from([1, 1000, 65_537, 586_000, 9_000_000]),
+    limit=st.integers(1, 400),
+    threads=st.sampled_from([1, 2, 7, 64, 10**8]),
+    fewer=st.booleans(),
+    method=st.sampled_from(["symmetric", "general", "signed"]),
+    compression=st.sampled_from([None, 1, 9]),
+)
+def test_the_limit_that_a_refusal_names_is_accepted(
+    n_cells, degree, chunk, limit, threads, fewer, method, compression
+):
+    job = Job(
+        _Sized(n_cells, n_cells * degree, chunk), Scratch(""), partition_shift(n_cells), method
+    )
+    budget = Budget(limit * MB, 200 * MB, threads, fewer, compression)
+    with pytest.raises(MemoryLimitError, match=r"smallest limit that will do is (\d+)MB") as caught:
+        tune(job, replace(budget, limit=1))
+    least = int(str(caught.value).rsplit("is ", 1)[1].split("MB")[0])
+    accepted = replace(budget, limit=least * MB)
+    tuning = tune(job, accepted)
+    assert projected_bytes(job, tuning, accepted) <= least * MB
+    with pytest.raises(MemoryLimitError):
+        tune(job, replace(budget, limit=smallest_limit(job, budget) - 1))
 
 
 def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
@@ -109,15 +138,10 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
 
 
 def test_the_viewer_that_refuses_large_graphs_is_warned_of(tmp_path):
-    from cellgraph_dask.plan.plan import make_plan
-
     for n_entries, warns in ((24_000_000, False), (26_000_000, True)):
         source = _Sized(1_000_000, n_entries, 100_000)
         source.path, source.key = "s.zarr", "obsp/connectivities"
         job = Job(source, Scratch(""), 10, "general")
-        tuning = tune(job, limit=10**9, reserved=2 * 10**8, threads=1, compression=None)
-        plan = make_plan(
-            job, tuning, 10, compression=None, limit=10**9, reserved=2 * 10**8,
-            scratch_free=10**12, output_free=10**12, same_disk=True,
-        )  # fmt: skip
+        budget = Budget(10**9, 2 * 10**8, 1, True, None)
+        plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
         assert any("0.9.1 to 0.9.4" in warning for warning in plan.warnings) == warns

@@ -12,9 +12,9 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cellgraph_dask.export.run import run_export
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from tests.helpers.exporting import run_export
 
 INDEX_DTYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4"]
 FLOAT_DTYPES = ["f2", "f4", "f8", ">f8"]
@@ -75,7 +75,7 @@ def stores(draw):
             threads=draw(st.sampled_from([1, 2, 4])),
         ),
         "compression": draw(st.sampled_from([None, None, 1])),
-        "way": draw(st.sampled_from([None, "symmetric", "general"])),
+        "method": draw(st.sampled_from([None, "symmetric", "general"])),
     }
 
 
@@ -129,7 +129,7 @@ def test_any_matrix(case):
             out_dir,
             tuning=tuning,
             compression=case["compression"],
-            way=case["way"],
+            method=case["method"],
         )
         edges, manifest = exported(out_dir, case["n"])
         expected, max_neighbors = oracle(case["n"], case["entries"])

@@ -244,7 +244,7 @@ def test_a_plan_of_a_dask_array_is_an_estimate(tmp_path):
     before = snapshot(tmp_path)
     plan = plan_export(array, tmp_path / "out")
     assert plan.n_entries == GRAPH.nnz  # as many in each row
-    assert plan.way == "general"
+    assert plan.method == "general"
     assert any("an estimate, from 3 of the 10 chunks" in text for text in plan.warnings)
     assert computed_chunks == [(20, 200)] * 3
     assert plan.scratch_bytes > 8 * GRAPH.nnz

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellgraph_dask.export.run import run_export
 from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Job, Tuning
 from cellgraph_dask.stages.pieces import cut_pieces
 from cellgraph_dask.stages.runs import Scratch
 from cellgraph_dask.stages.split import SplitRuns, split
+from tests.helpers.exporting import run_export
 from tests.helpers.stores import stored, write_store
 from tests.oracle import assert_exported
 
@@ -34,12 +34,12 @@ def hubs(n=3000, seed=0):
 
 
 @pytest.mark.parametrize("capacity", [50, 400, 2500])
-@pytest.mark.parametrize("way", ["general", "signed"])
-def test_hubs_are_merged_in_parts(tmp_path, capacity, way):
+@pytest.mark.parametrize("method", ["general", "signed"])
+def test_hubs_are_merged_in_parts(tmp_path, capacity, method):
     matrix = hubs()
     write_store(tmp_path / "s.zarr", stored(matrix), chunk=500)
     tuning = Tuning(1000, 1000, capacity, 8, threads=2)
-    run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, way=way)
+    run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, method=method)
     assert_exported(tmp_path / "out", stored(matrix))
 
 
@@ -77,9 +77,9 @@ def test_an_unsorted_hub_row_in_many_blocks(tmp_path):
         assert_exported(tmp_path / "out", stored(matrix))
 
 
-@pytest.mark.parametrize("way", ["general", "signed"])
+@pytest.mark.parametrize("method", ["general", "signed"])
 @pytest.mark.parametrize("count_degrees", [True, False])
-def test_blocks_of_more_rows_than_a_band_has(tmp_path, way, count_degrees):
+def test_blocks_of_more_rows_than_a_band_has(tmp_path, method, count_degrees):
     n = 150_000
     rng = np.random.default_rng(2)
     pairs = rng.integers(0, n, (2, 40_000))
@@ -87,5 +87,5 @@ def test_blocks_of_more_rows_than_a_band_has(tmp_path, way, count_degrees):
     matrix = sp.coo_matrix((np.ones(40_000), pairs), (n, n)).tocsr()
     write_store(tmp_path / "s.zarr", stored(matrix), chunk=7_000)
     tuning = Tuning(14_000, n, 9_000, 14, threads=2, count_degrees=count_degrees)
-    run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, way=way)
+    run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, method=method)
     assert_exported(tmp_path / "out", stored(matrix))

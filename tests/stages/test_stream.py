@@ -6,11 +6,11 @@ import scipy.sparse as sp
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cellgraph_dask.export.run import run_export
 from cellgraph_dask.source.blocks import looks_symmetric
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages import loops
 from cellgraph_dask.stages.job import Tuning
+from tests.helpers.exporting import run_export
 from tests.helpers.stores import stored, write_store
 from tests.oracle import assert_exported
 
@@ -59,9 +59,9 @@ def test_rows_need_not_be_sorted(tmp_path):
         begin, end = matrix.indptr[row], matrix.indptr[row + 1]
         matrix.indices[begin:end] = matrix.indices[begin:end][::-1]
     matrix.has_sorted_indices = False
-    assert export(tmp_path, matrix, 10_000, way="symmetric").symmetric
+    assert export(tmp_path, matrix, 10_000, method="symmetric").symmetric
     # Cut inside rows, the parts no longer follow each other: another way has to do.
-    assert not export(tmp_path, matrix, 3, way="symmetric").symmetric
+    assert not export(tmp_path, matrix, 3, method="symmetric").symmetric
 
 
 def test_a_difference_in_any_single_entry_is_caught(tmp_path):
@@ -85,7 +85,7 @@ def test_a_difference_in_any_single_entry_is_caught(tmp_path):
         for indices, data in changes.values():
             changed = sp.csr_matrix((9, 9))
             changed.indptr, changed.indices, changed.data = matrix.indptr, indices, data
-            report = export(tmp_path, changed, 8, way="symmetric")
+            report = export(tmp_path, changed, 8, method="symmetric")
             assert not report.symmetric
             n_tried += 1
     assert n_tried > 40
@@ -99,7 +99,7 @@ def test_an_even_number_of_repeats_cannot_hide(tmp_path):
     matrix.indptr = np.searchsorted(rows, np.arange(4)).astype(np.int32)
     matrix.indices, matrix.data = columns.astype(np.int32), np.ones(6)
     for block_entries in (1, 2, 100):
-        assert not export(tmp_path, matrix, block_entries, way="symmetric").symmetric
+        assert not export(tmp_path, matrix, block_entries, method="symmetric").symmetric
 
 
 def test_cancelling_weights_take_the_signed_way(tmp_path):

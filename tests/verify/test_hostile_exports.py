@@ -285,7 +285,7 @@ RESUMES: dict[str, Callable[[Path, Path], None]] = {
     "scratch above": renamed(scratch="@/../run-0"),
     "an id that climbs": renamed(id="x/../../../elsewhere"),
     "another folder": renamed(out_dir="@"),
-    "another way": renamed(way="../x"),
+    "another way": renamed(method="../x"),
     "a linked journal": linked("journal-*", "precious"),
     "a linked run folder": linked("run-????????", "connectivity"),
     "a linked run": linked("run-????????/*.run", "precious"),

@@ -1,0 +1,63 @@
+"""What the user asks of an export, checked once and handed on as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of an export; see `export.api.export_connectivities`.
+
+    Attributes
+    ----------
+    out_dir : str or Path
+        Folder or URL of the export.
+    compression : int or None
+        Level of gzip, 1 to 9; None for plain files.
+    memory_limit : int, str or None
+        Most resident memory of this process, or of each worker.
+    threads : int or None
+        Most threads.
+    scratch_dir : str, Path or None
+        Where temporary files go; an absolute path once it is here.
+    keep_scratch, force, resume : bool
+        Whether to leave temporary files, to replace an export, to resume an interrupted run.
+    progress : bool or None
+        Whether to show progress bars; None for "on a terminal".
+    client : distributed.Client or None
+        Of the cluster that does the work; None for threads of this process.
+    output_storage_options : dict or None
+        For fsspec, if `out_dir` is a URL.
+
+    Raises
+    ------
+    ValueError
+        If a number is outside its range.
+    """
+
+    out_dir: str | Path
+    compression: int | None = None
+    memory_limit: int | str | None = None
+    threads: int | None = None
+    scratch_dir: str | Path | None = None
+    keep_scratch: bool = False
+    force: bool = False
+    resume: bool = False
+    progress: bool | None = False
+    client: Client | None = None
+    output_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.compression is not None and not 1 <= self.compression <= 9:
+            raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        if self.scratch_dir is not None:  # workers may have another working directory
+            object.__setattr__(self, "scratch_dir", Path(self.scratch_dir).absolute())
