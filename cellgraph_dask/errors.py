@@ -32,7 +32,7 @@ class ClusterError(CellgraphError):
 
 
 class ResumeError(CellgraphError):
-    """The run that was interrupted is another one, or cannot be gone on with."""
+    """The run that was interrupted is another one, or cannot be resumed."""
 
 
 class InvalidExportError(CellgraphError):

@@ -49,7 +49,7 @@ def plan_export(
     key
         Key of `obsp`, or with slashes a path inside the store.
     neighbors_key
-        Name of one of scanpy's neighbour graphs (``uns[neighbors_key]``), instead of `key`.
+        Name of one of scanpy's neighbor graphs (``uns[neighbors_key]``), instead of `key`.
     storage_options
         For fsspec, if `source` is a URL: endpoint, credentials and the like.
     compression
@@ -131,7 +131,7 @@ def export_connectivities(
     client: Client | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Export a neighbour graph as the edge files of the Cellucid viewer.
+    """Export a neighbor graph as the edge files of the Cellucid viewer.
 
     Of ``S = C + C.T`` every nonzero above the diagonal becomes an edge, sorted by source and
     destination. The work is done out of core; readers see an earlier export, or this one complete.
@@ -148,7 +148,7 @@ def export_connectivities(
     force
         Whether to replace an export that is there.
     resume
-        Whether to go on with a run into `out_dir` that was interrupted: killed, cancelled, or left
+        Whether to resume a run into `out_dir` that was interrupted: killed, canceled, or left
         by its cluster. What it has finished is checked and kept; the bytes are the same. If there
         is none, the export starts from the beginning.
     progress

@@ -252,7 +252,7 @@ def run_folders(
         if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
-                hint = "What is finished is kept; the same export with --resume resumes it."
+                hint = "What is finished is kept; the same export with --resume continues it."
                 error.args = (f"{error} {hint}",)
         raise
     finally:

@@ -250,7 +250,7 @@ def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
 
 
 def compute_on_workers(
-    client: Client, tasks: Sequence[Any], told: Callable[[Any], None]
+    client: Client, tasks: Sequence[Any], on_result: Callable[[Any], None]
 ) -> list[Any]:
     """Compute delayed tasks of the user's graph on the workers of a cluster.
 
@@ -260,7 +260,7 @@ def compute_on_workers(
         Of the cluster.
     tasks
         Dask's delayed objects.
-    told
+    on_result
         Called with each result as it comes.
 
     Raises
@@ -274,7 +274,7 @@ def compute_on_workers(
         futures = client.compute(list(tasks))
         try:
             for _, result in as_completed(futures, with_results=True):
-                told(result)
+                on_result(result)
             return list(client.gather(futures))
         except KilledWorker as error:
             raise ClusterError(
@@ -297,7 +297,7 @@ class Cluster:
     client
         Of the cluster.
     progress
-        Told what is done.
+        Told of what is done.
     """
 
     def __init__(self, client: Client, progress: Progress) -> None:

@@ -37,7 +37,7 @@ class Threads:
     n_threads
         How many tasks run at once.
     progress
-        Told what is done.
+        Told of what is done.
     """
 
     def __init__(self, n_threads: int, progress: Progress) -> None:
@@ -114,7 +114,7 @@ class _GatedPool(ThreadPoolExecutor):
 
 
 def compute_on_threads(
-    tasks: Sequence[Any], told: Callable[[Any], None], *, n_threads: int, limit: int
+    tasks: Sequence[Any], on_result: Callable[[Any], None], *, n_threads: int, limit: int
 ) -> list[Any]:
     """Compute delayed tasks of the user's graph on threads of this process.
 
@@ -125,7 +125,7 @@ def compute_on_threads(
     ----------
     tasks
         Dask's delayed objects.
-    told
+    on_result
         Called with each result as it comes.
     n_threads
         Most threads.
@@ -143,17 +143,17 @@ def compute_on_threads(
 
     with _GatedPool(n_threads) as pool:
 
-        def tell(result: Any) -> Any:
+        def note(result: Any) -> Any:
             with lock:
                 if is_first[0]:
                     is_first[0] = False
                     pool.let_in(_threads_that_fit(before, n_threads, limit))
-            told(result)
+            on_result(result)
             return result
 
-        told_tasks = [dask.delayed(tell, pure=False)(task) for task in tasks]
+        noted_tasks = [dask.delayed(note, pure=False)(task) for task in tasks]
         try:
-            results = dask.compute(*told_tasks, scheduler="threads", pool=pool)
+            results = dask.compute(*noted_tasks, scheduler="threads", pool=pool)
         except BaseException:
             pool.let_in(n_threads)
             pool.shutdown(cancel_futures=True)

@@ -62,7 +62,7 @@ class DegreeRuns:
     kind = "runs"
 
     def keep(self, job: Job, piece: Piece, _src: Array, _dst: Array, written: Written) -> bool:
-        """Tell whether the run of a piece is still there."""
+        """Whether the run of a piece is still there."""
         return holds(job.scratch.run("degrees", piece.number), written)
 
     def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
@@ -153,4 +153,4 @@ class DegreeSink(Protocol):
         """Count the edges of a merged piece; return what was written of temporary files for it."""
 
     def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written) -> bool:
-        """Do the same for a piece of an earlier run; False if what it left does not hold."""
+        """Count the edges of a piece that is kept; False if its temporary file is not there."""

@@ -111,7 +111,7 @@ def partition_shift(n_cells: int) -> int:
 
 
 class OtherMethodError(Exception):
-    """Never seen by users: the method that was tried does not suit the matrix; another one does."""
+    """The method that was tried does not suit the matrix; never shown to users."""
 
 
 class NotSymmetricError(OtherMethodError):
@@ -142,7 +142,7 @@ def edges_crc(src: Array, dst: Array) -> int:
 def read_kept(
     job: Job, sink: EdgeSink, position: int, n_edges: int, crc: int
 ) -> tuple[Array, Array] | None:
-    """Return the edges that an earlier run has left at a position, or None if they do not hold."""
+    """Return edges that an interrupted run has written at a position; None if damaged."""
     src = buffers.take("merged src", n_edges, job.cell_dtype)
     dst = buffers.take("merged dst", n_edges, job.cell_dtype)
     try:

@@ -1,4 +1,9 @@
-"""To be described."""
+"""Pieces: ranges of edges that one task of the merge can hold.
+
+A *piece* is some consecutive partitions, as many as fit; or, where one partition alone is too
+large (a hub with millions of neighbors), a range of its edges, cut between sources or between
+destinations of one source. Pieces in order are the sorted edge list.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def _in_file_order(sections: list[tuple[Columns, Array]]) -> Iterator[Array]:
 
 
 def holds(path: Path, written: Written) -> bool:
-    """Tell whether a run is there with the bytes that were written."""
+    """Whether a run is there with the bytes that were written."""
     crc = 0
     try:
         with path.open("rb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""The short method for symmetric graphs: one pass, no temporary files.
+"""The method for symmetric graphs: one pass, no temporary files.
 
 Where ``C[i, j]`` is stored exactly if ``C[j, i]`` is, and no weight is negative, the upper entries
 block after block already are the edges. Each block writes its own to the output, and adds the
@@ -29,7 +29,7 @@ class StreamSummary(NamedTuple):
     Attributes
     ----------
     first_row, last_row : int
-        Its first row, and its last one (inclusive); both may go on in other blocks.
+        Its first row, and its last one (inclusive); both may continue in other blocks.
     position, n_edges : int
         Where its upper entries are in the sink, and how many; all are edges.
     crc : int
@@ -101,7 +101,7 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
 
 
 def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) -> bool:
-    """Tell whether the edges that a streamed block has left still hold."""
+    """Whether the edges that a streamed block has written are still there."""
     _, summary = kept
     edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
     return edges is not None
@@ -120,7 +120,7 @@ def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
             if tuple(summary.first_edge) <= last_edge:  # a row in several blocks, not sorted
                 return None
             last_edge = (summary.last_edge[0], summary.last_edge[1])
-        # Rows that go on from block to block have their entries counted together.
+        # Entries of a row that continues in the next block are counted together.
         degree = summary.first + (degree if summary.first_row == row else 0)
         largest = max(largest, summary.largest, degree)
         if summary.last_row != summary.first_row:

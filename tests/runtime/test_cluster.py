@@ -245,7 +245,7 @@ def interrupt(cluster: HandStarted, export: subprocess.Popen[bytes], victim: str
     elif victim == "scheduler":
         assert export.returncode == 1
         assert b"Error: the connection to the Dask scheduler was lost" in errors
-        assert b"--resume goes on" in errors
+        assert b"--resume continues it" in errors
         assert b"Traceback" not in errors, errors.decode()
     return True
 
