@@ -94,7 +94,7 @@ def inspect_workers(
     client
         Of the cluster.
     warm_up
-        Called on each worker before it is measured: loads what its tasks will use; picklable.
+        Called on each worker before it is measured, to load what its tasks will use; picklable.
     memory_limit
         What the user allows for each worker, in bytes; None for what the workers allow.
 
@@ -252,16 +252,7 @@ def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
 def compute_on_workers(
     client: Client, tasks: Sequence[Any], on_result: Callable[[Any], None]
 ) -> list[Any]:
-    """Compute delayed tasks of the user's graph on the workers of a cluster.
-
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    tasks
-        Dask's delayed objects.
-    on_result
-        Called with each result as it comes.
+    """Compute delayed tasks of the user's graph on the workers; see `compute_on_threads`.
 
     Raises
     ------

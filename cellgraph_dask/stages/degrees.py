@@ -108,17 +108,7 @@ def cut_cells(job: Job, piece_entries: int) -> list[CellRange]:
 
 
 def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
-    """Return the largest degree among a range of cells.
-
-    Parameters
-    ----------
-    job
-        The export.
-    n_pieces
-        Number of degree runs.
-    cells
-        The cells, by partition.
-    """
+    """Return the largest degree among a range of cells, from the runs of all pieces."""
     width = 1 << job.shift
     degrees = buffers.take("degrees", width * (cells.last - cells.first), np.int64)
     degrees[:] = 0

@@ -53,19 +53,7 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
 
 
 def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
-    """Merge a piece, write its edges to the sink, and have its degrees counted.
-
-    Parameters
-    ----------
-    runs
-        What `split` has left.
-    sink
-        Takes the edges.
-    degrees
-        Counts them by cell.
-    piece
-        What to merge.
-    """
+    """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
     job = runs.job
     if piece.low is None or piece.high is None:
         packed = gather(runs, piece.first, piece.last)

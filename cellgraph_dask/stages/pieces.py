@@ -48,13 +48,11 @@ def cut_pieces(
     Parameters
     ----------
     runs
-        What `split` has left.
+        Those of the split.
     contributions
         Upper and lower entries of each partition; int64.
-    capacity
-        What one task can merge.
-    max_partitions
-        Most partitions in a piece.
+    capacity, max_partitions
+        Most contributions and partitions in a piece.
     """
     pieces: list[Piece] = []
 

@@ -98,10 +98,8 @@ def run_stages(
         The export, and how it is cut.
     seeds
         Of the hash that proves symmetry.
-    executor
-        Runs the stages.
-    delivery
-        Makes the edge files.
+    executor, delivery
+        What runs the stages, and what makes the edge files.
 
     Raises
     ------
@@ -196,12 +194,7 @@ def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) 
 def warm_up(source: Source, method: Method) -> None:
     """Load (or compile) the loops of an export, so that their memory is in the reserve.
 
-    Parameters
-    ----------
-    source
-        The matrix; the loops depend on its dtypes.
-    method
-        How its edges are found.
+    Which ones depends on the dtypes of the matrix and on how its edges are found.
     """
     source.warm_up()
     indices = np.array([1], dtype=source.row_dtype)
