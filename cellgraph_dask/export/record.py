@@ -19,8 +19,8 @@ from .._version import __version__
 from ..errors import ClusterError, ResumeError
 from ..machine.files import make_folders, named_disk_errors, this_process, write_aside
 from ..plan.plan import Prepared
-from ..publish.publish import WORK_FOLDER, Output, check_own_folder
-from ..publish.upload import RemoteOutput
+from ..publish.output import Output
+from ..publish.work_folder import WORK_FOLDER, check_own_folder
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
 from ..stages.job import Tuning, Way
@@ -62,7 +62,7 @@ def interrupted_run(
 
 def new_record(
     prepared: Prepared,
-    output: Output | RemoteOutput,
+    output: Output,
     scratch_dir: str | Path | None,
     force: bool,
 ) -> RunRecord:
@@ -98,7 +98,7 @@ def scratch_base(out_dir: Path, scratch_dir: str | Path) -> Path:
 
 @contextmanager
 def run_folders(
-    record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
+    record: RunRecord, output: Output, keep: bool, spooled: Path, lasting: bool
 ) -> Iterator[Path]:
     """Make the folders of a run, and remove them afterwards unless it can be gone on with.
 
@@ -143,7 +143,7 @@ def run_folders(
 
 @contextmanager
 def spool_folder(
-    output: Output | RemoteOutput, scratch_dir: str | Path | None, keep: bool, *, needed: bool
+    output: Output, scratch_dir: str | Path | None, keep: bool, *, needed: bool
 ) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
     base = output.work if scratch_dir is None else scratch_base(output.folder, scratch_dir)

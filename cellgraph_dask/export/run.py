@@ -19,8 +19,8 @@ from ..errors import ResumeError
 from ..machine.files import named_disk_errors
 from ..machine.memory import limit_bytes, peak_bytes, reset_peak
 from ..plan.plan import Prepared, check_disk, prepare
-from ..publish.publish import WORK_FOLDER, Output
-from ..publish.upload import RemoteOutput, local_folder, open_output
+from ..publish.output import Output, local_folder, open_output
+from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Journal, ResumableExecutor
@@ -224,7 +224,7 @@ class _Result:
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: Output | RemoteOutput,
+    output: Output,
     edges: Path,
     progress: Progress,
     client: Client | None,

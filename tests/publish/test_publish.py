@@ -18,7 +18,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import OutputError
-from cellgraph_dask.publish.publish import Output
+from cellgraph_dask.publish.output import open_output
 from tests.helpers.command import run, run_process
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 from tests.oracle import assert_exported, oracle_edges, read_export
@@ -38,16 +38,15 @@ IDENTITY = {
 PUBLISH = """
 import shutil, sys
 from pathlib import Path
-from cellgraph_dask.edge_pairs import SIDES, read_manifest
+from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.errors import CellgraphError
-from cellgraph_dask.publish import Output
+from cellgraph_dask.publish.output import open_output
 made, out_dir = map(Path, sys.argv[1:])
 manifest = read_manifest(made)
 try:
-    with Output(out_dir, force=True) as output:
-        for side in SIDES:
-            path = made / manifest.path(side)
-            shutil.copyfile(path, output.work / path.name)
+    with open_output(out_dir, force=True) as output:
+        for name in manifest.files:
+            shutil.copyfile(made / 'connectivity' / name, output.work / name)
         output.publish(manifest)
 except CellgraphError:
     sys.exit(9)
@@ -56,8 +55,8 @@ REFUSED = 9
 HOLD = """
 import sys
 from pathlib import Path
-from cellgraph_dask.publish import Output
-with Output(Path(sys.argv[1]), force=True):
+from cellgraph_dask.publish.output import open_output
+with open_output(Path(sys.argv[1]), force=True):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -66,12 +65,12 @@ TAKE_TURNS = """
 import sys
 from pathlib import Path
 from cellgraph_dask.errors import OutputError
-from cellgraph_dask.publish import Output
+from cellgraph_dask.publish.output import open_output
 out_dir, turns = Path(sys.argv[1]), 0
 inside = out_dir.with_name("inside")
 while turns < 150:
     try:
-        with Output(out_dir, force=True):
+        with open_output(out_dir, force=True):
             inside.mkdir()
             inside.rmdir()
             turns += 1
@@ -377,7 +376,7 @@ def test_other_files_in_the_folder_stay(tmp_path):
 
 def test_output_cleans_up_after_an_exception(tmp_path):
     def fail() -> None:
-        with Output(tmp_path / "deep/out", force=False) as output:
+        with open_output(tmp_path / "deep/out", force=False) as output:
             (output.work / "runs").mkdir()
             (output.work / "runs/a").write_text("x")
             raise KeyboardInterrupt
@@ -389,9 +388,9 @@ def test_output_cleans_up_after_an_exception(tmp_path):
 
 def test_output_twice_in_one_process(tmp_path):
     with (
-        Output(tmp_path / "out", force=False),
+        open_output(tmp_path / "out", force=False),
         pytest.raises(OutputError, match=f"process {os.getpid()}"),
-        Output(tmp_path / "out", force=False),
+        open_output(tmp_path / "out", force=False),
     ):
         pass
     assert snapshot(tmp_path) == {}

@@ -14,7 +14,7 @@ from cellgraph_dask import export_connectivities, open_export, plan_export, veri
 from cellgraph_dask.errors import InvalidExportError, OutputError
 from cellgraph_dask.machine import remote
 from cellgraph_dask.publish import upload
-from cellgraph_dask.publish.publish import Output
+from cellgraph_dask.publish.output import local_folder, open_output
 from tests.conftest import scratch_below
 from tests.helpers.command import run
 from tests.helpers.flaky import Flaky
@@ -288,9 +288,9 @@ def test_nothing_is_removed_while_the_manifest_cannot_be_read(made, tmp_path, mo
 
 def test_exports_that_share_their_folder_exclude_each_other(made, tmp_path, monkeypatch):
     started = prepare(made, PLAIN)
-    folder = upload.local_folder(f"{URL}/", tmp_path / "scratch")
+    folder = local_folder(f"{URL}/", tmp_path / "scratch")
     assert folder.parent == tmp_path / "scratch"
-    with Output(folder, force=True):
+    with open_output(folder, force=True):
         problem = export_new(made, tmp_path, PLAIN, monkeypatch)
         assert f"another export into {URL} is running (process {os.getpid()}" in problem
     assert Flaky.objects == started
@@ -299,7 +299,7 @@ def test_exports_that_share_their_folder_exclude_each_other(made, tmp_path, monk
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give folders away")
 def test_a_folder_of_another_user_is_not_used(made, tmp_path, monkeypatch):
-    folder = upload.local_folder(URL, tmp_path / "scratch")
+    folder = local_folder(URL, tmp_path / "scratch")
     folder.mkdir(parents=True)
     os.chown(folder, 12345, -1)
     problem = export_new(made, tmp_path, PLAIN, monkeypatch)
@@ -310,13 +310,13 @@ def test_a_folder_of_another_user_is_not_used(made, tmp_path, monkeypatch):
 
 def test_another_export_at_the_same_time_is_told(made, tmp_path, monkeypatch):
     prepare(made, PLAIN)
-    put = upload.RemoteOutput._put
+    put = upload.StorageTarget.put_texts
 
-    def overwrite(self, name, text):
-        put(self, name, text)
+    def overwrite(self, texts):
+        put(self, texts)
         Flaky.objects.update(made[1]["old", GZIP])
 
-    monkeypatch.setattr(upload.RemoteOutput, "_put", overwrite)
+    monkeypatch.setattr(upload.StorageTarget, "put_texts", overwrite)
     problem = export_new(made, tmp_path, PLAIN, monkeypatch)
     assert "does not hold what was written to it: another export" in problem
     monkeypatch.undo()
@@ -428,6 +428,6 @@ def test_the_upload_is_in_the_projected_memory(made, tmp_path):
     there = plan_export(made[0]["new"], URL)
     here = plan_export(made[0]["new"], tmp_path / "out")
     more = there.reserved_memory_bytes - here.reserved_memory_bytes
-    assert more >= upload.RemoteOutput.upload_bytes == 2 * 4 * 8 * 2**20
+    assert more >= upload.StorageTarget.upload_bytes == 2 * 4 * 8 * 2**20
     assert there.output_free_bytes > 0
     assert Flaky.objects == {}
