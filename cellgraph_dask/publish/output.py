@@ -11,7 +11,7 @@ from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
 from ..errors import CellgraphError, OutputError
-from ..machine.remote import find_path, is_url, local_path
+from ..machine.remote import RemotePath, find_path, is_url, local_path
 from ..runtime.progress import Progress, Quiet
 from .publish import DiskTarget, Target, publish
 from .upload import StorageTarget
@@ -63,34 +63,20 @@ def open_output(
     """
     path = find_path(out_dir, storage_options)
     folder = local_folder(out_dir, scratch_dir)
-    if isinstance(path, Path):
-        folder = folder.absolute() if on_cluster else folder
-        held = WorkFolder(folder, str(folder), resume=resume)
-        return Output(DiskTarget(held), held, str(folder.absolute()), force=force)
-    if on_cluster and scratch_dir is None:
+    if on_cluster and isinstance(path, Path):
+        folder = path = folder.absolute()
+    elif on_cluster and scratch_dir is None:
         raise OutputError(
             f"the files of {path} are made in a folder before they are uploaded; on a cluster "
             "all workers must see it: name one on storage that they share with --scratch-dir."
         )
-    held = WorkFolder(folder, str(path), resume=resume, temporary=True)
-    return Output(StorageTarget(path), held, str(path), force=force)
+    return Output(path, folder, force=force, resume=resume)
 
 
 class Output:
     """Where an export goes, held for writing; made by `open_output`.
 
     Use it as a context manager; it leaves nothing behind but a published export.
-
-    Parameters
-    ----------
-    target
-        Where readers find the export.
-    held
-        The work folder in which it is made.
-    name
-        Absolute path, or URL, of the export.
-    force
-        Whether an export that is there may be replaced.
 
     Attributes
     ----------
@@ -113,16 +99,20 @@ class Output:
         If there is an export already, or the disk or the storage cannot be read.
     """
 
-    def __init__(self, target: Target, held: WorkFolder, name: str, *, force: bool) -> None:
-        self.out_dir = target.path
-        self.name = name
-        self.folder = held.folder
-        self.work = held.path
+    def __init__(self, path: Path | RemotePath, folder: Path, *, force: bool, resume: bool) -> None:
+        self.out_dir = path
+        if isinstance(path, Path):
+            self.name = str(path.absolute())
+            self._held = WorkFolder(folder, str(path), resume=resume)
+            self._target: Target = DiskTarget(self._held)
+        else:
+            self.name = str(path)
+            self._held = WorkFolder(folder, self.name, resume=resume, temporary=True)
+            self._target = StorageTarget(path)
+        self.folder, self.work = folder, self._held.path
         self.keep = False
-        self.upload_bytes = target.upload_bytes
-        self._target = target
-        self._held = held
-        with target.named_errors():
+        self.upload_bytes = self._target.upload_bytes
+        with self._target.named_errors():
             taken = (self.out_dir / MANIFEST).exists()
         if taken and not force:
             raise OutputError(
@@ -136,7 +126,7 @@ class Output:
             with self._target.named_errors():
                 self._target.try_to_write()
         except BaseException:
-            self.__exit__()
+            self._held.release(keep=self._held.resume)
             raise
         return self
 

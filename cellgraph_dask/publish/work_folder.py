@@ -40,7 +40,9 @@ class WorkFolder:
     Attributes
     ----------
     folder, path : Path
-        The folder of the export, and the work folder in it.
+        The given folder, and the work folder in it.
+    resume : bool
+        As given.
     created : list of Path
         Folders that were made, deepest first.
     """
@@ -52,7 +54,7 @@ class WorkFolder:
         self.path = folder / WORK_FOLDER
         self.created: list[Path] = []
         self._name = name
-        self._resume = resume
+        self.resume = resume
         self._temporary = temporary
         self._lock = -1
 
@@ -74,37 +76,36 @@ class WorkFolder:
         with named_disk_errors(self.folder):
             try:
                 self._lock = self._take_lock()
-            except BaseException:
-                self._remove_empty_folders()
-                raise
-            try:
-                if not self._resume:
+                if not self.resume:
                     self._clear()  # what a killed run may have left
                 os.truncate(self._lock, 0)
                 os.pwrite(self._lock, this_process().encode(), 0)
             except BaseException:
-                self.release(keep=False)
+                self.release(keep=self.resume)
                 raise
 
     def release(self, *, keep: bool) -> None:
-        """Let others in.
+        """Let others in, if it is held; remove folders that are empty now.
 
         Parameters
         ----------
         keep
-            Whether the work folder stays as it is, for a run that resumes; else it is removed, and
-            with it the folders above it that `take` has made, as far as they are empty.
+            Whether what is in the work folder stays, for a run that resumes.
         """
-        if self._lock < 0:
-            return
+        held = self._lock >= 0
         with suppress(OSError):  # a disk that fails now has no say in what was done
-            if not keep:
+            if held and not keep:
                 self._clear()
         with suppress(OSError):
-            (self.path / "lock").unlink(missing_ok=True)
-        self._remove_empty_folders()
-        os.close(self._lock)
-        self._lock = -1
+            if held:
+                (self.path / "lock").unlink(missing_ok=True)
+        temporary = [self.folder] if self._temporary else []
+        for folder in (self.path, self.folder / FOLDER, *temporary, *self.created):
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+        if held:
+            os.close(self._lock)
+            self._lock = -1
 
     def _take_lock(self) -> int:
         """Make the folders and return the lock file, open and locked.
@@ -139,12 +140,6 @@ class WorkFolder:
                 return lock
             os.close(lock)
         raise OutputError(f"other exports into {self._name} come and go; try again.")
-
-    def _remove_empty_folders(self) -> None:
-        temporary = [self.folder] if self._temporary else []
-        for folder in (self.path, self.folder / FOLDER, *temporary, *self.created):
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty
 
     def _clear(self) -> None:
         for path in self.path.iterdir():
