@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .edge_pairs.format import MANIFEST
 from .errors import SourceError
 from .export.record import RUN
-from .publish.publish import WORK_FOLDER
+from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import Progress, progress_bars
 from .source.embeddings import stored_embeddings
 from .source.layout import is_array

@@ -24,7 +24,8 @@ IDENTITY = "dataset_identity.json"
 SIDES = ("src", "dst")
 FORMAT = "edge_pairs"
 
-
+# The name of an edge file, as `file_name` gives it.
+EDGE_FILE = re.compile(rf"edges\.({'|'.join(SIDES)})(\.(?P<tag>[0-9a-f]{{8}}))?\.bin(\.gz)?")
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
 # The viewer of cellucid 0.9.1 to 0.9.4 refuses graphs that need more than this while it loads them.
@@ -86,6 +87,11 @@ class Manifest:
     max_neighbors: int
     compression: int | None
     tag: str = ""
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the edge files, relative to `FOLDER`."""
+        return [file_name(side, self.compression, self.tag) for side in SIDES]
 
     def path(self, side: str) -> str:
         """Return the path of an edge file, relative to the export's folder."""
@@ -194,8 +200,8 @@ def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
     return identity
 
 
-def _tells(identity: dict[str, Any], n_edges: int) -> bool:
-    """Tell whether an identity has the graph's figures already."""
+def identity_tells(identity: dict[str, Any], n_edges: int) -> bool:
+    """Whether an identity has the graph's figures already."""
     stats = identity["stats"]
     return stats.get("has_connectivity") is True and stats.get("n_edges") == n_edges
 

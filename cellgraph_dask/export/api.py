@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
-from ..publish.upload import open_output
+from ..publish.output import open_output
 from ..runtime.cluster import active_client
 from ..source.lazy import LazyMatrix
 from ..source.opening import open_source

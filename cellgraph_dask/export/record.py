@@ -25,8 +25,8 @@ from ..errors import ClusterError, ResumeError
 from ..machine.files import make_folders, named_disk_errors, this_process, write_aside
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared
-from ..publish.publish import WORK_FOLDER, Output, check_own_folder
-from ..publish.upload import RemoteOutput
+from ..publish.output import Output
+from ..publish.work_folder import WORK_FOLDER, check_own_folder
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
 from ..stages.job import Method, Tuning
@@ -178,7 +178,7 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
     return record
 
 
-def new_record(prepared: Prepared, output: Output | RemoteOutput, options: Options) -> RunRecord:
+def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecord:
     """Return the record of a run that begins."""
     source, run = prepared.job.source, os.urandom(4).hex()
     base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
@@ -209,7 +209,7 @@ def _scratch_base(folder: Path, options: Options) -> Path:
 
 @contextmanager
 def run_folders(
-    record: RunRecord, output: Output | RemoteOutput, keep: bool, spooled: Path, lasting: bool
+    record: RunRecord, output: Output, keep: bool, spooled: Path, lasting: bool
 ) -> Iterator[Path]:
     """Make the folders of a run, and remove them afterwards unless it can be resumed.
 
@@ -264,9 +264,7 @@ def run_folders(
 
 
 @contextmanager
-def spool_folder(
-    output: Output | RemoteOutput, options: Options, *, needed: bool
-) -> Iterator[Path]:
+def spool_folder(output: Output, options: Options, *, needed: bool) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
     base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
     folder = base.absolute() / "spool"

@@ -21,8 +21,8 @@ from ..machine.files import named_disk_errors
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, ResumeLimitError, check_disk, prepare
-from ..publish.publish import WORK_FOLDER, Output
-from ..publish.upload import RemoteOutput, local_folder, open_output
+from ..publish.output import Output, local_folder, open_output
+from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Executor, Journal, ResumableExecutor
@@ -37,8 +37,6 @@ from .record import RunRecord, interrupted_run, new_record, read_run, run_folder
 
 if TYPE_CHECKING:
     from distributed import Client
-
-AnyOutput = Output | RemoteOutput
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +189,7 @@ class _Export:
         folder = local_folder(self.options.out_dir, self.options.scratch_dir)
         return interrupted_run(self.ready, folder, self.options)
 
-    def prepare(self, source: Source, output: AnyOutput, record: RunRecord | None) -> Prepared:
+    def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
         scratch_dir = None if self.options.scratch_dir is None else Path(self.options.scratch_dir)
         try:
@@ -221,7 +219,7 @@ class _Export:
         self,
         prepared: Prepared,
         record: RunRecord | None,
-        output: AnyOutput,
+        output: Output,
         spooled: Path,
         progress: Progress,
     ) -> tuple[Prepared, _Result]:
@@ -246,7 +244,7 @@ class _Export:
 
 
 def _report(
-    output: AnyOutput, options: Options, prepared: Prepared, result: _Result, seconds: float
+    output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
     plan, client = prepared.plan, options.client
     return ExportReport(
@@ -292,7 +290,7 @@ def _spooled(
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: AnyOutput,
+    output: Output,
     edges: Path,
     progress: Progress,
     client: Client | None,
@@ -316,7 +314,7 @@ def _run(
 
 
 @contextmanager
-def _journal(output: AnyOutput, record: RunRecord) -> Iterator[Journal]:
+def _journal(output: Output, record: RunRecord) -> Iterator[Journal]:
     journal = Journal(output.work, record.id)
     try:
         yield journal

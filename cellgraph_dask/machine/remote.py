@@ -47,7 +47,7 @@ class RemotePath:
         return RemotePath(self.files, f"{self.path}/{name}", f"{self.url}/{name}")
 
     def read_text(self, encoding: str = "utf-8") -> str:
-        """Return the text of a file."""
+        """Text of a file."""
         with _as_os_errors(self.url):
             return str(self.files.cat_file(self.path), encoding)
 
@@ -57,7 +57,7 @@ class RemotePath:
         return cast("IO[Any]", _Reader(self))
 
     def size(self) -> int | None:
-        """Return the bytes of a file, or None if there is no such file."""
+        """Size of a file in bytes, or None if there is no such file."""
         try:
             found = self.files.info(self.path)
         except FileNotFoundError:
@@ -65,7 +65,7 @@ class RemotePath:
         return int(found["size"] or 0) if found["type"] == "file" else None
 
     def exists(self) -> bool:
-        """Tell whether there is such a file."""
+        """Whether there is such a file."""
         return self.size() is not None
 
 
@@ -91,12 +91,12 @@ class _Reader:
 
 
 def is_url(path: str | Path) -> bool:
-    """Tell whether text is a URL of remote storage, and not a path of this machine."""
+    """Whether a path is a URL of remote storage, and not a path of this machine."""
     return isinstance(path, str) and "://" in path and urlsplit(path).scheme not in _LOCAL
 
 
 def local_path(path: str | Path) -> Path:
-    """Return the path of a folder, of which a ``file://`` URL is one."""
+    """Path of a folder of this machine, which may be given as a ``file://`` URL."""
     if isinstance(path, str) and "://" in path:
         return Path(unquote(urlsplit(path).path))
     return Path(path)
@@ -115,7 +115,7 @@ def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Pat
     Raises
     ------
     OutputError
-        If nothing here knows such URLs, or the options are not its.
+        If no package for such URLs is installed, or it refuses the URL or the options.
     """
     if not is_url(name):
         return local_path(name)
@@ -135,7 +135,7 @@ def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Pat
         ) from error
     except Exception as error:
         raise OutputError(
-            f"{url} cannot be used: {describe(error)}. Check the address and the storage options."
+            f"{url} cannot be used: {describe(error)}. Check the URL and the storage options."
         ) from error
     if not files._strip_protocol(path).strip("/"):
         raise OutputError(f"{url} is not a folder; name one, such as {protocol}://bucket/export.")
@@ -153,7 +153,7 @@ def default_options(
 
 
 def describe(error: BaseException) -> str:
-    """Return what an error of a storage library is about, without its final stop."""
+    """Return what an error of a storage library says, without a final stop."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     text = text.rstrip(".")
     if isinstance(error, FileNotFoundError):

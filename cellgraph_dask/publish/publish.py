@@ -1,8 +1,8 @@
-"""From a private folder to the export that readers see, all or nothing.
+"""From files that were made aside to the export that readers see, on disk and in remote storage.
 
-Everything is made in a work folder inside the export's own, on the same disk. A manifest replaced
-by one rename is what turns the old export into the new one, so it must never name files that belong
-to the other. Where both have the same file names, the new files come in under tagged names first::
+One small file, the manifest, is replaced as a whole, and that turns the old export into the new
+one; so it must never name files that belong to the other. Where both have the same file names, the
+new files come in under tagged names first::
 
     edges.src.1f3c….bin, edges.dst.1f3c….bin     new files beside the old ones
     connectivity_manifest.json                   names the tagged files: the new export is there
@@ -11,302 +11,261 @@ to the other. Where both have the same file names, the new files come in under t
 
 The dataset's identity, which holds the number of edges too, says nothing of it while the manifest
 is replaced. Killed at any point, a reader finds the old export or the new one.
+
+The steps and their order are here, once. What a step is on disk (renaming and fsync) is in
+`DiskTarget`, and what it is in storage (uploading and copying) in `upload.StorageTarget`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import os
-import re
 import shutil
-import stat
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from ..edge_pairs.format import (
+    EDGE_FILE,
     FOLDER,
     IDENTITY,
     MANIFEST,
-    SIDES,
     Manifest,
-    _tells,
-    file_name,
+    identity_tells,
     identity_text,
     read_identity,
     read_manifest,
 )
 from ..errors import InvalidExportError, OutputError
-from ..machine.files import (
-    fsync_folder,
-    make_folders,
-    named_disk_errors,
-    replace_text,
-    this_process,
-    write_aside,
-)
+from ..machine.files import fsync_folder, named_disk_errors, write_aside
+from ..machine.remote import RemotePath
 from ..runtime.progress import Progress
+from .work_folder import WorkFolder, check_no_link
 
-WORK_FOLDER = ".cellgraph-dask"
-_LOCK_ATTEMPTS = 100
-NAMES = frozenset(file_name(side, level) for side in SIDES for level in (None, 1))
-TAGGED = re.compile(r"edges\.(src|dst)\.[0-9a-f]{8}\.bin(\.gz)?")
+log = logging.getLogger(__name__)
 
 
-class Output:
-    """The folder of an export, held for writing.
-
-    Use it as a context manager; it leaves nothing behind but a published export.
-
-    Parameters
-    ----------
-    out_dir
-        The folder; it is made if it does not exist.
-    force
-        Whether an export that is there may be replaced.
-    resume
-        Whether what a killed run has left in the work folder stays there.
+class Target(Protocol):
+    """A folder that an export is published to; edge files go by their names in `FOLDER`.
 
     Attributes
     ----------
-    keep : bool
-        Set it to leave the work folder as it is in the end, for a run that resumes.
+    path : Path or RemotePath
+        The folder.
+    upload_bytes : int
+        Memory that `bring` takes at most.
+    """
+
+    path: Path | RemotePath
+    upload_bytes: int
+
+    def named_errors(self) -> AbstractContextManager[None]:
+        """Turn what the disk or the storage refuses into our own errors, inside a ``with``."""
+
+    def try_to_write(self) -> None:
+        """Find out before the work whether the export will be taken, as far as that can be told."""
+
+    def size(self, name: str) -> int | None:
+        """Size of an edge file in bytes, or None if there is no such file."""
+
+    def list(self) -> list[str]:
+        """Names of all files beside the edge files, and theirs."""
+
+    def bring(self, made: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
+        """Let finished files appear under names, each as a whole and durably."""
+
+    def copy(self, names: Sequence[str], others: Sequence[str]) -> None:
+        """Let edge files appear under other names too, as `bring` does, replacing what is there."""
+
+    def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
+        """Replace small files of the export's folder, as (name, text), one after the other.
+
+        Each is replaced as a whole. Where that fails, the files from the failing one on are as
+        they were, if the disk or the storage lets them be so.
+        """
+
+    def remove(self, name: str) -> None:
+        """Remove an edge file."""
+
+
+def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
+    """Show edge files to readers, as `manifest` describes them.
+
+    Parameters
+    ----------
+    target
+        Where they are shown.
+    manifest
+        The manifest, without a tag.
+    made
+        Folder where the files were made, under the names that the manifest gives them.
+    progress
+        Told what is uploaded.
 
     Raises
     ------
-    OutputError
-        If the folder cannot be written, holds an export already, or another run holds it.
+    OutputError, InvalidExportError, OSError
+        If that failed; the old export is then whole, or the new one is.
     """
-
-    upload_bytes = 0  # memory that uploading takes; see `RemoteOutput`
-
-    def __init__(self, out_dir: Path, *, force: bool, resume: bool = False) -> None:
-        self.out_dir = self.folder = out_dir
-        self.name = str(out_dir.absolute())
-        self.keep = False
-        self._resume = resume
-        self.work = out_dir / WORK_FOLDER
-        self._lock = -1
-        self._created: list[Path] = []
-        with named_disk_errors(out_dir):
-            taken = (out_dir / MANIFEST).exists()
-        if taken and not force:
-            raise OutputError(
-                f"{out_dir} already holds an export. Choose another folder, or replace it with "
-                "--force; the old export stays whole until the new one is complete."
-            )
-
-    def __enter__(self) -> Output:
-        with named_disk_errors(self.out_dir):
-            try:
-                self._lock = self._take_lock()
-            except BaseException:
-                self._remove_empty_folders()
-                raise
-            try:
-                if not self._resume:
-                    self._clear_work()  # what a killed run may have left
-                os.truncate(self._lock, 0)
-                os.pwrite(self._lock, this_process().encode(), 0)
-            except BaseException:
-                self.__exit__()
-                raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock < 0:
-            return
-        with suppress(OSError):  # a disk that fails now has no say in what was done
-            if not self.keep:
-                self._clear_work()
-        with suppress(OSError):
-            (self.work / "lock").unlink(missing_ok=True)
-        self._remove_empty_folders()
-        os.close(self._lock)
-        self._lock = -1
-
-    def _take_lock(self) -> int:
-        """Make the folders and return the lock file, open and locked.
-
-        A run that just ends may remove any of them under our hands; then it all begins again.
-        """
-        path = self.work / "lock"
-        for _ in range(_LOCK_ATTEMPTS):
-            try:
-                self._created += make_folders(self.out_dir)
-                self.work.mkdir(mode=0o700, exist_ok=True)
-                check_own_folder(self.work)
-                lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-            except (FileNotFoundError, FileExistsError):
-                if self.out_dir.is_file() or _is_file(self.work):
-                    raise
-                if self.work.is_symlink():
-                    check_own_folder(self.work)
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
-                os.close(lock)
-                if not isinstance(error, BlockingIOError):  # a file system without locks
-                    raise
-                raise OutputError(
-                    f"another export into {self.out_dir} is running ({holder or 'just started'}). "
-                    "Wait for it, or choose another folder."
-                ) from None
-            if _is_same(lock, path):
-                return lock
-            os.close(lock)
-        raise OutputError(f"other exports into {self.out_dir} come and go; try again.")
-
-    def _remove_empty_folders(self) -> None:
-        for folder in (self.work, self.out_dir / FOLDER, *self._created):
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty
-
-    def _clear_work(self) -> None:
-        for path in self.work.iterdir():
-            if path.name == "lock":
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-    def publish(
-        self, manifest: Manifest, made: Path | None = None, _progress: Progress | None = None
-    ) -> None:
-        """Show edge files to readers, as `manifest` describes them.
-
-        Parameters
-        ----------
-        manifest
-            The manifest.
-        made
-            Folder inside the work folder where they were made; the work folder if not given.
-
-        Raises
-        ------
-        OutputError, DiskSpaceError
-            If that failed; the old export is then whole, or the new one is.
-        """
-        folder = self.out_dir / FOLDER
-        with named_disk_errors(self.out_dir):
-            if not folder.is_symlink():
-                folder.mkdir(exist_ok=True)
-            _check_folder(folder)
-            for new in (folder, *self._created):  # before a manifest that needs them
-                fsync_folder(new.parent)
-            try:
-                self._bring_in(manifest, made or self.work)
-            finally:
-                self._remove_unnamed(folder)
-            fsync_folder(self.out_dir)
-
-    def _bring_in(self, manifest: Manifest, folder: Path) -> None:
-        """Move the new files in and show them; under tagged names first if theirs are taken."""
-        taken = any((self.out_dir / manifest.path(side)).exists() for side in SIDES)
-        hop = taken and (self.out_dir / MANIFEST).exists()
-        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-        for side in SIDES:
-            made = folder / file_name(side, manifest.compression)
-            made.replace(self.out_dir / shown.path(side))
-        fsync_folder(self.out_dir / FOLDER)
-        self._show(shown)
-        if not hop:
-            return
-        for side in SIDES:
-            again = self.work / file_name(side, manifest.compression)
-            try:
-                os.link(self.out_dir / shown.path(side), again)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(self.out_dir / shown.path(side), again)
-                with again.open("rb") as file:
-                    os.fsync(file.fileno())
-            again.replace(self.out_dir / manifest.path(side))
-        fsync_folder(self.out_dir / FOLDER)
-        replace_text(self.out_dir / MANIFEST, manifest.to_json(), aside=self.work / MANIFEST)
-
-    def _show(self, manifest: Manifest) -> None:
-        """Replace the manifest, and the figures in the dataset's identity, as if in one step.
-
-        Two files cannot be replaced at once. So the identity first says nothing of the number of
-        edges, if what it says is not the new number; then the manifest comes; then the number. All
-        three are written before the first of them is shown.
-        """
-        path = self.out_dir / IDENTITY
-        identity = read_identity(self.out_dir, manifest.n_cells)
-        steps = [(MANIFEST, self.work / MANIFEST, manifest.to_json())]
-        before = None
-        if identity is not None and not _tells(identity, manifest.n_edges):
-            before = path.read_text(encoding="utf-8")
-            steps.append(
-                (IDENTITY, self.work / IDENTITY, identity_text(identity, manifest.n_edges))
-            )
-            if identity["stats"].get("n_edges") is not None:
-                silent = {"stats": identity["stats"] | {"n_edges": None}}
-                text = json.dumps(identity | silent, indent=2)
-                steps.insert(0, (IDENTITY, self.work / f"{IDENTITY}.silent", text))
-        for name, aside, text in steps:
-            write_aside(self.out_dir / name, text, aside=aside)
+    sizes = [(made / name).stat().st_size for name in manifest.files]
+    _remove_unnamed(target)  # of an export that was killed
+    try:
+        _bring_in(target, manifest, made, progress)
+    finally:
         try:
-            for name, aside, _ in steps:
-                aside.replace(self.out_dir / name)
-                fsync_folder(self.out_dir)
-        except BaseException:
-            if before is not None and (self.work / MANIFEST).exists():  # the old export stays
-                with suppress(OSError):
-                    replace_text(path, before, aside=self.work / f"{IDENTITY}.before")
-            raise
-
-    def _remove_unnamed(self, folder: Path) -> None:
-        """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
-        try:
-            shown = read_manifest(self.out_dir)
-            named = {Path(shown.path(side)).name for side in SIDES}
-        except InvalidExportError:
-            # Without a manifest nothing is named. One that is not ours may name what it likes.
-            named = set(NAMES) if (self.out_dir / MANIFEST).exists() else set()
-        for path in folder.iterdir():
-            if path.name not in named and (path.name in NAMES or TAGGED.fullmatch(path.name)):
-                path.unlink()
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse to write into what is not a folder itself: a link may lead anywhere."""
-    if folder.is_symlink():
+            _remove_unnamed(target)
+        except Exception as error:  # a lost connection, say
+            log.warning(
+                "files that are no part of the export in %s could not be removed (%s); the next "
+                "export into it will do it",
+                target.path,
+                error,
+            )
+    if [target.size(name) for name in manifest.files] != sizes or _shown(target) != manifest:
         raise OutputError(
-            f"{folder} is a symbolic link; nothing outside the export's folder is replaced. Remove "
-            "the link, or export to the folder that should hold the files."
+            f"{target.path} does not hold what was written to it: another export into it may have "
+            "run at the same time. Export again."
         )
 
 
-def check_own_folder(folder: Path) -> None:
-    """Refuse a work folder that is a link or open to another user, and close it to others."""
-    _check_folder(folder)
-    if folder.stat().st_mode & 0o077:
-        try:
-            folder.chmod(0o700)
-        except PermissionError:
-            raise OutputError(
-                f"{folder} belongs to another user, who may have an export running. Remove it if "
-                "not, or choose another folder."
-            ) from None
+def _bring_in(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
+    """Move the new files in and show them; under tagged names first if theirs are taken."""
+    names = manifest.files
+    hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
+    shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+    target.bring([made / name for name in names], shown.files, progress)
+    _show(target, shown)
+    if hop:
+        target.copy(shown.files, names)
+        target.put_texts([(MANIFEST, manifest.to_json())])
 
 
-def _is_file(path: Path) -> bool:
-    """Tell in one look, as others may come and go, whether something is no folder and no link."""
+def _show(target: Target, manifest: Manifest) -> None:
+    """Replace the manifest, and the figures in the dataset's identity, as if in one step.
+
+    Two files cannot be replaced at once. So the identity first says nothing of the number of edges,
+    if what it says is not the new number; then the manifest comes; then the number. Where a step
+    fails, the identity is made to agree with the manifest that is there.
+    """
+    identity = read_identity(target.path, manifest.n_cells)
+    steps = [(MANIFEST, manifest.to_json())]
+    if identity is None or identity_tells(identity, manifest.n_edges):
+        target.put_texts(steps)
+        return
+    with (target.path / IDENTITY).open("rb") as file:
+        before = file.read(-1).decode()
+    after = identity_text(identity, manifest.n_edges)
+    steps.append((IDENTITY, after))
+    if identity["stats"].get("n_edges") not in (None, manifest.n_edges):
+        silent = {"stats": identity["stats"] | {"n_edges": None}}
+        steps.insert(0, (IDENTITY, json.dumps(identity | silent, indent=2)))
     try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return False
-    return not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode)
+        target.put_texts(steps)
+    except BaseException:
+        with suppress(Exception):  # if the manifest cannot be read, the identity stays silent
+            told = after if _shown(target) == manifest else before
+            target.put_texts([(IDENTITY, told)])
+        raise
 
 
-def _is_same(fd: int, path: Path) -> bool:
-    """Tell whether an open file is still the one under its name."""
+def _remove_unnamed(target: Target) -> None:
+    """Remove edge files that the manifest does not name: tagged, twins, or of a failure."""
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
+        shown = _shown(target)
+    except InvalidExportError:  # who knows what it names?
+        return
+    named = set(shown.files) if shown else set()
+    # A manifest that is not of this format may name what it likes, but no name with a tag.
+    foreign = shown is None and _has_manifest(target)
+    for name in target.list():
+        match = EDGE_FILE.fullmatch(name)
+        if match and name not in named and (match["tag"] or not foreign):
+            target.remove(name)
+
+
+def _has_manifest(target: Target) -> bool:
+    return (target.path / MANIFEST).exists()
+
+
+def _shown(target: Target) -> Manifest | None:
+    """Return the manifest that readers find, or None if there is none, or none of this format.
+
+    Raises
+    ------
+    InvalidExportError
+        If reading it failed.
+    """
+    try:
+        return read_manifest(target.path)
+    except InvalidExportError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return None
+
+
+class DiskTarget:
+    """A folder of this machine, which a `WorkFolder` holds; see `Target` for the methods."""
+
+    upload_bytes = 0
+
+    def __init__(self, held: WorkFolder) -> None:
+        self.path: Path | RemotePath = held.folder
+        self._held = held
+        self._folder = held.folder / FOLDER
+
+    def named_errors(self) -> AbstractContextManager[None]:
+        """Raise a full disk as `DiskSpaceError`, other errors as `OutputError`."""
+        return named_disk_errors(self._held.folder)
+
+    def try_to_write(self) -> None:
+        """Do nothing: there would be no work folder if the disk could not be written."""
+
+    def size(self, name: str) -> int | None:
+        """Size of an edge file in bytes, or None if there is no such file."""
+        path = self._folder / name
+        return path.stat().st_size if path.exists() else None
+
+    def list(self) -> list[str]:
+        """Names of all files beside the edge files, and theirs."""
+        check_no_link(self._folder)
+        return [path.name for path in self._folder.iterdir()] if self._folder.exists() else []
+
+    def bring(self, made: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
+        """Rename files, which are durable already."""
+        check_no_link(self._folder)
+        self._folder.mkdir(exist_ok=True)
+        for new in (self._folder, *self._held.created):  # before a manifest that needs them
+            fsync_folder(new.parent)
+        for path, name in zip(made, names, strict=True):
+            path.replace(self._folder / name)
+        fsync_folder(self._folder)
+
+    def copy(self, names: Sequence[str], others: Sequence[str]) -> None:
+        """Give files a second name each; copy them where there are no hard links."""
+        for name, other in zip(names, others, strict=True):
+            again = self._held.path / other
+            try:
+                os.link(self._folder / name, again)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(self._folder / name, again)
+                with again.open("rb") as file:
+                    os.fsync(file.fileno())
+            again.replace(self._folder / other)
+        fsync_folder(self._folder)
+
+    def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
+        """Rename texts; all of them are written before the first one is shown."""
+        folder = self._held.folder
+        asides = [self._held.path / f"{name}.{k}" for k, (name, _) in enumerate(texts)]
+        for aside, (name, text) in zip(asides, texts, strict=True):
+            write_aside(folder / name, text, aside=aside)
+        for aside, (name, _) in zip(asides, texts, strict=True):
+            aside.replace(folder / name)
+            fsync_folder(folder)
+
+    def remove(self, name: str) -> None:
+        """Remove an edge file."""
+        (self._folder / name).unlink()

@@ -17,7 +17,7 @@ import pytest
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
-from cellgraph_dask.publish.publish import WORK_FOLDER
+from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning

@@ -18,7 +18,7 @@ import pytest
 from scipy import sparse
 
 from cellgraph_dask import export_connectivities
-from cellgraph_dask.export import api
+from cellgraph_dask.export import run as export_run
 from tests.helpers.command import run
 from tests.helpers.disks import Disks
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -92,7 +92,7 @@ def assert_refused(outcome: Any, folders: list[Path]) -> None:
 @pytest.mark.parametrize("foreseen", [True, False], ids=["foreseen", "filled meanwhile"])
 def test_every_size(tmp_path, monkeypatch, world, compression, small, foreseen):
     if not foreseen:  # as if others had filled the disk after it was looked at
-        monkeypatch.setattr(api, "check_disk", lambda *_: None)
+        monkeypatch.setattr(export_run, "check_disk", lambda *_: None)
     options = [] if compression is None else ["--compression", compression]
     refused = 0
     for step in count():

@@ -161,7 +161,7 @@ def test_faults_that_last(
         request.getfixturevalue("put_old")
         expected = files["old", PLAIN]
     fault = proxy.inject(action, method, text, skip=method == "PUT" and text[0] == "p", times=10**9)
-    with pytest.raises(OutputError, match=f"cannot write to {url}: .+ Check the address"):
+    with pytest.raises(OutputError, match=f"cannot write to {url}: .+ Check the URL"):
         export_connectivities(
             stores["new"], url, force=True, scratch_dir=tmp_path,
             output_storage_options=s3.options(proxy.port, **ONCE),

@@ -16,7 +16,8 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import OutputError, SourceError
-from cellgraph_dask.publish.publish import WORK_FOLDER, Output
+from cellgraph_dask.publish.output import Output, open_output
+from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.source.opening import open_source
 from tests.helpers.command import run
 from tests.helpers.fault_server import FaultServer, supported
@@ -217,7 +218,7 @@ def test_what_is_temporary_is_private(tmp_path, made):
 def test_an_open_work_folder_is_closed(tmp_path, made, out_dir):
     (out_dir / WORK_FOLDER).mkdir(mode=0o777)
     (out_dir / WORK_FOLDER).chmod(0o777)
-    with Output(out_dir, force=True) as output:
+    with open_output(out_dir, force=True) as output:
         assert stat.S_IMODE(output.work.stat().st_mode) == 0o700
 
 
@@ -232,7 +233,7 @@ def test_a_work_folder_of_another_user(made):
         try:
             with (
                 pytest.raises(OutputError, match="belongs to another user"),
-                Output(folder, force=False),
+                open_output(folder, force=False),
             ):
                 pass
             with pytest.raises(SourceError, match="cannot be opened: Permission denied"):

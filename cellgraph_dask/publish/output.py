@@ -1,0 +1,163 @@
+"""Where an export goes: a folder of this machine, or a URL of remote storage."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ..edge_pairs.format import MANIFEST, Manifest
+from ..errors import CellgraphError, OutputError
+from ..machine.remote import RemotePath, find_path, is_url, local_path
+from ..runtime.progress import Progress, Quiet
+from .publish import DiskTarget, Target, publish
+from .upload import StorageTarget
+from .work_folder import WorkFolder
+
+
+def local_folder(out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+    """Return the folder where an export is made: its own, or for a URL one for temporary files.
+
+    It is the same for the same URL and user, so that a run that was interrupted is found there.
+    """
+    if not is_url(out_dir):
+        return local_path(out_dir)
+    name = sha256(f"{os.getuid()} {str(out_dir).rstrip('/')}".encode()).hexdigest()[:12]
+    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    return parent.absolute() / f"cellgraph-dask-{name}"
+
+
+def open_output(
+    out_dir: str | Path,
+    *,
+    force: bool,
+    resume: bool = False,
+    scratch_dir: str | Path | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    on_cluster: bool = False,
+) -> Output:
+    """Return where an export goes, to be held for writing.
+
+    Parameters
+    ----------
+    out_dir
+        Folder or URL.
+    force
+        Whether an export that is there may be replaced.
+    resume
+        Whether what a killed run has left stays there.
+    scratch_dir
+        Where the files of a remote export are made.
+    storage_options
+        For the storage of a URL.
+    on_cluster
+        Whether workers of a cluster make the files.
+
+    Raises
+    ------
+    OutputError
+        If there is an export already, or the storage cannot be used.
+    """
+    path = find_path(out_dir, storage_options)
+    folder = local_folder(out_dir, scratch_dir)
+    if on_cluster and isinstance(path, Path):
+        folder = path = folder.absolute()
+    elif on_cluster and scratch_dir is None:
+        raise OutputError(
+            f"the files of {path} are made in a folder before they are uploaded; on a cluster "
+            "all workers must see it: name one on storage that they share with --scratch-dir."
+        )
+    return Output(path, folder, force=force, resume=resume)
+
+
+class Output:
+    """Where an export goes, held for writing; made by `open_output`.
+
+    Use it as a context manager; it leaves nothing behind but a published export.
+
+    Attributes
+    ----------
+    out_dir : Path or RemotePath
+        The export's folder, as the user gave it.
+    name : str
+        Its absolute path, or URL.
+    folder : Path
+        The folder of this machine that has the work folder in it; of a local export, its own.
+    work : Path
+        The work folder.
+    keep : bool
+        Set it to leave the work folder as it is in the end, for a run that resumes.
+    upload_bytes : int
+        Memory that uploading takes at most.
+
+    Raises
+    ------
+    OutputError
+        If there is an export already, or the disk or the storage cannot be read.
+    """
+
+    def __init__(self, path: Path | RemotePath, folder: Path, *, force: bool, resume: bool) -> None:
+        self.out_dir = path
+        if isinstance(path, Path):
+            self.name = str(path.absolute())
+            self._held = WorkFolder(folder, str(path), resume=resume)
+            self._target: Target = DiskTarget(self._held)
+        else:
+            self.name = str(path)
+            self._held = WorkFolder(folder, self.name, resume=resume, temporary=True)
+            self._target = StorageTarget(path)
+        self.folder, self.work = folder, self._held.path
+        self.keep = False
+        self.upload_bytes = self._target.upload_bytes
+        with self._target.named_errors():
+            taken = (self.out_dir / MANIFEST).exists()
+        if taken and not force:
+            raise OutputError(
+                f"{self.out_dir} already holds an export. Choose another folder, or replace it "
+                "with --force; the old export stays whole until the new one is complete."
+            )
+
+    def __enter__(self) -> Output:
+        self._held.take()
+        try:
+            with self._target.named_errors():
+                self._target.try_to_write()
+        except BaseException:
+            self._held.release(keep=self._held.resume)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.release(keep=self.keep)
+
+    def publish(
+        self, manifest: Manifest, made: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        """Show edge files to readers, as `manifest` describes them.
+
+        Parameters
+        ----------
+        manifest
+            The manifest.
+        made
+            Folder where they were made; the work folder if not given.
+        progress
+            Told what is uploaded.
+
+        Raises
+        ------
+        OutputError, DiskSpaceError
+            If that failed; the old export is then whole, or the new one is. What was to be uploaded
+            stays on this machine, for a run that resumes.
+        """
+        try:
+            with self._target.named_errors():
+                publish(self._target, manifest, made or self.work, progress or Quiet())
+        except CellgraphError as error:
+            if not isinstance(self.out_dir, Path):
+                self.keep = True
+                error.args = (f"{error} What is finished is kept; --resume uploads it.",)
+            raise

@@ -1,0 +1,202 @@
+"""The hidden folder in which an export is made, and the lock that keeps other exports out of it.
+
+It lies inside the export's own folder, on the same disk, so that what is finished is shown by
+renaming. The lock is a file in it; the system releases it when the process that holds it ends, in
+whatever way. So a folder that is there without a lock was left by a run that was killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from ..edge_pairs.format import FOLDER
+from ..errors import OutputError
+from ..machine.files import make_folders, named_disk_errors, this_process
+
+WORK_FOLDER = ".cellgraph-dask"
+_LOCK_ATTEMPTS = 100
+
+
+class WorkFolder:
+    """The work folder of an export; held by one process at a time, from `take` to `release`.
+
+    Parameters
+    ----------
+    folder
+        Folder of the export, or of the files that are to be uploaded; made if it does not exist.
+    name
+        What the user calls it, for messages.
+    resume
+        Whether what a killed run has left in the work folder stays there.
+    temporary
+        Whether `folder` is there for this alone: it must be the user's own, and is removed in the
+        end if it is empty.
+
+    Attributes
+    ----------
+    folder, path : Path
+        The given folder, and the work folder in it.
+    resume : bool
+        As given.
+    created : list of Path
+        Folders that were made, deepest first.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, *, resume: bool = False, temporary: bool = False
+    ) -> None:
+        self.folder = folder
+        self.path = folder / WORK_FOLDER
+        self.created: list[Path] = []
+        self._name = name
+        self.resume = resume
+        self._temporary = temporary
+        self._lock = -1
+
+    def take(self) -> None:
+        """Make the folder and lock it.
+
+        Raises
+        ------
+        OutputError, DiskSpaceError
+            If another run holds it, it cannot be written, or it belongs to another user.
+        """
+        if self._temporary:
+            with suppress(FileNotFoundError):
+                if self.folder.stat().st_uid != os.getuid():
+                    raise OutputError(
+                        f"{self.folder} belongs to another user. Name another place for temporary "
+                        "files with --scratch-dir."
+                    )
+        with named_disk_errors(self.folder):
+            try:
+                self._lock = self._take_lock()
+                if not self.resume:
+                    self._clear()  # what a killed run may have left
+                os.truncate(self._lock, 0)
+                os.pwrite(self._lock, this_process().encode(), 0)
+            except BaseException:
+                self.release(keep=self.resume)
+                raise
+
+    def release(self, *, keep: bool) -> None:
+        """Let others in, if it is held; remove folders that are empty now.
+
+        Parameters
+        ----------
+        keep
+            Whether what is in the work folder stays, for a run that resumes.
+        """
+        held = self._lock >= 0
+        with suppress(OSError):  # a disk that fails now has no say in what was done
+            if held and not keep:
+                self._clear()
+        with suppress(OSError):
+            if held:
+                (self.path / "lock").unlink(missing_ok=True)
+        temporary = [self.folder] if self._temporary else []
+        for folder in (self.path, self.folder / FOLDER, *temporary, *self.created):
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+        if held:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _take_lock(self) -> int:
+        """Make the folders and return the lock file, open and locked.
+
+        A run that just ends may remove any of them under our hands; then it all begins again.
+        """
+        path = self.path / "lock"
+        for _ in range(_LOCK_ATTEMPTS):
+            try:
+                self.created += make_folders(self.folder)
+                self.path.mkdir(mode=0o700, exist_ok=True)
+                check_own_folder(self.path)
+                lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
+            except (FileNotFoundError, FileExistsError):
+                if self.folder.is_file() or _is_file(self.path):
+                    raise
+                if self.path.is_symlink():
+                    check_own_folder(self.path)
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+                os.close(lock)
+                if not isinstance(error, BlockingIOError):  # a file system without locks
+                    raise
+                raise OutputError(
+                    f"another export into {self._name} is running ({holder or 'just started'}). "
+                    "Wait for it, or choose another folder."
+                ) from None
+            if _is_same(lock, path):
+                return lock
+            os.close(lock)
+        raise OutputError(f"other exports into {self._name} come and go; try again.")
+
+    def _clear(self) -> None:
+        for path in self.path.iterdir():
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def check_no_link(folder: Path) -> None:
+    """Refuse to write into a folder that is a symbolic link, which may lead anywhere.
+
+    Raises
+    ------
+    OutputError
+        If it is one.
+    """
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder} is a symbolic link; nothing outside the export's folder is replaced. Remove "
+            "the link, or export to the folder that should hold the files."
+        )
+
+
+def check_own_folder(folder: Path) -> None:
+    """Close a folder for temporary files to other users.
+
+    Raises
+    ------
+    OutputError
+        If it is a link, or open to others and not ours to close.
+    """
+    check_no_link(folder)
+    if folder.stat().st_mode & 0o077:
+        try:
+            folder.chmod(0o700)
+        except PermissionError:
+            raise OutputError(
+                f"{folder} belongs to another user, who may have an export running. Remove it if "
+                "not, or choose another folder."
+            ) from None
+
+
+def _is_file(path: Path) -> bool:
+    """Whether something is neither a folder nor a link; in one look, as others may come and go."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    return not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode)
+
+
+def _is_same(fd: int, path: Path) -> bool:
+    """Whether an open file is still the one under its name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
