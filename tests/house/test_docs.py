@@ -21,6 +21,7 @@ import cellgraph_dask
 from cellgraph_dask import errors
 from cellgraph_dask.cli.commands import cli
 from cellgraph_dask.edge_pairs.format import Manifest
+from tests.house.test_layers import FLOOR, MODULES, room_of, siblings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cellgraph_dask"
@@ -268,22 +269,33 @@ def test_api_page_names_the_public_functions_fields_and_errors() -> None:
     assert {name for name in names if not re.search(rf"\b{name}\b", text)} == set()
 
 
-def test_design_page_lists_the_modules_in_import_order() -> None:
-    text = (DOCS / "design/algorithm.md").read_text()
-    table = text[text.index("## Modules") :]
-    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    modules = {path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")}
-    assert set(listed) == modules
+def _first_column(heading: str) -> list[str]:
+    """Return the names in the first column of a table in the page on the house."""
+    text = (DOCS / "design/house.md").read_text()
+    section = re.split(r"^## ", text[text.index(f"## {heading}\n") + 3 :], flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE)
+
+
+def test_house_page_lists_the_rooms_from_the_ground_up() -> None:
+    listed = [name.rstrip("/") for name in _first_column("Rooms")]
+    assert set(listed) == {room_of(module) for module in MODULES if MODULES[module].parent != PACKAGE}
+    assert [FLOOR[room] for room in listed] == sorted(FLOOR[room] for room in listed)
+
+
+def test_house_page_lists_the_modules_in_import_order() -> None:
+    listed = _first_column("Modules")
+    assert set(listed) == {module for module in MODULES if "/" in module}
     for name in listed:
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-        imported = {
-            node.module or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-            for alias in node.names
-        } & modules
         later = listed[listed.index(name) :]
-        assert not imported & set(later), name
+        assert not {other for other, _ in siblings(name)} & set(later), name
+
+
+def test_house_page_walks_through_modules_that_exist_each_once() -> None:
+    text = (DOCS / "design/house.md").read_text()
+    walk = text[text.index("## The path of a graph") : text.index("## Where would I change")]
+    passed = re.findall(r"`(\w+/\w+)`", walk)
+    assert set(passed) <= set(MODULES)
+    assert len(set(passed)) == len(passed)
 
 
 def test_format_page_lists_the_keys_of_the_manifest() -> None:
