@@ -285,7 +285,7 @@ def test_house_page_lists_the_rooms_from_the_ground_up() -> None:
 
 def test_house_page_lists_the_modules_in_import_order() -> None:
     listed = _first_column("Modules")
-    assert set(listed) == {module for module in MODULES if "/" in module}
+    assert sorted(set(listed) ^ {module for module in MODULES if "/" in module}) == []
     for name in listed:
         later = listed[listed.index(name) :]
         assert not {other for other, _ in siblings(name)} & set(later), name
@@ -295,7 +295,7 @@ def test_house_page_walks_through_modules_that_exist_each_once() -> None:
     text = (DOCS / "design/house.md").read_text()
     walk = text[text.index("## The path of a graph") : text.index("## Where would I change")]
     passed = re.findall(r"`(\w+/\w+)`", walk)
-    assert set(passed) <= set(MODULES)
+    assert sorted(set(passed) - set(MODULES)) == []
     assert len(set(passed)) == len(passed)
 
 
