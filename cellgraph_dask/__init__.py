@@ -1,4 +1,4 @@
-"""Out-of-core export of AnnData neighbour graphs to the edge files of the Cellucid viewer."""
+"""Out-of-core export of AnnData neighbor graphs to the edge files of the Cellucid viewer."""
 
 from __future__ import annotations
 

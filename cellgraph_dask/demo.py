@@ -1,4 +1,4 @@
-"""A small but real AnnData store to try things on: clustered points and their neighbours."""
+"""A small but real AnnData store to try things on: points in clusters and their neighbors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DemoResult:
         return asdict(self)
 
     def describe(self) -> str:
-        """Return the result for a person, with what to try next."""
+        """Describe the result for the terminal, with what to try next."""
         report = self.report
         return "\n".join(
             [
@@ -59,10 +59,10 @@ class DemoResult:
 
 
 def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
-    """Write an AnnData store with a neighbour graph.
+    """Write an AnnData store with a neighbor graph.
 
-    The cells are points around cluster centres; neighbours are exact, by `scipy.spatial.KDTree`.
-    ``obsp["distances"]`` is directed, ``obsp["connectivities"]`` its symmetrised Gaussian weights.
+    The cells are points around cluster centers; neighbors are exact, by `scipy.spatial.KDTree`.
+    ``obsp["distances"]`` is directed, ``obsp["connectivities"]`` its symmetrized Gaussian weights.
 
     Parameters
     ----------
@@ -80,8 +80,8 @@ def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
 
     rng = np.random.default_rng(seed)
     cluster = rng.integers(_N_CLUSTERS, size=n_cells)
-    centres = rng.normal(scale=8, size=(_N_CLUSTERS, _N_DIMENSIONS))
-    points = centres[cluster] + rng.normal(size=(n_cells, _N_DIMENSIONS))
+    centers = rng.normal(scale=8, size=(_N_CLUSTERS, _N_DIMENSIONS))
+    points = centers[cluster] + rng.normal(size=(n_cells, _N_DIMENSIONS))
     k = min(N_NEIGHBORS, n_cells - 1)
     distance, neighbor = KDTree(points).query(points, k + 1, workers=-1)
     indptr = np.arange(0, n_cells * k + 1, k)
@@ -169,4 +169,4 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     src, dst = (np.concatenate(side) for side in zip(*pairs, strict=True))
     if np.array_equal(src, expected.row) and np.array_equal(dst, expected.col):
         return []
-    return [f"{src.size} edges do not equal scipy's {expected.nnz}"]
+    return [f"{src.size} edges are not scipy's {expected.nnz}"]

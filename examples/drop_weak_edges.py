@@ -1,7 +1,7 @@
 """Work on a graph that does not fit in memory: drop its weak edges with Dask, export the rest.
 
-The graph is read as a Dask array of sparse blocks, about as many entries in each. Blocks are read,
-changed and written one by one, so it may be larger than the memory by any factor.
+The graph is read as a Dask array of sparse blocks of about the same number of entries. Blocks are
+read, changed and written one by one, so the graph may be larger than the memory by any factor.
 
 Run it in an empty folder::
 

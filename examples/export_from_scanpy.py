@@ -1,7 +1,7 @@
-"""From points to the viewer: neighbours, an AnnData store on disk, and its graph beside a dataset.
+"""From points to the viewer: neighbors, an AnnData store on disk, and its graph beside a dataset.
 
-With scanpy the graph is one call, ``scanpy.pp.neighbors(adata)``, and is called
-``obsp["connectivities"]`` as it is here; scipy stands in for it so that the example runs without.
+With scanpy one call makes the graph, ``scanpy.pp.neighbors(adata)``, and puts it into
+``obsp["connectivities"]`` as here. The example uses scipy instead, so that it runs without scanpy.
 
 Run it in an empty folder::
 
@@ -29,7 +29,7 @@ graph = csr_matrix(
 )
 
 adata = anndata.AnnData(obsm={"X_umap": points[:, :2]}, shape=(N_CELLS, 0))
-adata.obsp["connectivities"] = graph  # directed: the export adds the other direction itself
+adata.obsp["connectivities"] = graph  # directed: the export adds the other direction
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about the zarr format of future versions
     adata.write_zarr("atlas.zarr")

@@ -1,4 +1,4 @@
-"""Make a demo store, plan its export, do it under a memory limit, check it, and read the edges.
+"""Make a demo store, plan and run its export with a memory limit, check it, and read the edges.
 
 Run it in an empty folder::
 
@@ -28,7 +28,7 @@ print(f"memory    {report.peak_memory_bytes / 1e6:.0f} MB measured, limit 1000 M
 verified = verify_export(out_dir)
 print(f"verify    {'sound' if verified.ok else verified.problems}")
 
-# The files are bare integers: numpy needs nothing but the dtype.
+# The files are plain integers: numpy needs only the dtype.
 manifest = read_manifest(out_dir)
 src = np.fromfile(out_dir / manifest.path("src"), report.index_dtype)
 dst = np.fromfile(out_dir / manifest.path("dst"), report.index_dtype)

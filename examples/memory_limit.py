@@ -1,4 +1,4 @@
-"""See a memory limit that is too small refused, before anything is written, and what then helps.
+"""See how a memory limit that is too small is refused before anything is written, and what helps.
 
 Run it in an empty folder::
 
@@ -21,8 +21,8 @@ except MemoryLimitError as error:
     print(f"refused   {error}\n")
     smallest = re.search(r"(\d+MB) \(--memory-limit\)", str(error))[1]
 
-# The limit that the message names will do, for one thread. More memory feeds more threads first,
-# then larger blocks. Here "reserved" includes what making the store has loaded; a fresh process,
+# The limit that the message names is enough for one thread. More memory first allows more threads,
+# then larger blocks. Here "reserved" includes what was loaded to make the store; a new process,
 # such as the command line, holds less.
 print("limit    reserved  threads  blocks")
 for limit in (smallest, "1GB", "4GB"):

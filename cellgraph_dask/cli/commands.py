@@ -68,7 +68,7 @@ def _set_verbose(context: click.Context, _: click.Parameter, verbose: bool) -> N
 
 _verbose_option = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
-    help="Say more, and show where errors come from.",
+    help="Print more, and show where errors come from.",
 )  # fmt: skip
 
 
@@ -79,16 +79,16 @@ _key_option = click.option(
 _source_options = _options(
     _key_option,
     click.option("--neighbors-key", metavar="NAME",
-                 help="Instead of --key: one of scanpy's neighbour graphs, by its name in uns."),
+                 help="Instead of --key: one of scanpy's neighbor graphs, by its name in uns."),
     click.option("--storage-options", type=_Json(), metavar="JSON",
-                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and the like."),
+                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and so on."),
 )  # fmt: skip
 _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
-                 help="Most resident memory of this process, such as 512MB; 384MB or more.  "
-                      "[default: half of the machine's or cgroup's]"),
+                 help="Upper bound on the resident memory of this process, such as 512MB; 384MB "
+                      "or more.  [default: half of the machine's or cgroup's]"),
     click.option("--threads", type=click.IntRange(1), metavar="N",
-                 help="Most threads.  [default: one for each core]"),
+                 help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
     _source_options,
@@ -96,18 +96,18 @@ _run_options = _options(
                  help="Write gzip files of this level.  [default: plain files]"),
     _size_options,
     click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
-                 help="Where temporary files go.  [default: beside the output]"),
+                 help="Folder for temporary files.  [default: beside the output]"),
 )  # fmt: skip
 _cluster_options = _options(
     click.option("--scheduler-address", metavar="ADDRESS",
-                 help="Work on the Dask cluster of this scheduler, such as tcp://host:8786; the "
+                 help="Run on the Dask cluster of this scheduler, such as tcp://host:8786; the "
                       "memory limit is then that of each worker."),
     click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
-                 help="The same, by the file that the scheduler wrote."),
+                 help="The same, through the file that the scheduler has written."),
 )  # fmt: skip
 _output_options = _options(
     click.option("--output-storage-options", type=_Json(), metavar="JSON",
-                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and the like."),
+                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and so on."),
 )  # fmt: skip
 _json_option = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
@@ -124,7 +124,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
-    """Export the neighbour graph of a zarr-backed AnnData for the Cellucid viewer, out of core."""
+    """Export the neighbor graph of an AnnData store for the Cellucid viewer, out of core."""
 
 
 def _check_keys(options: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ def _client(address: str | None, file: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _errors(context: click.Context) -> Iterator[None]:
-    """Print our own errors as one message and exit with 1; with -v, let them through."""
+    """Print our own errors as one message and exit with 1; with -v, show the traceback."""
     try:
         yield
     except CellgraphError as error:
@@ -170,7 +170,7 @@ def _errors(context: click.Context) -> Iterator[None]:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came: the queue of a cluster has ended our time."""
+    """SIGTERM: the time of a batch job is over, say."""
 
 
 def _terminate(*_: object) -> None:
@@ -179,7 +179,7 @@ def _terminate(*_: object) -> None:
 
 @contextmanager
 def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end an export in order, and say how to go on."""
+    """Let Ctrl-C and SIGTERM end an export in order, and print how to resume it."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -188,7 +188,8 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
 
         if is_interrupted(out_dir, scratch_dir):
             command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
-            message = "What is finished is kept. Go on with:\n" + shlex.join([*command, "--resume"])
+            resuming = shlex.join([*command, "--resume"])
+            message = f"What is finished is kept. Resume with:\n{resuming}"
         else:
             message = "Nothing is left behind."
         click.echo(f"Interrupted. {message}", err=True)
@@ -216,7 +217,7 @@ def plan(
     scheduler_file: str | None,
     **options: Any,
 ) -> None:
-    """Say what exporting SOURCE would do and need; write nothing."""
+    """Show what an export of SOURCE would do and need; write nothing."""
     _check_keys(options)
     with _errors(context):
         with _imports():
@@ -232,9 +233,9 @@ def plan(
 @click.argument("source")
 @click.argument("out_dir")
 @_run_options
-@click.option("--keep-scratch", is_flag=True, help="Leave temporary files, done or failed.")
-@click.option("--force", is_flag=True, help="Replace an export that is there.")
-@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@click.option("--keep-scratch", is_flag=True, help="Do not delete temporary files.")
+@click.option("--force", is_flag=True, help="Replace an existing export.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 @_output_options
 @_cluster_options
 @_json_option
@@ -250,9 +251,10 @@ def export(
     scheduler_file: str | None,
     **options: Any,
 ) -> None:
-    """Export the graph of SOURCE, a zarr AnnData store or .h5ad file, to OUT_DIR.
+    """Export the graph of SOURCE, an AnnData store, to OUT_DIR.
 
-    SOURCE may be a folder, a .zarr.zip, an .h5ad, or a URL; OUT_DIR a folder or a URL.
+    SOURCE is a zarr store (a folder, a zip archive or a URL) or an .h5ad or .h5mu file; OUT_DIR is
+    a folder or a URL.
     """
     _check_keys(options)
     with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
@@ -278,8 +280,8 @@ def export(
 @click.argument("out_dir")
 @click.option(
     "--source",
-    metavar="STORE",
-    help="Prove that the edges are exactly those of this store's matrix.",
+    metavar="SOURCE",
+    help="Prove that the edges are exactly those of this matrix.",
 )
 @_key_option
 @_size_options
@@ -287,7 +289,7 @@ def export(
     "--scratch-dir",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Where temporary files go, if --source needs any.  [default: in OUT_DIR]",
+    help="Folder for temporary files, if --source needs any.  [default: in OUT_DIR]",
 )
 @click.option(
     "--components/--no-components",
@@ -325,7 +327,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 @_progress_option
 @click.pass_context
 def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
-    """Say what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
+    """Show what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
     with _errors(context):
         with _imports():
             from ..inspection import inspect_path
@@ -343,7 +345,10 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
 
 @cli.command(context_settings=_HELP)
 @click.argument("directory", required=False, metavar="[DIR]")
-@click.option("--cells", type=click.IntRange(2), default=100_000, show_default=True)
+@click.option(
+    "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,
+    help="Number of cells.",
+)  # fmt: skip
 @_json_option
 @click.pass_context
 def demo(context: click.Context, /, directory: str | None, cells: int, as_json: bool) -> None:

@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from ..plan.plan import ExportPlan
 
 _PROOFS = {
-    "sums": "exactly those of {}, by sums of hashes over both",
-    "comparison": "exactly those of {}, each compared",
-    "signed": "exactly those of {}, each compared, weights added up",
+    "sums": "exactly those of {}, by sums of hashes",
+    "comparison": "exactly those of {}, each one compared",
+    "signed": "exactly those of {}, each one compared, with weights added up",
 }
 
 
 _METHODS = {
-    "symmetric": "one pass, as the matrix looks symmetric",
-    "general": "split and merge",
-    "signed": "split and merge with weights, as some are negative",
+    "symmetric": "symmetric: one pass, as the matrix looks symmetric",
+    "general": "general: split and merge",
+    "signed": "signed: split and merge with weights, as some are negative",
 }
 
 
 def rows(pairs: Iterable[tuple[str, str]]) -> str:
-    """Return names and values in two columns."""
+    """Lay out names and values in two columns."""
     return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
 
 
@@ -52,7 +52,7 @@ def describe_plan(plan: ExportPlan) -> str:
 
 
 def describe_graph(report: Any) -> list[tuple[str, str]]:
-    """Return what a `VerifyReport` tells of the graph, as names and values."""
+    """Describe the graph of a `VerifyReport`, as names and values."""
     if report.degree_quantiles is None:
         return []
     least, _, low, middle, high, _, most = report.degree_quantiles
@@ -67,7 +67,7 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
     elif report.n_components > 1:
         facts.append(
             ("components", f"{report.n_components:,}, the largest of {report.largest_component:,} "
-                           "cells; with a disconnected graph some features of the viewer may "
+                           "cells; in a disconnected graph some features of the viewer may "
                            "behave unexpectedly")
         )  # fmt: skip
     else:
@@ -86,7 +86,7 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
 
 
 def describe_verification(out_dir: str, report: Any) -> str:
-    """Return a `VerifyReport` that found nothing wrong."""
+    """Describe a `VerifyReport` that found nothing wrong."""
     facts = []
     if report.proof is not None:
         matrix = f"{report.key} of {report.source}"
@@ -103,21 +103,23 @@ def describe_verification(out_dir: str, report: Any) -> str:
 
 
 def describe_inspection(report: Any) -> str:
-    """Return an `InspectReport`."""
+    """Describe an `InspectReport`."""
     if report.kind == "export":
         export = report.export
         head = f"{report.path} is an export" + ("." if export.ok else ", and it is damaged.")
         lines = [head, *filter(None, [rows(describe_graph(export))])]
         if report.run:
             started = report.run.get("started", "at an unknown time")
-            lines.append(f"A run to replace it, started {started}, was interrupted or is going on.")
+            lines.append(
+                f"A run to replace it, started {started}, was interrupted or is still running."
+            )
         return "\n".join(lines)
     if report.kind == "scratch":
         run = report.run or {}
         facts = [(str(name).replace("_", " "), str(value)) for name, value in run.items()]
         facts.append(("files", f"{report.n_files:,}, {format_bytes(report.n_bytes)} together"))
         head = f"{report.path} is the scratch folder of a run" + (
-            ":" if run else " that left no note of what it was doing."
+            ":" if run else " that left no record."
         )
         return f"{head}\n{rows(facts)}"
     lines = [f"{report.path} is a zarr store, format {report.zarr_format}."]

@@ -104,7 +104,7 @@ def test_a_scratch_folder_without_a_note(scratch, note):
         report = inspect_path(path)
         assert (report.kind, report.path, report.run) == ("scratch", str(scratch), None)
         assert report.n_bytes == 5 + len(note or b"")
-    assert "left no note of what it was doing" in run("inspect", scratch).stdout
+    assert "left no record" in run("inspect", scratch).stdout
 
 
 def test_a_scratch_folder_of_a_run(scratch):

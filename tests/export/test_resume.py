@@ -253,7 +253,7 @@ def test_a_process_that_is_ended_can_be_gone_on_with(tmp_path, large, kind, endi
     again = command(large[kind], out_dir, *options, "--resume")
     if ending != "SIGKILL":
         assert process.returncode == 128 + getattr(signal, ending)
-        assert "What is finished is kept. Go on with:" in errors
+        assert "What is finished is kept. Resume with:" in errors
         printed = shlex.split(errors.strip().splitlines()[-1])
         assert printed[0] == "cellgraph-dask"
         again = [sys.executable, "-m", "cellgraph_dask", *printed[1:]]

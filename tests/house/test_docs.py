@@ -21,12 +21,13 @@ import cellgraph_dask
 from cellgraph_dask import errors
 from cellgraph_dask.cli.commands import cli
 from cellgraph_dask.edge_pairs.format import Manifest
+from tests.house.test_layers import FLOOR, MODULES, room_of, siblings
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cellgraph_dask"
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.*"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.*"))
 ARGUMENTS = {"slurm_job.py": ["--dry-run", "cells.zarr", "export"]}  # runs without SLURM
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -137,7 +138,7 @@ def test_relative_links_resolve(page: Path) -> None:
 
 def test_the_readme_links_every_page_and_example() -> None:
     links = set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()))
-    for path in [*DOCS.glob("*.md"), *EXAMPLES]:
+    for path in [*DOCS.rglob("*.md"), *EXAMPLES]:
         assert path.relative_to(ROOT).as_posix() in links
 
 
@@ -160,7 +161,8 @@ def _options(command: click.Command) -> set[str]:
 
 
 def test_command_line_page_names_exactly_the_commands_and_options() -> None:
-    first, *sections = re.split(r"^## ", (DOCS / "command-line.md").read_text(), flags=re.MULTILINE)
+    text = (DOCS / "reference/command-line.md").read_text()
+    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     assert _documented_options(first) == _options(cli) | {"-h", "--help"}
     documented = {}
     for section in sections:
@@ -204,7 +206,7 @@ def _text(node: ast.expr) -> str | None:
 @cache
 def _source_texts() -> tuple[str, ...]:
     """Return every string in the package's source."""
-    trees = [ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.expr)]
     return tuple(text for text in map(_text, nodes) if text)
 
@@ -223,7 +225,7 @@ def _raised_texts() -> tuple[str, ...]:
     names = _user_errors()
     raises = [
         node.exc
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
     ]
@@ -240,7 +242,7 @@ def _pattern(heading: str) -> re.Pattern[str]:
     return re.compile(".+?".join(re.escape(part) for part in heading.split(_GAP)))
 
 
-HEADINGS = re.findall(r"^## (.+)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+HEADINGS = re.findall(r"^## (.+)$", (DOCS / "guide/troubleshooting.md").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
@@ -251,14 +253,14 @@ def test_troubleshooting_headings_are_messages_of_the_package(heading: str) -> N
 def test_every_raised_message_has_a_heading() -> None:
     patterns = [_pattern(heading) for heading in HEADINGS]
     missing = [t for t in _raised_texts() if not any(p.match(t) for p in patterns)]
-    assert not missing, "add a heading to docs/troubleshooting.md"
+    assert not missing, "add a heading to docs/guide/troubleshooting.md"
 
 
 # Names
 
 
 def test_api_page_names_the_public_functions_fields_and_errors() -> None:
-    text = (DOCS / "api.md").read_text()
+    text = (DOCS / "reference/api.md").read_text()
     names = set(cellgraph_dask.__all__) - {"__version__"}
     for public in list(names):
         value = getattr(cellgraph_dask, public)
@@ -268,26 +270,37 @@ def test_api_page_names_the_public_functions_fields_and_errors() -> None:
     assert {name for name in names if not re.search(rf"\b{name}\b", text)} == set()
 
 
-def test_design_page_lists_the_modules_in_import_order() -> None:
-    text = (DOCS / "how-it-works.md").read_text()
-    table = text[text.index("## Modules") :]
-    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    modules = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("__")}
-    assert set(listed) == modules
+def _first_column(heading: str) -> list[str]:
+    """Return the names in the first column of a table in the page on the house."""
+    text = (DOCS / "design/house.md").read_text()
+    section = re.split(r"^## ", text[text.index(f"## {heading}\n") + 3 :], flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `([\w/]+)` \|", section, re.MULTILINE)
+
+
+def test_house_page_lists_the_rooms_from_the_ground_up() -> None:
+    listed = [name.rstrip("/") for name in _first_column("Rooms")]
+    assert set(listed) == {room_of(module) for module in MODULES if "/" in module}
+    assert [FLOOR[room] for room in listed] == sorted(FLOOR[room] for room in listed)
+
+
+def test_house_page_lists_the_modules_in_import_order() -> None:
+    listed = _first_column("Modules")
+    assert sorted(set(listed) ^ {module for module in MODULES if "/" in module}) == []
     for name in listed:
-        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
-        imported = {
-            node.module or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.level == 1
-            for alias in node.names
-        } & modules
         later = listed[listed.index(name) :]
-        assert not imported & set(later), name
+        assert not {other for other, _ in siblings(name)} & set(later), name
+
+
+def test_house_page_walks_through_modules_that_exist_each_once() -> None:
+    text = (DOCS / "design/house.md").read_text()
+    walk = text[text.index("## The path of a graph") : text.index("## Where would I change")]
+    passed = re.findall(r"`(\w+/\w+)`", walk)
+    assert sorted(set(passed) - set(MODULES)) == []
+    assert len(set(passed)) == len(passed)
 
 
 def test_format_page_lists_the_keys_of_the_manifest() -> None:
-    text = (DOCS / "file-format.md").read_text()
+    text = (DOCS / "reference/file-format.md").read_text()
     section = text[text.index("## Manifest") : text.index("## gzip")]
     listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert listed == list(json.loads(Manifest(3, 2, 2, None).to_json()))

@@ -21,7 +21,7 @@ from tests.helpers.slurm import PATH, NotStartedError, Slurm, own_slurm, wait_un
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "examples" / "slurm_job.py"
+SCRIPT = ROOT / "examples" / "cluster" / "slurm_job.py"
 BIN = Path(sys.executable).parent
 NOT_ACTIVATED = os.pathsep.join(p for p in PATH.split(os.pathsep) if Path(p) != BIN)
 ACTIVATED = os.pathsep.join([str(BIN), NOT_ACTIVATED])

@@ -241,7 +241,7 @@ def interrupt(cluster: HandStarted, export: subprocess.Popen[bytes], victim: str
         return False
     if victim == "client by Ctrl-C":
         assert export.returncode == 128 + signal.SIGINT
-        assert errors.startswith(b"Interrupted. What is finished is kept. Go on with:"), errors
+        assert errors.startswith(b"Interrupted. What is finished is kept. Resume with:"), errors
     elif victim == "scheduler":
         assert export.returncode == 1
         assert b"Error: the connection to the Dask scheduler was lost" in errors

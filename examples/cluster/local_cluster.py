@@ -1,7 +1,7 @@
-"""Export on a Dask cluster of two processes on this machine, and see that the bytes stay the same.
+"""Export on a Dask cluster of two processes on this machine, and see that the bytes are the same.
 
-A cluster on one machine shows how things go; for the work itself threads do the same with less.
-In a notebook leave out the last two lines and everything else is as here.
+This shows how it is done; for real work on one machine, threads do the same with less memory.
+In a notebook leave out the last two lines, and call ``main()``.
 
 Run it in an empty folder::
 
@@ -22,7 +22,7 @@ def main() -> None:
     """Export twice: on the cluster, then on threads."""
     make_demo_store(store, n_cells=20_000)
 
-    # The memory limit is that of each process. An active client is found without being named.
+    # The memory limit is per process. The active client is used without being named.
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=1, memory_limit="1GB", dashboard_address=":0"
@@ -34,7 +34,7 @@ def main() -> None:
         print(f"memory    limit {plan.memory_limit_bytes / 1e6:.0f} MB for each of them")
         report = export_connectivities(store, "on-cluster")
         print(f"cluster   {report.n_edges:,} edges in {report.seconds:.1f} s")
-        print(f"memory    {report.peak_memory_bytes / 1e6:.0f} MB, of the worker that held most")
+        print(f"memory    {report.peak_memory_bytes / 1e6:.0f} MB, in the worker with the most")
 
     report = export_connectivities(store, "on-threads")
     print(f"threads   {report.n_edges:,} edges in {report.seconds:.1f} s")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Start a scheduler and two workers by hand, export on them, and stop them, whatever happens.
+# Start a scheduler and two workers by hand, export on them, and stop them, even after an error.
 #
-# The workers could as well be on other machines that see this folder under the same path.
+# The workers can also be on other machines that see this folder under the same path.
 #
 # Run it in an empty folder, in the environment of cellgraph-dask:
 #
@@ -10,7 +10,7 @@ set -euo pipefail
 
 pids=()
 stop() {
-    # Asked to end (SIGTERM), a worker ends its process too.
+    # On SIGTERM a worker ends its own child process too.
     for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
     for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
 }
@@ -30,7 +30,7 @@ for n in 1 2; do
     pids+=($!)
 done
 
-# An export takes the workers that are there; wait for both.
+# An export uses the workers that are there when it starts; wait for both.
 python - <<'end'
 from pathlib import Path
 from time import monotonic, sleep
