@@ -25,8 +25,8 @@ from cellgraph_dask.edge_pairs.format import Manifest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cellgraph_dask"
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md"))]
-EXAMPLES = sorted((ROOT / "examples").glob("*.*"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").rglob("*.*"))
 ARGUMENTS = {"slurm_job.py": ["--dry-run", "cells.zarr", "export"]}  # runs without SLURM
 
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
@@ -98,11 +98,22 @@ def test_the_readme_example_has_five_lines() -> None:
     assert len([line for line in code.splitlines() if line]) <= 5
 
 
-def test_ci_runs_the_two_commands_of_the_readme() -> None:
-    """It takes them from the README: let it, and see that they are the right ones."""
+def _set_up() -> list[str]:
+    """Return the commands with which the README begins."""
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## Set up and run") :]
-    commands = _FENCE.search(section)[3].splitlines()
+    return _FENCE.search(section)[3].splitlines()
+
+
+def test_the_readme_first_installs_the_package_alone_and_then_tests_it() -> None:
+    demo, tests = (re.split(r" && ", command) for command in _set_up())
+    assert demo[-2:] == ["pip install .", "cellgraph-dask demo"]
+    assert tests[-2:] == ["pip install '.[test]'", "pytest -n auto"]
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    """It takes them from the README: let it, and see that they are the right ones."""
+    commands = _set_up()
     assert len(commands) == 2
     script = (ROOT / ".ci/run").read_text()
     taking = re.search(r"^mapfile -t commands.*?^\)$", script, re.MULTILINE | re.DOTALL)[0]
@@ -137,7 +148,7 @@ def test_relative_links_resolve(page: Path) -> None:
 
 def test_the_readme_links_every_page_and_example() -> None:
     links = set(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()))
-    for path in [*DOCS.glob("*.md"), *EXAMPLES]:
+    for path in [*DOCS.rglob("*.md"), *EXAMPLES]:
         assert path.relative_to(ROOT).as_posix() in links
 
 
@@ -204,7 +215,7 @@ def _text(node: ast.expr) -> str | None:
 @cache
 def _source_texts() -> tuple[str, ...]:
     """Return every string in the package's source."""
-    trees = [ast.parse(path.read_text()) for path in PACKAGE.glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.expr)]
     return tuple(text for text in map(_text, nodes) if text)
 
@@ -223,7 +234,7 @@ def _raised_texts() -> tuple[str, ...]:
     names = _user_errors()
     raises = [
         node.exc
-        for path in PACKAGE.glob("*.py")
+        for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
     ]
