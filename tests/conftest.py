@@ -1,7 +1,13 @@
-"""After every test: no temporary file of ours, and no file left open."""
+"""After every test: no temporary file of ours, and no file left open.
+
+The suite may run in several processes (``pytest -n auto``). Tests of one `xdist_group` share what
+is slow to start, and run in one of them.
+"""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +19,31 @@ from tests.helpers.s3 import S3, Proxy, start_s3
 
 settings.register_profile("here", deadline=None)  # tests run on machines that stall
 settings.load_profile("here")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let ``-n`` alone keep the tests of a group together."""
+    if getattr(config.option, "dist", "no") == "load":  # what pytest-xdist makes of -n
+        config.option.dist = "loadgroup"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_files() -> Iterator[None]:
+    """Give this process a folder for temporary files; nothing of ours may be in it at the end.
+
+    Uploads find their temporary folder by URL and user, so two processes would meet there.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # some tests are another user
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+        left = [path.name for path in Path(folder).glob("*cellgraph-dask*")]
+        tempfile.tempdir = None
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+    assert left == []
 
 
 @pytest.fixture

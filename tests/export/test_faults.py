@@ -36,9 +36,12 @@ CHANGES = (
 )  # fmt: skip
 REMOVES = {"unlink", "unlinkat", "rmdir"}
 
-pytestmark = pytest.mark.skipif(
-    not supported() and "CI" not in os.environ, reason="the kernel does not let us watch calls"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not supported() and "CI" not in os.environ, reason="the kernel does not let us watch calls"
+    ),
+]
 
 
 class Case(NamedTuple):
@@ -54,14 +57,13 @@ class Case(NamedTuple):
         return [] if self.compression is None else ["--compression", self.compression]
 
 
-CASES = [
-    Case("directed", None, None),
-    Case("directed", 6, 6, scratch=True),
-    Case("symmetric", None, 6),
-    Case("symmetric", 6, 6),
-    Case("directed", None, "nothing"),
-]
-NAMES = ["directed", "directed gzip, scratch", "symmetric for gzip", "symmetric gzip", "first"]
+CASES = {
+    "directed": Case("directed", None, None),
+    "directed gzip, scratch": Case("directed", 6, 6, scratch=True),
+    "symmetric for gzip": Case("symmetric", None, 6),
+    "symmetric gzip": Case("symmetric", 6, 6),
+    "first": Case("directed", None, "nothing"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +142,13 @@ class World:
         return [n for n in names if "cellgraph-dask" in n or n.startswith("scratch")]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=NAMES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(case, id=name, marks=pytest.mark.xdist_group(f"faults, {name}"))
+        for name, case in CASES.items()
+    ],
+)
 def world(request, tmp_path_factory, server) -> tuple[World, list[Call]]:
     """Return a world and the calls of an undisturbed export in it."""
     here = World(tmp_path_factory.mktemp("world"), request.param)

@@ -99,11 +99,22 @@ def test_the_readme_example_has_five_lines() -> None:
     assert len([line for line in code.splitlines() if line]) <= 5
 
 
-def test_ci_runs_the_two_commands_of_the_readme() -> None:
-    """It takes them from the README: let it, and see that they are the right ones."""
+def _set_up() -> list[str]:
+    """Return the commands with which the README begins."""
     text = (ROOT / "README.md").read_text()
     section = text[text.index("## Set up and run") :]
-    commands = _FENCE.search(section)[3].splitlines()
+    return _FENCE.search(section)[3].splitlines()
+
+
+def test_the_readme_first_installs_the_package_alone_and_then_tests_it() -> None:
+    demo, tests = (re.split(r" && ", command) for command in _set_up())
+    assert demo[-2:] == ["pip install .", "cellgraph-dask demo"]
+    assert tests[-2:] == ["pip install '.[test]'", "pytest -n auto"]
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    """It takes them from the README: let it, and see that they are the right ones."""
+    commands = _set_up()
     assert len(commands) == 2
     script = (ROOT / ".ci/run").read_text()
     taking = re.search(r"^mapfile -t commands.*?^\)$", script, re.MULTILINE | re.DOTALL)[0]

@@ -18,7 +18,7 @@ from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
 from tests.helpers.slurm import PATH, NotStartedError, Slurm, own_slurm, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm")]
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "cluster" / "slurm_job.py"
@@ -102,6 +102,7 @@ def submit(slurm: Slurm, folder: Path, *arguments: str, activated: bool = True) 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "compression", "activated"), [("symmetric", None, True), ("directed", 6, False)]
 )
@@ -131,6 +132,7 @@ def test_a_job_that_submits_its_workers_writes_the_same_bytes(
     assert report["symmetric"] == (kind == "symmetric")
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_job_that_started_them_is_cancelled(tmp_path, slurm):
     before = set(slurm.jobs())
     # Two workers have room; while the third is queued the job waits for it, with a scheduler.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -21,7 +21,7 @@ from cellgraph_dask.errors import ClusterError, MemoryLimitError
 from tests.benchmarks.make_store import make_store
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
 
 
 class HandStarted:
@@ -29,7 +29,7 @@ class HandStarted:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "scheduler.json"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.log = (folder / "cluster.log").open("ab")
         self.scheduler = self._start(
             "scheduler", "--scheduler-file", str(self.file), "--port", "0", "--no-dashboard",
@@ -39,27 +39,31 @@ class HandStarted:
 
     def _start(self, *words: str, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         command = [*before, sys.executable, "-m", "dask", *words]
-        process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        self.processes.append(process)
-        return process
+        return subprocess.Popen(command, stdout=self.log, stderr=self.log)
 
     def add_worker(
         self, *options: str, memory: str = "600MB", before: tuple[str, ...] = ()
     ) -> subprocess.Popen[bytes]:
         """Start a worker with one thread, under a nanny unless told otherwise."""
-        return self._start(
+        worker = self._start(
             "worker", "--scheduler-file", str(self.file), "--nthreads", "1", "--no-dashboard",
             "--memory-limit", memory, *options, before=before,
         )  # fmt: skip
+        self.workers.append(worker)
+        return worker
 
-    def wait_for(self, n_workers: int) -> None:
+    def complete(self, n_workers: int = 2) -> None:
+        """Replace workers that have died, and wait until the scheduler knows of exactly so many."""
         from distributed import Client
 
+        self.workers = [worker for worker in self.workers if worker.poll() is None]
+        for _ in range(n_workers - len(self.workers)):
+            self.add_worker()
         with Client(scheduler_file=str(self.file)) as client:
-            client.wait_for_workers(n_workers, timeout=60)
+            wait_until(lambda: len(client.scheduler_info(n_workers=-1)["workers"]) == n_workers)
 
     def close(self) -> None:
-        for process in reversed(self.processes):
+        for process in (*self.workers, self.scheduler):
             kill_tree(process.pid)
             process.wait()
         self.log.close()
@@ -87,11 +91,24 @@ def hand_started(folder: Path, n_workers: int, *options: str, **kwargs) -> Itera
     try:
         for _ in range(n_workers):
             cluster.add_worker(*options, **kwargs)
-        if n_workers:
-            cluster.wait_for(n_workers)
+        cluster.complete(n_workers)
         yield cluster
     finally:
         cluster.close()
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory) -> Iterator[HandStarted]:
+    """Give a cluster that several tests use, with all that earlier ones have left in it."""
+    with hand_started(tmp_path_factory.mktemp("cluster"), 2) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(lasting) -> HandStarted:
+    """Return that cluster with two workers alive."""
+    lasting.complete()
+    return lasting
 
 
 def export_command(store: Path, out_dir: Path, cluster: HandStarted, *options: str) -> list[str]:
@@ -133,35 +150,40 @@ def expected(stores, tmp_path_factory) -> dict[tuple[str, int | None], dict[str,
     return result
 
 
+@pytest.fixture(scope="module")
+def local_cluster() -> Iterator[object]:
+    """Give a cluster of two processes with two threads each, started from Python."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2, threads_per_worker=2, memory_limit="900MB", dashboard_address=":0"
+    ) as running:
+        yield running
+
+
 @pytest.mark.parametrize("kind", ["directed", "symmetric"])
 @pytest.mark.parametrize("compression", [None, 9])
 def test_a_local_cluster_of_processes_gives_the_same_bytes(
-    tmp_path, stores, expected, kind, compression
+    tmp_path, stores, expected, local_cluster, kind, compression
 ):
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
-    with (
-        LocalCluster(
-            n_workers=2, threads_per_worker=2, memory_limit="900MB", dashboard_address=":0"
-        ) as cluster,
-        Client(cluster),
-    ):
+    with Client(local_cluster):
         report = export_connectivities(stores[kind], tmp_path / "out", compression=compression)
     assert contents(tmp_path / "out") == expected[kind, compression]
     assert report.symmetric == (kind == "symmetric")
     assert report.peak_memory_bytes <= report.projected_memory_bytes <= 900e6
 
 
-def test_the_command_line_on_a_cluster_started_by_hand(tmp_path, stores, expected):
-    with hand_started(tmp_path, 2) as cluster:
-        for (kind, compression), files in expected.items():
-            options = [] if compression is None else ["--compression", str(compression)]
-            out_dir = tmp_path / f"{kind}-{compression}"
-            command = export_command(stores[kind], out_dir, cluster, *options)
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-            assert contents(out_dir) == files
-            assert json.loads(done.stdout)["peak_memory_bytes"] <= 600e6
+def test_the_command_line_on_a_cluster_started_by_hand(tmp_path, stores, expected, cluster):
+    for (kind, compression), files in expected.items():
+        options = [] if compression is None else ["--compression", str(compression)]
+        out_dir = tmp_path / f"{kind}-{compression}"
+        command = export_command(stores[kind], out_dir, cluster, *options)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert contents(out_dir) == files
+        assert json.loads(done.stdout)["peak_memory_bytes"] <= 600e6
 
 
 def any_finished_in(out_dir: Path) -> bool:
@@ -197,31 +219,30 @@ def caught_in(stage: str, command: list[str], out_dir: Path) -> Iterator[subproc
 ATTEMPTS = 5  # the export may be done before it is interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("victim", ["worker", "worker and nanny"])
-def test_a_killed_worker_costs_only_its_tasks(tmp_path, stores, expected, stage, victim):
+def test_a_killed_worker_costs_only_its_tasks(tmp_path, stores, expected, cluster, stage, victim):
     for attempt in range(ATTEMPTS):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        out_dir = folder / "out"
-        with hand_started(folder, 2) as cluster:
-            command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
-            with caught_in(stage, command, out_dir) as export:
-                nanny = psutil.Process(cluster.processes[1].pid)
-                workers = [
-                    child
-                    for child in nanny.children(recursive=True)
-                    if "spawn_main" in " ".join(child.cmdline())
-                ]
-                assert workers
-                if victim == "worker":
-                    for worker in workers:
-                        worker.kill()
-                else:
-                    kill_tree(nanny.pid)
-                in_time = export.poll() is None
-                _, errors = export.communicate(timeout=120)
-                assert export.returncode == 0, errors.decode()
+        out_dir = tmp_path / str(attempt)
+        cluster.complete()
+        command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+        with caught_in(stage, command, out_dir) as export:
+            nanny = psutil.Process(cluster.workers[0].pid)
+            workers = [
+                child
+                for child in nanny.children(recursive=True)
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            assert workers
+            if victim == "worker":
+                for worker in workers:
+                    worker.kill()
+            else:
+                kill_tree(nanny.pid)
+            in_time = export.poll() is None
+            _, errors = export.communicate(timeout=120)
+            assert export.returncode == 0, errors.decode()
         assert contents(out_dir) == expected["directed", 9]
         if in_time:
             return
@@ -250,10 +271,11 @@ def interrupt(cluster: HandStarted, export: subprocess.Popen[bytes], victim: str
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("victim", ["scheduler", "client", "client by Ctrl-C"])
 def test_an_interrupted_export_leaves_the_earlier_one_and_goes_on(
-    tmp_path, stores, expected, victim, stage
+    tmp_path, stores, expected, cluster, victim, stage
 ):
     write_store(tmp_path / "small.zarr", stored(directed_graph(50)))
     for attempt in range(ATTEMPTS):
@@ -261,19 +283,19 @@ def test_an_interrupted_export_leaves_the_earlier_one_and_goes_on(
         out_dir = folder / "out"
         export_connectivities(tmp_path / "small.zarr", out_dir)
         before = contents(out_dir)
-        with hand_started(folder, 2) as cluster:
-            command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+        # A scheduler that is to be killed is its own; workers outlive a client, with its tasks.
+        doomed = hand_started(folder, 2) if victim == "scheduler" else nullcontext(cluster)
+        with doomed as used:
+            command = export_command(stores["directed"], out_dir, used, "--compression", "9")
             with caught_in(stage, command, out_dir) as export:
-                in_time = interrupt(cluster, export, victim)
+                in_time = interrupt(used, export, victim)
         if in_time:
             break
     else:
         pytest.fail("every export ended before it was interrupted")
     assert {name: data for name, data in contents(out_dir).items() if name in before} == before
-    (tmp_path / "again").mkdir()
-    with hand_started(tmp_path / "again", 2) as cluster:
-        command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
-        done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
+    command = export_command(stores["directed"], out_dir, cluster, "--compression", "9")
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["kept_tasks"] > 0
     assert contents(out_dir) == expected["directed", 9]
 
@@ -283,8 +305,7 @@ def test_a_cluster_without_workers_is_refused(tmp_path):
 
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
     with (
-        hand_started(tmp_path, 0) as cluster,
-        Client(scheduler_file=str(cluster.file)) as client,
+        Client(n_workers=0, processes=False, dashboard_address=":0") as client,
         pytest.raises(ClusterError, match="no workers"),
     ):
         export_connectivities(tmp_path / "s.zarr", tmp_path / "out", client=client)
@@ -296,8 +317,8 @@ def test_workers_with_too_little_memory_are_named(tmp_path):
 
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
     with (
-        hand_started(tmp_path, 1, memory="220MB") as cluster,
-        Client(scheduler_file=str(cluster.file)) as client,
+        hand_started(tmp_path, 1, memory="220MB") as small,
+        Client(scheduler_file=str(small.file)) as client,
     ):
         for limit, message in ((None, "smallest limit"), ("1GB", "worker tcp://.* may use 220 MB")):
             with pytest.raises(MemoryLimitError, match=message):
@@ -308,7 +329,7 @@ def test_workers_with_too_little_memory_are_named(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
-def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path):
+def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path, cluster):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     own_mount = f'mount -t tmpfs none {scratch} && exec "$@"'
@@ -316,13 +337,16 @@ def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path):
     if subprocess.run([*probe, "true"], check=False, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
-    with hand_started(tmp_path, 1) as cluster:
-        cluster.add_worker(before=tuple(probe))
-        cluster.wait_for(2)
+    blind = cluster.add_worker(before=tuple(probe))
+    try:
+        cluster.complete(3)
         command = export_command(
             tmp_path / "s.zarr", tmp_path / "out", cluster, "--scratch-dir", str(scratch)
         )
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        kill_tree(blind.pid)
+        blind.wait()
     assert done.returncode == 1
     assert "Error: worker tcp://" in done.stderr
     assert str(scratch) in done.stderr
@@ -330,7 +354,7 @@ def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path):
     assert list(scratch.iterdir()) == []
 
 
-def test_another_version_on_a_worker_is_named(tmp_path, monkeypatch):
+def test_another_version_on_a_worker_is_named(tmp_path, cluster, monkeypatch):
     from distributed import Client
 
     from cellgraph_dask.runtime import cluster as module
@@ -338,16 +362,25 @@ def test_another_version_on_a_worker_is_named(tmp_path, monkeypatch):
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
     monkeypatch.setattr(module, "__version__", "9.9.9")
     with (
-        hand_started(tmp_path, 1) as cluster,
         Client(scheduler_file=str(cluster.file)) as client,
         pytest.raises(ClusterError, match=r"worker tcp://\S+ has cellgraph_dask .* but this is 9"),
     ):
         export_connectivities(tmp_path / "s.zarr", tmp_path / "out", client=client)
 
 
+# The command, with a client that gives up sooner.
+IMPATIENT = """
+import distributed
+Client = distributed.Client
+distributed.Client = lambda **options: Client(**options | {"timeout": "1s"})
+from cellgraph_dask.cli.commands import main
+main()
+"""
+
+
 def test_no_scheduler_at_the_address(tmp_path):
     write_store(tmp_path / "s.zarr", stored(symmetric_graph()))
-    command = [sys.executable, "-m", "cellgraph_dask", "plan", str(tmp_path / "s.zarr"),
+    command = [sys.executable, "-c", IMPATIENT, "plan", str(tmp_path / "s.zarr"),
                "--scheduler-address", "tcp://127.0.0.1:1"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
