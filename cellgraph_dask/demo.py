@@ -169,4 +169,4 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     src, dst = (np.concatenate(side) for side in zip(*pairs, strict=True))
     if np.array_equal(src, expected.row) and np.array_equal(dst, expected.col):
         return []
-    return [f"{src.size} edges are not scipy's {expected.nnz}"]
+    return [f"{src.size} edges do not equal scipy's {expected.nnz}"]
