@@ -131,8 +131,7 @@ def _merge_signed(job: Job, first: int, packed: Packed, out_src: Array, out_dst:
         if weight.dtype.kind == "f":
             high, low = np.zeros(weight.size), weight
         else:
-            high = (weight >> 32).astype(np.float64)
-            low = (weight & 0xFFFFFFFF).astype(np.float64)
+            high, low = weight >> 32, weight & 0xFFFFFFFF
         sorted_lists += [keys[order], high, low]
     n: int = loops.merge_signed(*sorted_lists, first_source, dst_bits, out_src, out_dst)
     return n
