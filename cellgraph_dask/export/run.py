@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..delivery.edge_files import EdgeFiles
-from ..delivery.parts import PartDelivery
+from ..delivery.parts import PieceDelivery
 from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ResumeError
@@ -235,14 +235,14 @@ def _run(
     dtype = index_dtype(plan.n_cells)
     with named_disk_errors(Path(scratch.folder).parent):
         journal = Journal(output.work, record.id)
-        delivery: EdgeFiles | PartDelivery | None = None
+        delivery: EdgeFiles | PieceDelivery | None = None
         try:
             if client is not None and prepared.workers is not None:
                 check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
                 executor = ResumableExecutor(
                     Cluster(client, prepared.workers.n_threads, progress), journal
                 )
-                delivery = PartDelivery(
+                delivery = PieceDelivery(
                     edges, scratch, dtype, job.cell_dtype, plan.compression, executor
                 )
             else:

@@ -35,8 +35,8 @@ import numpy as np
 
 _CONVENTION = "1"  # how loops are called and kept; another number makes all cached ones void
 _C_TYPES: dict[type, Any] = {int: ctypes.c_int64, bool: ctypes.c_int8}
-_PRIVATE_NAME_IS_MISSING = (AttributeError, ImportError, KeyError, TypeError)
 _lock = threading.RLock()
+_missing: list[Exception] = []  # what was said when a private name of numba or llvmlite was
 
 Signature = tuple[str, ...]  # "i" for an integer, "<i4 1" for an array and its dimensions
 
@@ -72,11 +72,13 @@ class Loop:
     def _load(self, signature: Signature) -> Callable[..., tuple[Any, ...]]:
         """Return the loop for a signature: from the cache, newly compiled, or numba's own."""
         with _lock:
-            if signature not in self._ready:
+            if signature not in self._ready and not _missing:
                 try:
                     self._ready[signature] = self._native(signature)
-                except _PRIVATE_NAME_IS_MISSING:
-                    self._ready[signature] = self._ordinary()
+                except (AttributeError, ImportError, KeyError, TypeError) as error:
+                    _missing.append(error)
+            if signature not in self._ready:
+                self._ready[signature] = self._ordinary()
             return self._ready[signature]
 
     def _native(self, signature: Signature) -> Callable[..., tuple[Any, ...]]:
