@@ -13,7 +13,7 @@ from .errors import OutputError
 from .export.api import export_connectivities
 from .export.run import ExportReport
 from .machine.memory import format_bytes
-from .verify.examine import verify_export
+from .verify.api import verify_export
 
 N_NEIGHBORS = 15
 _N_CLUSTERS = 12
