@@ -149,8 +149,9 @@ class PieceDelivery:
         target = replace(self._target, positions=positions)
         n_edges, is_plain = positions[-1], target.compression is None
         n_bytes = n_edges * target.dtype.itemsize
-        for side in SIDES:
-            with target.path(side).open("ab") as file:
+        paths = [target.path(side) for side in SIDES]
+        for path in paths:
+            with path.open("ab") as file:
                 file.truncate(n_bytes if is_plain else 0)
         stretches = cut_stretches(n_edges, target.compression)
         stage = Stage(
@@ -166,15 +167,15 @@ class PieceDelivery:
         self.scratch_bytes = len(SIDES) * n_edges * target.cell_dtype.itemsize
         if not is_plain:
             self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
-        for side in range(len(SIDES)):
-            fd = os.open(target.path(SIDES[side]), os.O_WRONLY)
+        for side, path in enumerate(paths):
+            fd = os.open(path, os.O_WRONLY)
             try:
                 if not is_plain:
                     join_parts(fd, _deflated_parts(target, side, written), n_bytes)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        return sum(target.path(side).stat().st_size for side in SIDES)
+        return sum(path.stat().st_size for path in paths)
 
 
 def _deflated_parts(

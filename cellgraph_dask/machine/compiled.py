@@ -318,31 +318,3 @@ def _write_cache(name: str, symbol: str, code: bytes) -> None:
                     os.unlink(aside, dir_fd=inside)
                     raise
                 return
-
-
-def start_compiler() -> None:
-    """Bring numba up, so that what it takes is there to be measured; loops then add little."""
-    from numba import njit
-
-    njit("int64(int64)", nogil=True)(_same)
-
-
-def _same(number: int) -> int:
-    return number
-
-
-def is_complete(use: str, *sources: str) -> bool:
-    """Return whether all loops of a use of this package are known to be in the cache."""
-    return _read_cache(_mark(use, sources)) is not None
-
-
-def note_complete(use: str, *sources: str) -> None:
-    """Note that all loops of a use have been called, so that they are in the cache now."""
-    if not is_complete(use, *sources):
-        _write_cache(_mark(use, sources), "", b"")
-
-
-def _mark(use: str, sources: tuple[str, ...]) -> str:
-    files = [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sources]
-    text = "\n".join([*_environment(), *files, use])
-    return f"complete-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
