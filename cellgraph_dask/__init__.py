@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .inspection import inspect_path as inspect_path
     from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
+    from .verify.api import verify_export as verify_export
     from .verify.checks import VerifyReport as VerifyReport
-    from .verify.examine import verify_export as verify_export
 
 _HOME = {
     "ExportPlan": "plan.plan",
@@ -30,7 +30,7 @@ _HOME = {
     "open_export": "edge_pairs.graph",
     "plan_export": "export.api",
     "read_connectivities": "source.blocks",
-    "verify_export": "verify.examine",
+    "verify_export": "verify.api",
 }
 __all__ = [*_HOME, "__version__"]
 

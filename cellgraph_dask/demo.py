@@ -13,7 +13,7 @@ from .errors import OutputError
 from .export.api import export_connectivities
 from .export.run import ExportReport
 from .machine.memory import format_bytes
-from .verify.examine import verify_export
+from .verify.api import verify_export
 
 N_NEIGHBORS = 15
 _N_CLUSTERS = 12
@@ -155,8 +155,7 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     import zarr
     from scipy.sparse import csr_matrix, triu
 
-    from .edge_pairs.format import read_manifest
-    from .edge_pairs.reader import iter_edges
+    from .edge_pairs.graph import open_export
 
     group = zarr.open_group(store, mode="r")["obsp/connectivities"]
     matrix = csr_matrix(
@@ -165,8 +164,7 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     upper = triu(matrix + matrix.T, k=1, format="csr")
     upper.sort_indices()
     expected = upper.tocoo()
-    pairs = list(iter_edges(out_dir, read_manifest(out_dir)))
-    src, dst = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    if np.array_equal(src, expected.row) and np.array_equal(dst, expected.col):
-        return []
-    return [f"{src.size} edges do not equal scipy's {expected.nnz}"]
+    with open_export(out_dir) as graph:
+        if np.array_equal(graph.src, expected.row) and np.array_equal(graph.dst, expected.col):
+            return []
+        return [f"{graph.n_edges} edges do not equal scipy's {expected.nnz}"]

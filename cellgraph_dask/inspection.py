@@ -14,8 +14,8 @@ from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import Progress, progress_bars
 from .source.embeddings import stored_embeddings
 from .source.layout import is_array
+from .verify.api import allowed
 from .verify.checks import VerifyReport, verify
-from .verify.examine import _limit
 
 if TYPE_CHECKING:
     import zarr
@@ -244,6 +244,6 @@ def inspect_path(
     SourceError
         If it is none of these.
     """
-    limit, n_threads = _limit(memory_limit, threads)
+    limit, n_threads = allowed(memory_limit, threads)
     with progress_bars(progress) as bars:
         return inspect(Path(path), bars, limit=limit, threads=n_threads)

@@ -283,7 +283,7 @@ def export(
     metavar="SOURCE",
     help="Prove that the edges are exactly those of this matrix.",
 )
-@_key_option
+@_source_options
 @_size_options
 @click.option(
     "--scratch-dir",
@@ -302,9 +302,10 @@ def export(
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
+    _check_keys(options)
     with _errors(context):
         with _imports():
-            from ..verify.examine import verify_export
+            from ..verify.api import verify_export
             from .words import describe_verification
 
         report = verify_export(out_dir, **options)

@@ -1,11 +1,11 @@
 """Writing the two edge files from many threads at once.
 
-Pieces of edges are merged in parallel, but the place of one is known only when all before it have
-been counted: `EdgeFiles.place` waits for that. Plain files are then written at their offset,
-in any order. Gzip files are one member each (browsers read no second one), made the way pigz does
-it: raw deflate parts of a fixed number of edges, each ending in a sync flush and the last one
-finished, between one header and one checksum that is combined from theirs. Parts are cut by edge
-number, so their bytes do not depend on who writes them, or when.
+*Pieces* of edges are merged in parallel, but the place of one is known only when all before it have
+been counted: `EdgeFiles.place` waits for that. Plain files are then written at their offset, in any
+order. Gzip files are one member each (browsers read no second one), made as pigz makes it: raw
+deflate *parts* of a fixed number of edges, each ending in a sync flush and the last one finished,
+between one header and one checksum that is combined from theirs. Parts are cut by edge number, so
+their bytes do not depend on who writes them, or when.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Positions:
         self._kept: dict[int, int] = {}
 
     def keep(self, sizes: dict[int, int]) -> None:
-        """Take the sizes of pieces that will not come, because they are written already."""
+        """Set the sizes of pieces that will not come, because they are written already."""
         with self._changed:
             self._kept = dict(sizes)
             self._pass_kept()
@@ -86,16 +86,16 @@ class EdgeFiles:
     Parameters
     ----------
     folder
-        Where they are written, under their final names. What an interrupted run has left there is
-        gone on with.
+        Where they are written, under their final names. What an interrupted export has left there
+        is resumed.
     dtype
         Dtype of the indices.
     compression
         Level of gzip, or None.
     parts
-        Deflate parts of each side that an interrupted run has left.
+        Deflate parts of each side that an interrupted export has left.
     note
-        Told of each deflate part that is written: side, number, part.
+        Called for each deflate part that is written: side, number, part.
     """
 
     kind = "files"
@@ -125,7 +125,7 @@ class EdgeFiles:
                 list(pool.map(lambda file: file.drop_damaged(), self._files.values()))
 
     def keep(self, sizes: dict[int, int]) -> None:
-        """Count on pieces, by number their edges, that are written already."""
+        """Set the number of edges of each piece that is written already."""
         self._positions.keep(sizes)
 
     def read(self, position: int, src: Array, dst: Array) -> None:
@@ -206,7 +206,7 @@ class _PlainFile:
     def write(self, position: int, values: Array) -> None:
         start = position * self._dtype.itemsize
         stop = write_at(self._fd, values.astype(self._dtype, copy=False), start)
-        # Of the stretches that end here; what other threads still write there can wait for fsync.
+        # Of the blocks that end here; what other threads still write there can wait for fsync.
         first, last = start // _WRITEBACK_BYTES, stop // _WRITEBACK_BYTES
         if first < last:
             begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
@@ -255,15 +255,12 @@ class _GzipFile:
     def write(self, position: int, values: Array) -> None:
         values = values.astype(self._dtype, copy=False)
         for part, first, at, n in _cut_at_parts(position, values.size):
-            if part in self._parts:  # an interrupted run has got that far
+            if part in self._parts:  # an interrupted export has got that far
                 continue
-            piece = values[at : at + n]
-            if n < PART_EDGES:
-                full = self._fill(part, first, piece)
-                if full is not None:
-                    self._compress(part, full, last=False)
-            else:
-                self._compress(part, piece, last=False)
+            inside = values[at : at + n]
+            full = inside if n == PART_EDGES else self._fill(part, first, inside)
+            if full is not None:
+                self._compress(part, full, last=False)
 
     def read(self, position: int, out: Array) -> None:
         for part, first, at, n in _cut_at_parts(position, out.size):
@@ -272,7 +269,7 @@ class _GzipFile:
             out[at : at + n] = self._inflate(self._parts[part])[first : first + n]
 
     def drop_damaged(self) -> None:
-        """Forget the parts of an interrupted run that do not inflate to what they were made of."""
+        """Forget the parts of an interrupted export that do not inflate to their input."""
         for number, part in list(self._parts.items()):
             try:
                 self._inflate(part)
@@ -280,7 +277,7 @@ class _GzipFile:
                 del self._parts[number]
 
     def _inflate(self, part: DeflatePart) -> Array:
-        """Return the values of a part that an interrupted run has left."""
+        """Return the values of a part that an interrupted export has left."""
         encoded = np.empty(part.n_bytes, np.uint8)
         read_at(self._spool, encoded, part.offset)
         try:
@@ -292,7 +289,7 @@ class _GzipFile:
         return np.frombuffer(raw, self._dtype)
 
     def _fill(self, part: int, first: int, values: Array) -> Array | None:
-        """Put values into a part that comes in pieces; return it when it is complete."""
+        """Put values into a part that several pieces share; return it when it is complete."""
         with self._lock:
             buffer, filled = self._filling.get(part) or (np.empty(PART_EDGES, self._dtype), 0)
             buffer[first : first + values.size] = values

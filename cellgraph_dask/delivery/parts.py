@@ -1,10 +1,10 @@
-"""Delivery across processes: parts in the scratch folder first, then the edge files from them.
+"""Delivery across processes: files of pieces in the scratch folder first, the edge files from them.
 
 Where a piece of edges goes is known only when all pieces before it are counted, and on a cluster no
-task can wait for another. So each task leaves its edges as a *part* in the scratch folder, and when
-all are counted a stage of its own writes the files: each task a stretch of the output, from
-whatever parts it takes. Plain files are written in place; of gzip files each task leaves deflate
-parts, which are joined to the one member at the end.
+task can wait for another. So each task leaves its *piece* as a file in the scratch folder, and when
+all are counted a stage of its own writes the edge files: each task a *stretch* of them, from
+whatever pieces it takes. Plain files are written in place; of gzip files each task leaves deflate
+*parts*, which are joined to the one member at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +34,13 @@ _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
 
 @dataclass(frozen=True)
-class PartSink:
+class PieceSink:
     """Takes the edges of pieces from tasks anywhere; picklable.
 
     Attributes
     ----------
     scratch : Scratch
-        Where the parts go.
+        Where the files of the pieces go.
     """
 
     scratch: Scratch
@@ -50,20 +50,20 @@ class PartSink:
         return number
 
     def write(self, position: int, src: Array, dst: Array) -> None:
-        """Write the edges of piece `position` as a part."""
-        write_run(self.scratch.run("part", position), [({"src": src, "dst": dst}, np.zeros(0))])
+        """Write the edges of piece `position` to a file of its own."""
+        write_run(self.scratch.run("piece", position), [({"src": src, "dst": dst}, np.zeros(0))])
 
     def read(self, position: int, src: Array, dst: Array) -> None:
-        """Read the part of piece `position` back."""
+        """Read the edges of piece `position` back."""
         columns = {"src": src.dtype, "dst": dst.dtype}
-        path = self.scratch.run("part", position)
-        with RunReader.of_columns(path, columns, src.size) as part:
-            part.read(0, "src", 0, src)
-            part.read(0, "dst", 0, dst)
+        path = self.scratch.run("piece", position)
+        with RunReader.of_columns(path, columns, src.size) as piece:
+            piece.read(0, "src", 0, src)
+            piece.read(0, "dst", 0, dst)
 
 
 class Stretch(NamedTuple):
-    """What one task writes.
+    """Consecutive edges of the output, which one task writes.
 
     Attributes
     ----------
@@ -86,35 +86,39 @@ class _Target:
     """What a task must know to write stretches."""
 
     scratch: Scratch
-    folder: str
-    dtype: str
-    cell_dtype: str
+    folder: Path
+    dtype: np.dtype[Any]
+    cell_dtype: np.dtype[Any]
     compression: int | None
-    positions: tuple[int, ...]  # of each part's first edge, and the end
+    positions: tuple[int, ...] = (0,)  # of each piece's first edge, and the end
 
     def path(self, side: str) -> Path:
         """Return the path of an edge file."""
-        return Path(self.folder, file_name(side, self.compression))
+        return self.folder / file_name(side, self.compression)
+
+    def deflated(self, side: str, stretch: int) -> Path:
+        """Return the path of the file that holds the deflate parts of a stretch."""
+        return self.scratch.run(f"deflated-{side}", stretch)
 
 
-class PartDelivery:
-    """Makes edge files of parts.
+class PieceDelivery:
+    """Makes edge files of the files of pieces.
 
     Parameters
     ----------
     folder
         Where the edge files go; every worker sees it.
     scratch
-        Where the parts are; every worker sees it too.
+        Where the pieces are; every worker sees it too.
     dtype, cell_dtype
-        Dtypes of indices in the files and in the parts.
+        Dtypes of indices in the edge files and in the pieces.
     compression
         Level of gzip, or None.
     executor
         Runs the writing.
     """
 
-    kind = "parts"
+    kind = "pieces"
     scratch_bytes = 0
 
     def __init__(
@@ -126,16 +130,12 @@ class PartDelivery:
         compression: int | None,
         executor: ResumableExecutor,
     ) -> None:
-        self.sink: EdgeSink = PartSink(scratch)
-        self._scratch = scratch
-        self._folder = folder
-        self._dtype = dtype
-        self._cell_dtype = cell_dtype
-        self._compression = compression
+        self.sink: EdgeSink = PieceSink(scratch)
+        self._target = _Target(scratch, folder, dtype, cell_dtype, compression)
         self._executor = executor
 
     def keep(self, sizes: dict[int, int]) -> None:
-        """Do nothing: parts that are there are found by their names."""
+        """Do nothing: pieces that an interrupted export has left are found by their names."""
 
     def stop(self) -> None:
         """Do nothing: no task waits."""
@@ -144,21 +144,16 @@ class PartDelivery:
         """Do nothing: no file is kept open."""
 
     def finish(self, counts: Sequence[int]) -> int:
-        """Write the edge files from the parts; return their bytes."""
-        positions = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
-        target = _Target(
-            self._scratch,
-            str(self._folder),
-            self._dtype.str,
-            self._cell_dtype.str,
-            self._compression,
-            tuple(positions),
-        )
-        paths = [self._folder / file_name(side, self._compression) for side in SIDES]
+        """Write the edge files from the pieces; return their bytes."""
+        positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
+        target = replace(self._target, positions=positions)
+        n_edges, is_plain = positions[-1], target.compression is None
+        n_bytes = n_edges * target.dtype.itemsize
+        paths = [target.path(side) for side in SIDES]
         for path in paths:
             with path.open("ab") as file:
-                file.truncate(0 if self._compression else positions[-1] * self._dtype.itemsize)
-        stretches = cut_stretches(positions[-1], self._compression)
+                file.truncate(n_bytes if is_plain else 0)
+        stretches = cut_stretches(n_edges, target.compression)
         stage = Stage(
             "write",
             partial(write_stretch, target),
@@ -169,36 +164,35 @@ class PartDelivery:
             partial(stretch_holds, target),
         )
         written = self._executor.run(stage)
-        self.scratch_bytes = len(SIDES) * positions[-1] * self._cell_dtype.itemsize
-        if self._compression is not None:
+        self.scratch_bytes = len(SIDES) * n_edges * target.cell_dtype.itemsize
+        if not is_plain:
             self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
         for side, path in enumerate(paths):
             fd = os.open(path, os.O_WRONLY)
             try:
-                if self._compression is not None:
-                    join_parts(
-                        fd, self._deflated(side, written), positions[-1] * self._dtype.itemsize
-                    )
+                if not is_plain:
+                    join_parts(fd, _deflated_parts(target, side, written), n_bytes)
                 os.fsync(fd)
             finally:
                 os.close(fd)
         return sum(path.stat().st_size for path in paths)
 
-    def _deflated(
-        self, side: int, written: Sequence[StretchSummary]
-    ) -> Iterator[tuple[int, DeflatePart]]:
-        """Yield the deflate parts of a file in order, each with the open file that holds it."""
-        for number, stretch in enumerate(written):
-            fd = os.open(self._scratch.run(f"deflated-{SIDES[side]}", number), os.O_RDONLY)
-            try:
-                for part in stretch.parts[side]:
-                    yield fd, DeflatePart(*part)
-            finally:
-                os.close(fd)
+
+def _deflated_parts(
+    target: _Target, side: int, written: Sequence[StretchSummary]
+) -> Iterator[tuple[int, DeflatePart]]:
+    """Yield the deflate parts of a file in order, each with the open file that holds it."""
+    for number, stretch in enumerate(written):
+        fd = os.open(target.deflated(SIDES[side], number), os.O_RDONLY)
+        try:
+            for part in stretch.parts[side]:
+                yield fd, DeflatePart(*part)
+        finally:
+            os.close(fd)
 
 
 def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
-    """Cut all edges into stretches. Of gzip files the last part is there even without edges."""
+    """Cut all edges into stretches; gzip files have a last part, even if it holds no edges."""
     size = gzip_member.PART_EDGES
     n_parts = -(-n_edges // size) if compression is None else n_edges // size + 1
     stretches: list[Stretch] = []
@@ -239,7 +233,6 @@ Side = tuple[list[DeflatePart], Written]
 
 
 def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
-    item = np.dtype(target.dtype).itemsize
     n_bytes = crc = 0
     fd = os.open(target.path(side), os.O_WRONLY)
     try:
@@ -247,7 +240,7 @@ def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
             values = _read_edges(target, side, start, stop)
             n_bytes += values.nbytes
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
-            write_at(fd, values, start * item)
+            write_at(fd, values, start * target.dtype.itemsize)
     finally:
         os.close(fd)
     return [], Written(n_bytes, crc)
@@ -264,17 +257,16 @@ def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
         parts.append(DeflatePart(sum(map(len, encoded)), len(data), crc, values.nbytes))
         encoded.append(data)
     joined = np.frombuffer(b"".join(encoded), np.uint8)
-    path = target.scratch.run(f"deflated-{side}", stretch.number)
+    path = target.deflated(side, stretch.number)
     return parts, write_run(path, [({"data": joined}, np.zeros(0))])
 
 
 def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool:
-    """Tell whether what a written stretch has left is still there."""
+    """Return whether what a written stretch has left is still there."""
     stretch, summary = kept
     for side, written in zip(SIDES, summary.written, strict=True):
         if target.compression is not None:
-            path = target.scratch.run(f"deflated-{side}", stretch.number)
-            if not holds(path, Written(*written)):
+            if not holds(target.deflated(side, stretch.number), Written(*written)):
                 return False
         elif _plain_crc(target, stretch, side) != written[1]:
             return False
@@ -282,12 +274,12 @@ def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool
 
 
 def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
-    dtype, crc = np.dtype(target.dtype), 0
+    crc = 0
     fd = os.open(target.path(side), os.O_RDONLY)
     try:
         for start, stop in _parts(target, stretch):
-            values = buffers.take("written stretch", stop - start, dtype)
-            read_at(fd, values, start * dtype.itemsize)
+            values = buffers.take("written stretch", stop - start, target.dtype)
+            read_at(fd, values, start * target.dtype.itemsize)
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
     finally:
         os.close(fd)
@@ -302,8 +294,8 @@ def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
 
 
 def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
-    """Read the edges ``[start, stop)`` of one side, in their final dtype, from their parts."""
-    dtype = np.dtype(target.cell_dtype)
+    """Read the edges ``[start, stop)`` of one side, in their final dtype, from their pieces."""
+    dtype = target.cell_dtype
     out = buffers.take("stretch", stop - start, dtype)
     number = bisect_right(target.positions, start) - 1
     at = start
@@ -311,10 +303,10 @@ def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
         begin, end = target.positions[number], target.positions[number + 1]
         if end > at:
             n = min(end, stop) - at
-            path = target.scratch.run("part", number)
+            path = target.scratch.run("piece", number)
             columns = {"src": dtype, "dst": dtype}
-            with RunReader.of_columns(path, columns, end - begin) as part:
-                part.read(0, side, at - begin, out[at - start : at - start + n])
+            with RunReader.of_columns(path, columns, end - begin) as piece:
+                piece.read(0, side, at - begin, out[at - start : at - start + n])
             at += n
         number += 1
     return out.astype(target.dtype, copy=False)

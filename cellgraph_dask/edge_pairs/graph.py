@@ -25,7 +25,7 @@ from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
 from ..machine.remote import find_path
 from .format import SIDES, AnyPath, Manifest, index_dtype, read_manifest
-from .reader import read_edges
+from .reader import first_bad_edge, read_edges
 
 if TYPE_CHECKING:
     import dask.array
@@ -207,14 +207,14 @@ class ExportedGraph:
             src, dst = (
                 np.asarray(side[start : start + _SCAN_EDGES]) for side in (self.src, self.dst)
             )
-            bad = first_unsorted_edge(src, dst, *last, self.n_cells)
+            bad = first_bad_edge(src, dst, *last, self.n_cells)
             if bad >= 0:
                 raise InvalidExportError(
                     f"{self._name}: edge {start + bad} is out of order or of no cell; "
                     "verify_export says more."
                 )
-            count_in_range(src, 0, degrees)
-            count_in_range(dst, 0, degrees)
+            count_cells(src, degrees)
+            count_cells(dst, degrees)
             last = (int(src[-1]), int(dst[-1]))
 
 
@@ -385,12 +385,10 @@ class _CopiedColumn(_Column):
 
 
 @compiled()
-def count_in_range(values: Array, first: int, counts: Array) -> None:
-    """Add one to ``counts[value - first]`` for each value that has a counter (int64, in place)."""
-    for k in range(values.size):
-        at = np.int64(values[k]) - first
-        if 0 <= at < counts.size:
-            counts[at] += 1
+def count_cells(cells: Array, counts: Array) -> None:
+    """Add one to ``counts[cell]`` for each cell (int64, in place)."""
+    for k in range(cells.size):
+        counts[np.int64(cells[k])] += 1
 
 
 @compiled()
@@ -400,19 +398,3 @@ def place_neighbors(of: Array, neighbors: Array, next_slot: Array, out: Array) -
         at = next_slot[of[k]]
         out[at] = neighbors[k]
         next_slot[of[k]] = at + 1
-
-
-@compiled(int)
-def first_unsorted_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
-    """Return the first edge that is not ``src < dst < n_cells`` or not above its predecessor.
-
-    `last_src` and `last_dst` are the edge before the first one. Returns -1 if all is well.
-    """
-    for k in range(src.size):
-        s: Any = np.int64(src[k])
-        d: Any = np.int64(dst[k])
-        if s >= d or d >= n_cells or s < last_src or (s == last_src and d <= last_dst):
-            return k
-        last_src = s
-        last_dst = d
-    return -1

@@ -27,6 +27,9 @@ from .format import AnyPath
 
 Buffer = Any
 
+PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
+GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
+_COPY_BYTES = 1 << 22
 _SAMPLE_BYTES = 1 << 15
 _RAW = -15  # deflate without a header, 32 kB window
 
@@ -81,10 +84,6 @@ def deflate_part(data: Buffer, level: int, *, last: bool) -> bytes:
     return ladder[-1](data, last=last)
 
 
-PART_EDGES = 1 << 20  # edges in a deflate part; changing it changes the bytes of gzip files
-_COPY_BYTES = 1 << 22
-
-
 class DeflatePart(NamedTuple):
     """A deflate part in a file: where, how long, and what its input was.
 
@@ -135,12 +134,21 @@ def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) ->
     return write_at(fd, struct.pack("<II", crc, n_raw % 2**32), end)
 
 
-GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, mtime 0, unknown system
+def inflate_member(file: Any, path: AnyPath) -> Iterator[bytes]:
+    """Yield what one gzip member holds, in parts of at most 4 MiB.
 
+    Parameters
+    ----------
+    file
+        The open file.
+    path
+        Its name in messages.
 
-def _parts(file: Any, path: AnyPath) -> Iterator[bytes]:
-    from zlib_ng import zlib_ng
-
+    Raises
+    ------
+    InvalidExportError
+        If it is not one whole member with a right checksum and nothing after it.
+    """
     inflate = zlib_ng.decompressobj(wbits=31)
     pending = b""
     try:

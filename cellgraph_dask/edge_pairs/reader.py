@@ -1,18 +1,17 @@
-"""Reading an export's edges to check them: stretches of plain files, or two gzip streams at once.
+"""Reading an export's edges in slabs: plain files anywhere, gzip files from their beginning.
 
 Plain files are read at any place by any thread. A gzip member can only be read from its beginning,
-so there one thread unpacks each file and a third looks at what comes out. A check that has to jump
-about unpacks both files to plain ones in its scratch folder first.
+so a thread for each file unpacks the next part while another thread looks at this one. A check that
+has to jump about unpacks both files to plain ones in its scratch folder first.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import tempfile
-import threading
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 from ..errors import InvalidExportError
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.compiled import compiled
 from ..machine.files import named_disk_errors, read_at, write_at
 from ..machine.remote import RemotePath
 from .format import (
@@ -30,21 +30,22 @@ from .format import (
     SIDES,
     AnyPath,
     Manifest,
-    check_readable,
     index_dtype,
     read_manifest,
 )
-from .gzip_member import _parts
+from .gzip_member import inflate_member
 
 Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
 
 SLAB_EDGES = 1 << 17  # edges looked at in one go; both sides of them fit a core's cache
-_AHEAD = 2  # parts of a gzip file that are unpacked ahead of their use
 
 
-def stream_bytes() -> int:
-    """Return the most bytes that `stream_slabs` holds: parts of 4 MiB, ahead and in use."""
-    return 2 * (2 * _AHEAD + 4) * 2**22
+def slabs_bytes() -> int:
+    """Return the most bytes that `stream_slabs` holds: parts of 4 MiB, coming and in use."""
+    return len(SIDES) * 6 * 2**22
+
+
+stream_bytes = slabs_bytes
 
 
 class PlainEdges:
@@ -89,7 +90,7 @@ class PlainEdges:
     def read(self, side: int, start: int, stop: int, name: str) -> Array:
         """Return one side (0 sources, 1 destinations) of the edges ``[start, stop)``.
 
-        The array is this thread's work space of that name.
+        The array is this thread's buffer of that name.
         """
         out = buffers.take(name, stop - start, self.dtype)
         read_at(self._fds[side], out, start * self.dtype.itemsize)
@@ -102,7 +103,7 @@ class PlainEdges:
             yield at, self.read(0, at, end, "slab src"), self.read(1, at, end, "slab dst")
 
     def know(self, starts: Array, shift: int) -> None:
-        """Take note of where the edges of every ``2**shift`` sources begin, to find others soon."""
+        """Set where the edges of every ``2**shift`` sources begin, which narrows `position`."""
         self._starts, self._shift = starts, shift
 
     def position(self, source: int, destination: int = 0) -> int:
@@ -154,81 +155,51 @@ def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[
     out_dir, manifest
         The export; compressed or not.
     ahead
-        Whether each file is unpacked by a thread of its own.
+        Whether a thread for each file unpacks the next part while one is looked at.
 
     Raises
     ------
     InvalidExportError
-        As for `edge_pairs.read_edges`.
+        As for `read_edges`.
     """
     dtype = index_dtype(manifest.n_cells)
     n_bytes = manifest.n_edges * dtype.itemsize
-    readers = [
+    sides = [
         read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
     ]
-    sides: list[Any] = [_Ahead(reader) if ahead else reader for reader in readers]
-    try:
-        pending = [b"", b""]
-        position = 0
-        while True:
-            # Both sides are read to their very end, where length and checksum are judged.
-            parts = [next(side, None) for side in sides]
-            if parts == [None, None]:
-                return
-            pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
-            n = min(map(len, pending)) // dtype.itemsize
-            src, dst = (np.frombuffer(rest, dtype, n) for rest in pending)
-            for at in range(0, n, SLAB_EDGES):
-                yield position + at, src[at : at + SLAB_EDGES], dst[at : at + SLAB_EDGES]
-            position += n
-            pending = [rest[n * dtype.itemsize :] for rest in pending]
-    finally:
-        for side in sides:
-            side.close()
+    pending = [b"", b""]
+    position = 0
+    # Both sides are read to their very end, where length and checksum are judged.
+    for parts in _in_step(sides, ahead=ahead):
+        pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
+        n = min(map(len, pending)) // dtype.itemsize
+        src, dst = (np.frombuffer(rest, dtype, n) for rest in pending)
+        for at in range(0, n, SLAB_EDGES):
+            yield position + at, src[at : at + SLAB_EDGES], dst[at : at + SLAB_EDGES]
+        position += n
+        pending = [rest[n * dtype.itemsize :] for rest in pending]
 
 
-class _Ahead:
-    """An iterator whose values are made by a thread, a few ahead of their use."""
+def _in_step(sides: list[Generator[bytes]], *, ahead: bool) -> Iterator[list[bytes | None]]:
+    """Yield the next part of each side, None after its end, until all have ended.
 
-    def __init__(self, values: Generator[bytes]) -> None:
-        self._made: queue.Queue[Any] = queue.Queue(_AHEAD)
-        self._unwanted = threading.Event()
-        self._thread = threading.Thread(target=self._make, args=(values,), daemon=True)
-        self._thread.start()
-
-    def _make(self, values: Generator[bytes]) -> None:
-        end: Any = None
+    `ahead` has a thread for each side make the part after that meanwhile.
+    """
+    ended = [None] * len(sides)
+    with ThreadPoolExecutor(len(sides)) as pool:
+        coming: list[Future[bytes | None]] = []
         try:
-            for value in values:
-                self._made.put(value)
-                if self._unwanted.is_set():
+            while True:
+                parts = [part.result() for part in coming] or [next(side, None) for side in sides]
+                if parts == ended:
                     return
-        except BaseException as error:
-            end = error
+                if ahead:
+                    coming = [pool.submit(next, side, None) for side in sides]
+                yield parts
         finally:
-            values.close()
-        self._made.put(end)
-
-    def __next__(self) -> bytes:
-        value = self._made.get()
-        if isinstance(value, bytes):
-            return value
-        self._made.put(value)  # the end, for whoever asks again
-        if value is None:
-            raise StopIteration
-        raise value
-
-    def __iter__(self) -> _Ahead:
-        return self
-
-    def close(self) -> None:
-        """End the thread."""
-        self._unwanted.set()
-        while self._thread.is_alive():
-            try:
-                self._made.get(timeout=0.05)
-            except queue.Empty:
-                continue
+            wait(coming)
+            for side in sides:
+                side.close()
 
 
 def unpack(out_dir: Path, manifest: Manifest, folder: Path, *, ahead: bool) -> PlainEdges:
@@ -266,7 +237,8 @@ def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generato
     try:
         with path.open("rb") as file:
             n = 0
-            for part in _parts(file, path) if compression else iter(lambda: file.read(2**22), b""):
+            plain = iter(lambda: file.read(2**22), b"")
+            for part in inflate_member(file, path) if compression else plain:
                 n += len(part)
                 if n > n_bytes:
                     break
@@ -278,31 +250,38 @@ def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generato
         raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
 
 
-def iter_edges(out_dir: AnyPath, manifest: Manifest) -> Iterator[tuple[Any, Any]]:
-    """Yield the edges of an export as pairs of equally long arrays, in order.
+@compiled(int)
+def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
+    """Return the first edge that is out of order or of no cell, or -1.
 
-    Raises
-    ------
-    InvalidExportError
-        As for `read_edges`.
+    An edge must be ``src < dst < n_cells`` and above its predecessor; the first one's is
+    ``(last_src, last_dst)``, or none if that is negative. Cells are compared as unsigned.
     """
-    dtype = index_dtype(manifest.n_cells)
-    n_bytes = manifest.n_edges * dtype.itemsize
-    for side in SIDES:
-        check_readable(out_dir / manifest.path(side), out_dir)
-    readers = [
-        read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
-    ]
-    pending = [b"", b""]
-    while True:
-        # Both sides are read to their very end, where length and checksum are judged.
-        parts = [next(reader, None) for reader in readers]
-        if parts == [None, None]:
-            return
-        pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
-        n = min(map(len, pending)) // dtype.itemsize * dtype.itemsize
-        yield tuple(np.frombuffer(rest[:n], dtype) for rest in pending)  # type: ignore[misc]
-        pending = [rest[n:] for rest in pending]
+    if src.size == 0:
+        return -1
+    n = np.uint64(n_cells)
+    s0 = np.uint64(src[0])
+    d0 = np.uint64(dst[0])
+    if s0 >= d0 or d0 >= n:
+        return 0
+    if last_src >= 0:
+        last = np.uint64(last_src)
+        if s0 < last or (s0 == last and d0 <= np.uint64(last_dst)):
+            return 0
+    bad: Any = False
+    for k in range(1, src.size):  # no way out of the loop, so that it becomes vector code
+        bad |= (src[k] >= dst[k]) | (np.uint64(dst[k]) >= n)
+        bad |= (src[k] < src[k - 1]) | ((src[k] == src[k - 1]) & (dst[k] <= dst[k - 1]))
+    if not bad:
+        return -1
+    k = 1
+    while (
+        src[k] < dst[k]
+        and np.uint64(dst[k]) < n
+        and (src[k] > src[k - 1] or (src[k] == src[k - 1] and dst[k] > dst[k - 1]))
+    ):
+        k += 1
+    return k
 
 
 _SPARE_BYTES = 1 << 20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delivery.edge_files import EdgeFiles
-from ..delivery.parts import PartDelivery
+from ..delivery.parts import PieceDelivery
 from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ResumeError
@@ -333,9 +333,9 @@ def _delivery(
 ) -> Iterator[Delivery]:
     """Give what makes the edge files: for threads of this process, or for many processes."""
     dtype, level = index_dtype(plan.n_cells), plan.compression
-    delivery: PartDelivery | EdgeFiles
+    delivery: PieceDelivery | EdgeFiles
     if is_shared:
-        delivery = PartDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
+        delivery = PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
     else:
         parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
 

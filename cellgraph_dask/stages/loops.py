@@ -24,6 +24,7 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 _AT_ONCE = 16  # values that are written at once
+_HALF = 1 << 32  # of what the low part of an integer weight counts
 
 
 @compiled()
@@ -124,7 +125,11 @@ def split_signed_block(
     lower_row: Array,
     lower_weight: Array,
 ) -> None:
-    """Do `split_block` with the weights (float64 or int64) carried along."""
+    """Write a block's entries with their weights, as edges: placed as by `split_block`.
+
+    Parameters are those of `split_block`, with ``weights``, ``upper_weight`` and ``lower_weight``
+    of float64 or int64.
+    """
     mask = (1 << shift) - 1
     in_band = (1 << band) - 1
     q = 0
@@ -268,13 +273,13 @@ def merge_partitions(
     first_partition
         The first partition.
     first_rows, in_row, row_starts, upper_dst, upper_starts
-        The upper entries; see `split_runs.Packed`.
+        The upper entries; see `merge.Packed`.
     lower_src, lower_row, lower_starts, bases
         The lower entries.
     upper_ends, lower_ends
-        Work space, ``2**shift + 1`` int64.
+        Working memory, ``2**shift + 1`` int64.
     upper_grouped, lower_grouped
-        Work space, as long as the longest partition, of the type of the destinations.
+        Working memory, as long as the longest partition, of the type of the destinations.
     out_src, out_dst
         The edges, at least as long as all entries together.
 
@@ -349,14 +354,16 @@ def merge_signed(
     upper_keys, lower_keys
         ``(source - first_source) << dst_bits | destination``; int64, rising, repeats allowed.
     upper_high, upper_low, lower_high, lower_low
-        Their weights as ``high * 2**32 + low``; float64. Float weights have no high part. Of
-        integers both parts are whole, so that their sums are exact and nothing overflows.
+        Their weights as ``high * 2**32 + low``. Integer weights are int64 in both parts, ``low``
+        below 2³²: sums are exact, and overflow in no less than 2³¹ repeats. Float weights are
+        float64, with zeros for ``high``.
 
     Returns
     -------
     int
         Number of edges written to `out_src` and `out_dst`.
     """
+    zero = upper_high.dtype.type(0)
     n = 0
     a = 0
     b = 0
@@ -366,19 +373,20 @@ def merge_signed(
         else:
             key = lower_keys[b]
         # In stored order, one direction after the other, as C + C.T means it.
-        high = 0.0
-        low = 0.0
+        high = zero
+        low = zero
         while a < upper_keys.size and upper_keys[a] == key:
             high += upper_high[a]
             low += upper_low[a]
             a += 1
-        high_below = 0.0
-        low_below = 0.0
+        low_below = zero
         while b < lower_keys.size and lower_keys[b] == key:
-            high_below += lower_high[b]
+            high += lower_high[b]
             low_below += lower_low[b]
             b += 1
-        if (high + high_below) * 4294967296.0 + (low + low_below) != 0.0:
+        low += low_below
+        carried = low // _HALF
+        if high + carried != 0 or low != carried * _HALF:
             out_src[n] = first_source + (key >> dst_bits)
             out_dst[n] = key & ((np.int64(1) << dst_bits) - 1)
             n += 1
@@ -423,7 +431,7 @@ def count_values(values: Array, shift: int, counts: Array) -> None:
 
 @compiled()
 def count_destinations_of(src: Array, dst: Array, source: int, shift: int, counts: Array) -> None:
-    """Do `count_values` for the destinations of one source."""
+    """Add one to ``counts[dst >> shift]`` for each edge of one source (int64, in place)."""
     for k in range(src.size):
         if src[k] == source:
             counts[np.int64(dst[k]) >> shift] += 1
@@ -458,7 +466,7 @@ def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) 
 
 @compiled(int)
 def _mixed(key: Any, seed: Any) -> Any:
-    """Return a well-mixed 64-bit value of `key` (uint64): the finaliser of SplitMix64."""
+    """Return a well-mixed 64-bit value of `key` (uint64): the finalizer of SplitMix64."""
     x = key + seed
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -538,7 +546,7 @@ def _keep_upper(indices: Array, rows: Array, dst: Array) -> int:
 
 @compiled(bool)
 def _sort_rows(src: Array, dst: Array, n: int) -> bool:
-    """Sort each source's destinations among `n` edges; tell whether any occurs twice."""
+    """Sort each source's destinations among `n` edges; return whether any occurs twice."""
     repeats: Any = False
     begin = 0
     while begin < n:

@@ -114,12 +114,11 @@ def _merge_signed(job: Job, first: int, packed: Packed, out_src: Array, out_dst:
         keys = (src << dst_bits) | dst
         order = np.argsort(keys, kind="stable")  # stable: repeats are summed in stored order
         weight = weight[order]
-        if weight.dtype.kind == "f":
-            high, low = np.zeros(weight.size), weight
-        else:
-            high = (weight >> 32).astype(np.float64)
-            low = (weight & 0xFFFFFFFF).astype(np.float64)
-        sorted_lists += [keys[order], high, low]
+        is_float = weight.dtype.kind == "f"
+        halves = (
+            (np.zeros(weight.size), weight) if is_float else (weight >> 32, weight & 0xFFFFFFFF)
+        )
+        sorted_lists += [keys[order], *halves]
     n: int = loops.merge_signed(*sorted_lists, first_source, dst_bits, out_src, out_dst)
     return n
 

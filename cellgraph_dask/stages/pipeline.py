@@ -212,7 +212,7 @@ def warm_up(source: Source, method: Method) -> None:
     if method == "signed":
         kept = np.zeros(2, np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
         split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
-        none, parts = counts[:0], np.zeros(0)
+        none, parts = counts[:0], kept[:0]
         merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
     else:
         split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
@@ -227,6 +227,6 @@ def warm_up(source: Source, method: Method) -> None:
         )  # fmt: skip
     count_values(dst, 8, counts)
     count_values(src, 0, counts)
-    count_edges_per_source(dst, 0, np.zeros(1, np.uint32))
+    count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
     bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
-    count_degrees(dst, dst, np.zeros(1, np.uint32))
+    count_degrees(dst, dst, np.zeros(2, np.uint32))

@@ -6,7 +6,8 @@
     texts                  order, degrees, gzip    sums or comparison           sampled edges
 
 Memory is shared out as for an export: what is reserved, some slack, and the rest for the step at
-hand.
+hand. All compiled loops are loaded at the start, so that what they take, and the compiler if it has
+to come, is counted as reserved.
 """
 
 from __future__ import annotations
@@ -37,12 +38,11 @@ from ..edge_pairs.format import (
 from ..edge_pairs.gzip_member import check_gzip_header
 from ..edge_pairs.reader import PlainEdges, open_plain, stream_bytes, unpack
 from ..errors import CellgraphError, InvalidExportError, MemoryLimitError
-from ..machine.compiled import is_complete, note_complete, start_compiler
+from ..machine import buffers
 from ..machine.files import make_folders, named_disk_errors
 from ..machine.memory import (
     SLACK_BYTES,
     format_bytes,
-    no_collection,
     peak_bytes,
     reset_peak,
     resident_bytes,
@@ -52,29 +52,25 @@ from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, NegativeWeightError, Source
-from ..stages import loops as stage_loops
-from . import loops
+from . import loops, proof
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
+from .comparison import prove_by_comparison
 from .encoding import differing_files
+from .pair_file import proof_shift
 from .proof import (
     Kind,
     ProofPlan,
     check_cover,
     plan_proof,
     proof_bytes,
-    proof_shift,
-    prove_by_comparison,
     prove_by_sums,
 )
 from .scan import Survey, plan_survey, survey, survey_bytes
-from .signed_proof import prove_signed
-from .statistics import are_few
+from .statistics import cell_dtype
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
 EDGES_WITH_COMPONENTS = 1 << 24
-_LOOPS = (stage_loops.__file__, loops.__file__)
-_COMPILER_BYTES = 32 * 2**20  # that numba takes for all loops of a verification, once it is up
 _MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
 
 
@@ -226,7 +222,18 @@ def _check_figures(out_dir: Path, manifest: Manifest) -> None:
             raise InvalidExportError(f"{path} cannot hold {n_bytes} bytes of edges.")
 
 
-@dataclass
+def _warm_up(manifest: Manifest, source: Source | None) -> Any:
+    """Load all that will be needed; return seeds if the proof by sums is to be tried."""
+    edge_dtype = index_dtype(manifest.n_cells)
+    loops.warm_up(edge_dtype, cell_dtype(manifest.n_cells))
+    if source is None:
+        return None
+    source.warm_up()
+    proof.warm_up(source, edge_dtype)
+    return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
+
+
+@dataclass(frozen=True)
 class _Check:
     """One verification."""
 
@@ -238,9 +245,9 @@ class _Check:
     scratch_dir: Path | None
     components: bool | None
     proof_plan: ProofPlan | None
-    compiler_bytes: int = 0
 
     def run(self) -> VerifyReport:
+        """Check the texts, then the edges."""
         try:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
@@ -250,7 +257,6 @@ class _Check:
             _check_figures(self.out_dir, manifest)
         except InvalidExportError as error:
             return VerifyReport(False, (*problems, str(error)))
-        warnings: list[str] = []
         report = VerifyReport(
             ok=False,
             problems=(),
@@ -266,18 +272,25 @@ class _Check:
                 f"{source.path} has {source.n_cells} rows."
             )
             source = None
-        with no_collection():
-            seeds = self._warm_up(source)
-            use = self._use(manifest, source, seeds)
-            if not is_complete(use, *_LOOPS):
-                start_compiler()
-                self.compiler_bytes = _COMPILER_BYTES
+        seeds = _warm_up(manifest, source)
         try:
             found = self._survey(manifest, seeds)
         except InvalidExportError as error:
             return replace(report, problems=(*problems, str(error)))
         if found.problem is not None:
             return replace(report, problems=(*problems, found.problem))
+        return self._judge(manifest, source, found, seeds, replace(report, problems=(*problems,)))
+
+    def _judge(
+        self,
+        manifest: Manifest,
+        source: Source | None,
+        found: Survey,
+        seeds: Any,
+        report: VerifyReport,
+    ) -> VerifyReport:
+        """Complete the report of an export whose edges are well-formed."""
+        problems = list(report.problems)
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
                 f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
@@ -287,13 +300,12 @@ class _Check:
             proof, differences = self._prove(source, manifest, found, seeds)
             problems += differences
             report = replace(report, source=source.path, key=source.key, proof=proof)
-        for path, byte in differing_files(self.out_dir, manifest):
-            warnings.append(
-                f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
-                f"this version does at level {manifest.compression}: another version wrote it, or "
-                "it has been changed since."
-            )
-        note_complete(use, *_LOOPS)
+        warnings = [
+            f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
+            f"this version does at level {manifest.compression}: another version wrote it, or "
+            "it has been changed since."
+            for path, byte in differing_files(self.out_dir, manifest)
+        ]
         alignment = self._align(manifest, found, warnings)
         return replace(
             report,
@@ -336,30 +348,13 @@ class _Check:
                     problems.append(str(error))
         return problems
 
-    def _warm_up(self, source: Source | None) -> Any:
-        """Load what will be needed; return seeds if the proof by sums is to be tried."""
-        if source is None:
-            return None
-        source.warm_up()
-        return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
-
     def _wants_components(self, manifest: Manifest) -> bool:
         if self.components is None:
             return manifest.n_edges <= EDGES_WITH_COMPONENTS
         return self.components
 
-    def _use(self, manifest: Manifest, source: Source | None, seeds: Any) -> str:
-        """Return what decides which compiled loops are called, and with which types."""
-        n_cells, n_edges = manifest.n_cells, manifest.n_edges
-        edges = (index_dtype(n_cells), manifest.compression is None, n_edges > 0)
-        census = (are_few(n_cells, n_edges), self._wants_components(manifest))
-        if source is None:
-            return f"verify {edges} {census}"
-        matrix = (source.stored_index_dtype, source.stored_weight_dtype, source.row_dtype)
-        return f"verify {edges} {census} {matrix} {seeds is None}"
-
     def _reserved(self) -> int:
-        return round_reserved(resident_bytes() + self.compiler_bytes)
+        return round_reserved(resident_bytes())
 
     def _available(self) -> int:
         return self.limit - self._reserved() - SLACK_BYTES
@@ -388,40 +383,43 @@ class _Check:
         self, source: Source, manifest: Manifest, found: Survey, seeds: Any
     ) -> tuple[str, list[str]]:
         """Compare edges and matrix; return the kind of proof and what is wrong."""
-        signed = False
+        kinds: list[Kind] = ["comparison", "signed"]
         if seeds is not None:
-            plan, blocks = self._cut(source, manifest, "sums")
+            plan, blocks = self._cut(source, "sums")
             executor = Threads(plan.threads, self.progress)
             try:
                 if prove_by_sums(source, blocks, seeds, found.hash_sum, executor):
                     return "sums", []
             except NegativeWeightError:
-                signed = True
+                kinds.remove("comparison")
         with self._scratch() as folder, named_disk_errors(folder):
             edges = self._plain(manifest, folder)
             try:
                 assert found.starts is not None
                 edges.know(found.starts, proof_shift(manifest.n_cells))
-                if not signed:
-                    plan, blocks = self._cut(source, manifest, "comparison")
-                    executor = Threads(plan.threads, self.progress)
-                    try:
-                        return "comparison", prove_by_comparison(
-                            source, blocks, edges, folder, plan, executor
-                        )
-                    except NegativeWeightError:
-                        pass
-                plan, blocks = self._cut(source, manifest, "signed")
-                executor = Threads(plan.threads, self.progress)
-                return "signed", prove_signed(source, blocks, edges, folder, plan, executor)
+                return self._compare(source, edges, folder, kinds)
             finally:
                 edges.close()
 
-    def _cut(self, source: Source, manifest: Manifest, kind: Kind) -> tuple[ProofPlan, list[Block]]:
+    def _compare(
+        self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind]
+    ) -> tuple[str, list[str]]:
+        """Compare entries and edges; with weights where that turns out to be needed."""
+        for kind in kinds:
+            plan, blocks = self._cut(source, kind)
+            executor = Threads(plan.threads, self.progress)
+            try:
+                return kind, prove_by_comparison(
+                    source, blocks, edges, folder, plan, executor, kind
+                )
+            except NegativeWeightError:
+                continue
+        raise AssertionError("weights are refused although they are added up")
+
+    def _cut(self, source: Source, kind: Kind) -> tuple[ProofPlan, list[Block]]:
         """Choose sizes and cut the matrix into blocks."""
-        plan = self.proof_plan or plan_proof(
-            source, manifest.n_edges, self._available(), self.threads, kind
-        )
+        buffers.release()  # what this very thread needed before
+        plan = self.proof_plan or plan_proof(source, self._available(), self.threads, kind)
         if plan is None:
             smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1)
             raise self._too_small(proof_bytes(source, smallest, kind))

@@ -1,18 +1,21 @@
 """The compiled loops of verification; none of them is shared with the export.
 
-An export is made by the loops in `kernels`. What proves it right must not repeat their mistakes, so
-it has loops, hashes and data structures of its own. All release the GIL, allocate nothing and raise
-nothing (see `compiled`).
+What proves an export right must not repeat its mistakes, so it has loops, hashes and data
+structures of its own. All release the GIL, allocate nothing and raise nothing (see
+`machine/compiled`).
 
 An edge or entry is looked at as a *pair*, its smaller cell and its larger one, whichever of the two
-directions it was stored in.
+directions it was stored in. In proofs a pair is a *key*: the smaller cell's place in its partition
+of ``2**shift`` cells, and below it `bits` bits for the larger cell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
@@ -50,31 +53,9 @@ def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells
     return k
 
 
-@compiled(int)
-def count_ends(cells: Array, first: int, counts: Array, carries: Array, n_carries: int) -> int:
-    """Add one to ``counts[cell - first]`` for each cell that has a counter (uint8, in place).
-
-    Each time a counter comes round to zero its cell is noted in `carries` and counts 256 more.
-
-    Returns
-    -------
-    int
-        How many are noted now; `carries` must have room for one in 256.
-    """
-    for k in range(cells.size):
-        at = np.int64(cells[k]) - first
-        if 0 <= at < counts.size:
-            count = counts[at] + np.uint8(1)
-            counts[at] = count
-            if np.uint8(count) == 0:
-                carries[n_carries] = cells[k]
-                n_carries += 1
-    return n_carries
-
-
 @compiled()
-def count_ends_wide(cells: Array, first: int, counts: Array) -> None:
-    """Do `count_ends` with counters (uint32 or uint64) that never come round."""
+def count_ends(cells: Array, first: int, counts: Array) -> None:
+    """Add one to ``counts[cell - first]`` for each cell that has a counter, in place."""
     for k in range(cells.size):
         at = np.int64(cells[k]) - first
         if 0 <= at < counts.size:
@@ -239,308 +220,118 @@ def count_children(parent: Array, sizes: Array) -> None:
         sizes[parent[cell]] += 1
 
 
-@compiled(int)
-def index_sources(src: Array, first: int, ends: Array) -> int:
-    """Count the edges of each source: ``ends[source - first + 1]`` grows by one (int64, in place).
+@compiled()
+def count_pairs(indices: Array, indptr: Array, first_row: int, shift: int, counts: Array) -> None:
+    """Count a block's entries by the partition of their smaller cell (int64, in place).
 
-    Sources outside are not counted; returns how many are.
+    Entries on the diagonal are left out, here and in `place_pairs`.
     """
-    n: Any = 0
-    for k in range(src.size):
-        at = np.int64(src[k]) - first
-        if 0 <= at < ends.size - 1:
-            ends[at + 1] += 1
-            n += 1
-    return int(n)
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            if j != i:
+                counts[min(i, j) >> shift] += 1
 
 
-@compiled(int)
-def _find(dst: Array, begin: int, end: int, wanted: Any) -> int:
-    """Return the place of a value in the rising ``dst[begin:end]``, or -1."""
-    low: Any = begin
-    high: Any = end
-    while high - low > 8:
-        middle = (low + high) >> 1
-        if np.int64(dst[middle]) < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    while low < high and np.int64(dst[low]) < wanted:
-        low += 1
-    if low < end and np.int64(dst[low]) == wanted:
-        return int(low)
-    return -1
-
-
-@compiled(int)
-def mark_rows(
+@compiled()
+def place_pairs(
     indices: Array,
     indptr: Array,
+    weights: Array,
     first_row: int,
-    row_begin: int,
-    row_end: int,
-    ends: Array,
-    dst: Array,
-    offset: int,
-    seen: Array,
-) -> int:
-    """Mark the edges that upper entries of whole rows stand for.
+    shift: int,
+    bits: int,
+    places: Array,
+    low: Array,
+    high: Array,
+    weight: Array,
+) -> None:
+    """Write a block's entries as keys, by partition of their smaller cell, in stored order.
 
     Parameters
     ----------
     indices, indptr, first_row
         A block of stored entries.
-    row_begin, row_end
-        The rows to look at, counted from the block's first.
-    ends
-        Row ``r`` of the block is the source of the edges ``ends[r] … ends[r + 1]``.
-    dst
-        Destinations of the edges from number `offset` on.
-    seen
-        A byte for each of them, set to 1 in place.
-
-    Returns
-    -------
-    int
-        The first entry without an edge, or -1.
-    """
-    for r in range(row_begin, row_end):
-        i = np.int64(first_row + r)
-        begin = ends[r] - offset
-        end = ends[r + 1] - offset
-        at: Any = begin
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            if j > i:
-                # Where rows are sorted, the edge is the next one or one of those after it.
-                if at < end and np.int64(dst[at]) < j:
-                    at += 1
-                if at < end and np.int64(dst[at]) < j:
-                    at += 1
-                if at >= end or np.int64(dst[at]) != j:
-                    at = _find(dst, begin, end, j)
-                    if at < 0:
-                        return e
-                seen[at] = 1
-    return -1
-
-
-@compiled()
-def count_loose(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    matched: Array,
-    shift: int,
-    lower: Array,
-    upper: Array,
-) -> None:
-    """Count a block's loose entries by partition of their smaller cell (int64, in place).
-
-    Loose are all lower entries, and the upper ones in rows that are not `matched` (a byte a row).
-    """
-    for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            if j < i:
-                lower[j >> shift] += 1
-            elif j > i and matched[r] == 0:
-                upper[i >> shift] += 1
-
-
-@compiled()
-def gather_loose(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    matched: Array,
-    shift: int,
-    lower: Array,
-    lower_small: Array,
-    lower_large: Array,
-    upper: Array,
-    upper_small: Array,
-    upper_large: Array,
-) -> None:
-    """Write a block's loose entries as pairs, by partition of their smaller cell.
-
-    Parameters
-    ----------
-    indices, indptr, first_row, matched, shift
-        As in `count_loose`; at most 2¹⁶ rows.
-    lower, upper
-        Where the next pair of each partition goes; int64, changed in place.
-    lower_small, upper_small
-        The smaller cell's place in its partition; uint16.
-    lower_large
-        The larger cell, counted from `first_row`; uint16.
-    upper_large
-        The larger cell.
+    weights
+        Their weights. If there are any, a key ends in one more bit: 1 for a lower entry.
+    shift, bits
+        What keys are made of.
+    places
+        Where the next key of each partition goes; int64, changed in place.
+    low, high
+        The lowest 32 bits of each key, and the bits above them; `high` is empty if there are none.
+    weight
+        The weights, in the order of the keys; empty if there are none.
     """
     mask = (np.int64(1) << shift) - 1
     for r in range(indptr.size - 1):
         i = np.int64(first_row + r)
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
-            if j < i:
-                p = lower[j >> shift]
-                lower[j >> shift] = p + 1
-                lower_small[p] = j & mask
-                lower_large[p] = r
-            elif j > i and matched[r] == 0:
-                p = upper[i >> shift]
-                upper[i >> shift] = p + 1
-                upper_small[p] = i & mask
-                upper_large[p] = j
-
-
-@compiled(int)
-def mark_pairs(
-    small: Array,
-    large: Array,
-    bases: Array,
-    apart: Array,
-    slices: Array,
-    first_partition: int,
-    shift: int,
-    bounds: Array,
-    ends: Array,
-    cursor: Array,
-    dst: Array,
-    seen: Array,
-    place: Array,
-) -> int:
-    """Mark the edges that loose pairs stand for.
-
-    Parameters
-    ----------
-    small, large
-        Pairs, as `gather_loose` writes them.
-    bases
-        What to add to `large` in each lot of pairs.
-    apart
-        How far behind its smaller cell the larger one of a pair is, in each lot.
-    slices
-        ``(n_lots, n_partitions + 1)`` int64: where each partition starts in each lot.
-    first_partition, shift
-        What ``slices[:, 0]`` is of.
-    bounds
-        Only pairs in ``[bounds[0:2], bounds[2:4])`` are looked for.
-    ends
-        Cell ``bounds[0] + k`` is the source of the edges ``ends[k] … ends[k + 1]``.
-    cursor
-        For each of these cells the edge to look at first, ``ends[k]`` in the beginning; changed in
-        place. Pairs come in the order of the rows they were in, so that it is seldom far off.
-    dst, seen
-        Destinations of the edges inside the bounds, and a byte for each, set to 1 in place.
-    place
-        Two int64: the pair that has no edge, if there is one.
-
-    Returns
-    -------
-    int
-        -1 if all have their edge, else 0.
-    """
-    for f in range(slices.shape[1] - 1):
-        base = np.int64(first_partition + f) << shift
-        for b in range(slices.shape[0]):
-            for p in range(slices[b, f], slices[b, f + 1]):
-                s = base + np.int64(small[p])
-                d = bases[b] + np.int64(large[p + apart[b]])
-                if s < bounds[0] or (s == bounds[0] and d < bounds[1]):
-                    continue
-                if s > bounds[2] or (s == bounds[2] and d >= bounds[3]):
-                    continue
-                begin = ends[s - bounds[0]]
-                end = ends[s - bounds[0] + 1]
-                at: Any = cursor[s - bounds[0]]
-                for _ in range(3):
-                    if at < end and np.int64(dst[at]) < d:
-                        at += 1
-                if at >= end or np.int64(dst[at]) != d:
-                    at = _find(dst, begin, end, d)
-                    if at < 0:
-                        place[0] = s
-                        place[1] = d
-                        return 0
-                seen[at] = 1
-                cursor[s - bounds[0]] = at + 1
-    return -1
-
-
-@compiled(int)
-def first_unseen(seen: Array) -> int:
-    """Return the place of the first zero, or -1."""
-    n: Any = 0
-    for k in range(seen.size):
-        n += seen[k] != 0
-    if n == seen.size:
-        return -1
-    k = 0
-    while seen[k] != 0:
-        k += 1
-    return k
-
-
-@compiled(int)
-def gather_weighted(
-    indices: Array,
-    weights: Array,
-    indptr: Array,
-    first_row: int,
-    shift: int,
-    places: Array,
-    small: Array,
-    large: Array,
-    weight: Array,
-    below: int,
-) -> int:
-    """Do `gather_loose` with weights: of the lower entries if `below` is 1, else the upper."""
-    mask = (np.int64(1) << shift) - 1
-    n = 0
-    for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            if (j < i and below == 1) or (j > i and below == 0):
+            if j != i:
                 s = min(i, j)
+                key: Any = ((s & mask) << bits) | max(i, j)
                 p = places[s >> shift]
                 places[s >> shift] = p + 1
-                small[p] = s & mask
-                large[p] = max(i, j)
-                weight[p] = weights[e]
-                n += 1
-    return n
+                if weights.size > 0:
+                    key = (key << 1) | np.int64(j < i)
+                    weight[p] = weights[e]
+                low[p] = key & 0xFFFFFFFF
+                if high.size > 0:
+                    high[p] = key >> 32
 
 
 @compiled()
-def count_side(
-    indices: Array, indptr: Array, first_row: int, shift: int, below: int, counts: Array
+def join_keys(
+    low: Array,
+    high: Array,
+    weight: Array,
+    slices: Array,
+    keys: Array,
+    weights: Array,
+    ends: Array,
 ) -> None:
-    """Count what `gather_weighted` will write, by partition (int64, in place)."""
-    for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            if (j < i and below == 1) or (j > i and below == 0):
-                counts[min(i, j) >> shift] += 1
+    """Put keys of several lots together, partition after partition.
+
+    Parameters
+    ----------
+    low, high, weight
+        Keys and weights as `place_pairs` writes them, lot after lot.
+    slices
+        ``(n_lots, n_partitions + 1)`` int64: where each partition starts in each lot.
+    keys, weights
+        Where they go. Within a partition they keep their order.
+    ends
+        Where each partition starts in `keys`, and where the last one ends; int64.
+    """
+    n = 0
+    for f in range(slices.shape[1] - 1):
+        ends[f] = n
+        for b in range(slices.shape[0]):
+            for p in range(slices[b, f], slices[b, f + 1]):
+                key: Any = np.int64(low[p])
+                if high.size > 0:
+                    key |= np.int64(high[p]) << 32
+                if weight.size > 0:
+                    weights[n] = weight[p]
+                keys[n] = key
+                n += 1
+    ends[slices.shape[1] - 1] = n
 
 
 @compiled(int)
-def add_up_floats(keys: Array, below: Array, weights: Array, kept: Array) -> int:
-    """Add the weights of equal keys; keep the keys whose sum is not zero.
+def add_up_floats(keys: Array, weights: Array, kept: Array) -> int:
+    """Add the weights of equal pairs; keep the keys whose sum is not zero.
 
     Parameters
     ----------
     keys
-        Rising int64, equal ones in stored order: of the upper entries, and of the lower ones.
-    below
-        A byte for each, 1 for a lower entry.
+        Rising, equal ones in stored order. The last bit is 1 for lower entries.
     weights
         float64. Each direction is added up on its own, and then both, as ``C + C.T`` does.
     kept
-        The keys that are kept; int64.
+        The keys that are kept, without their last bit.
 
     Returns
     -------
@@ -552,15 +343,15 @@ def add_up_floats(keys: Array, below: Array, weights: Array, kept: Array) -> int
     while k < keys.size:
         upper = 0.0
         lower = 0.0
-        key = keys[k]
-        while k < keys.size and keys[k] == key:
-            if below[k] == 1:
+        pair = keys[k] >> 1
+        while k < keys.size and keys[k] >> 1 == pair:
+            if keys[k] & 1 == 1:
                 lower += weights[k]
             else:
                 upper += weights[k]
             k += 1
         if upper + lower != 0.0:
-            kept[n] = key
+            kept[n] = pair
             n += 1
     return n
 
@@ -573,12 +364,119 @@ def add_up_integers(keys: Array, weights: Array, kept: Array) -> int:
     while k < keys.size:
         high: Any = np.int64(0)
         low: Any = np.int64(0)
-        key = keys[k]
-        while k < keys.size and keys[k] == key:
+        pair = keys[k] >> 1
+        while k < keys.size and keys[k] >> 1 == pair:
             high += weights[k] >> 32
             low += weights[k] & 0xFFFFFFFF
             k += 1
         if (low & 0xFFFFFFFF) != 0 or high + (low >> 32) != 0:
-            kept[n] = key
+            kept[n] = pair
             n += 1
     return n
+
+
+@compiled(int)
+def first_difference(
+    keys: Array,
+    ends: Array,
+    first_partition: int,
+    shift: int,
+    bits: int,
+    src: Array,
+    dst: Array,
+    cursor: Array,
+) -> int:
+    """Compare edges with the keys that should be theirs.
+
+    Parameters
+    ----------
+    keys, ends
+        Keys by partition, rising in each; where each partition ends. Keys may repeat.
+    first_partition, shift, bits
+        What the keys are made of.
+    src, dst
+        Consecutive edges.
+    cursor
+        Two int64, changed in place: number of the next key, and of the partition it is in.
+
+    Returns
+    -------
+    int
+        The first edge that is not the next key's, or -1.
+    """
+    mask = (np.int64(1) << bits) - 1
+    k = cursor[0]
+    f = cursor[1]
+    different = -1
+    for e in range(src.size):
+        while f < ends.size and k == ends[f]:
+            f += 1
+        if f == ends.size:
+            different = e
+            break
+        key = np.int64(keys[k])
+        s = ((first_partition + f) << shift) + (key >> bits)
+        if s != np.int64(src[e]) or key & mask != np.int64(dst[e]):
+            different = e
+            break
+        k += 1
+        while k < ends[f] and np.int64(keys[k]) == key:
+            k += 1
+    cursor[0] = k
+    cursor[1] = f
+    return different
+
+
+def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
+    """Load (or compile) the loops that looking at the edges takes.
+
+    Parameters
+    ----------
+    edge_dtype
+        Dtype of the edge files.
+    cell_dtype
+        Dtype of degree counters and of forests.
+    """
+    edges = np.zeros(0, edge_dtype)
+    none, two = np.zeros(0, cell_dtype), np.zeros(2, np.uint64)
+    bits = np.zeros(0, np.uint8)
+    first_bad_edge(edges, edges, 0, 0, 0)
+    count_ends(edges, 0, none)
+    hash_edges(edges, edges, np.zeros(4, np.uint64), two)
+    unite(edges, edges, none, bits)
+    unite(none, none, none, bits)
+    flatten(none)
+    settle(none, 0, bits)
+    count_children(none, none)
+
+
+def warm_up_proof(
+    edge_dtype: DTypeLike,
+    index_dtype: DTypeLike,
+    weight_dtype: DTypeLike,
+    key_dtypes: Iterable[tuple[DTypeLike, DTypeLike]],
+) -> None:
+    """Load (or compile) the loops that proving the edges takes, whatever the proof will be.
+
+    Parameters
+    ----------
+    edge_dtype
+        Dtype of the edge files.
+    index_dtype, weight_dtype
+        Dtypes in which a block is read.
+    key_dtypes
+        Dtypes of keys and of their high bits, for each kind of proof.
+    """
+    edges, indices = np.zeros(0, edge_dtype), np.zeros(0, index_dtype)
+    indptr, places = np.zeros(1, np.int64), np.zeros(2, np.int64)
+    low, weights = np.zeros(0, np.uint32), np.zeros(0, weight_dtype)
+    sums = np.zeros((2, 2), np.uint64)
+    hash_entries(indices, indptr, 0, np.zeros(4, np.uint64), low, sums[0], sums[1])
+    count_pairs(indices, indptr, 0, 0, places)
+    add_up = add_up_integers if weights.dtype.kind == "i" else add_up_floats
+    for key_dtype, high_dtype in key_dtypes:
+        keys, high = np.zeros(0, key_dtype), np.zeros(0, high_dtype)
+        place_pairs(indices, indptr, weights, 0, 0, 1, places, low, high, weights)
+        join_keys(low, high, weights, np.zeros((0, 1), np.int64), keys, weights, indptr)
+        add_up(keys, weights, keys)
+        first_difference(keys, indptr, 0, 0, 1, edges, edges, places)

@@ -25,12 +25,11 @@ from ..runtime.threads import Threads
 from . import loops
 from .statistics import (
     Components,
-    DegreeCounters,
+    DegreeCounts,
     Degrees,
-    FewEnds,
     Forests,
+    ListedEnds,
     are_few,
-    cell_dtype,
     degree_bytes,
     forest_bytes,
 )
@@ -107,6 +106,8 @@ class _Stretch(NamedTuple):
 class _Notes:
     """What the tasks leave behind, under a lock."""
 
+    starts: Array | None
+    forests: Forests | None
     problems: dict[int, str] = field(default_factory=dict)
     samples: list[Array] = field(default_factory=list)
     hash_sum: Array = field(default_factory=lambda: np.zeros(2, np.uint64))
@@ -116,8 +117,7 @@ class _Notes:
 def survey_bytes(plan: SurveyPlan, manifest: Manifest) -> int:
     """Return the most bytes that `survey` needs."""
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
-    cell = cell_dtype(n_cells).itemsize
-    slabs = SLAB_EDGES * (2 * index_dtype(n_cells).itemsize + 2 * cell) * plan.threads
+    slabs = SLAB_EDGES * 2 * index_dtype(n_cells).itemsize * plan.threads
     if manifest.compression is not None:
         slabs += stream_bytes()
     per_cell, notes = degree_bytes(n_cells, n_edges, plan.threads)
@@ -164,34 +164,26 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
         If the files are missing, of another length, or not sound gzip.
     """
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
-    notes = _Notes()
-    forests = Forests(n_cells, plan.n_forests) if plan.n_forests else None
-    picked = _picks(n_edges, plan.n_samples)
-    starts = None
-    if plan.shift is not None:
-        starts = np.full((n_cells >> plan.shift) + 1, n_edges, np.int64)
+    notes = _Notes(
+        starts=None if plan.shift is None else np.full((n_cells >> plan.shift) + 1, n_edges),
+        forests=Forests(n_cells, plan.n_forests) if plan.n_forests else None,
+    )
     histogram: Counter[int] = Counter()
     few = are_few(n_cells, n_edges)
-    for first in range(0, n_cells, n_cells if few else plan.range_cells):
+    for first in range(0, max(n_cells, 1), n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
-        counters = (
-            FewEnds(n_cells) if few else DegreeCounters(first, last, n_cells, n_edges, plan.threads)
-        )
-        consumers: list[Callable[[Slab], None]] = [partial(_count, counters)]
+        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, n_cells, plan.threads)
+        consumers: list[Callable[[Slab], None]] = [partial(_count, counts)]
         if first == 0:
-            if starts is not None and plan.shift is not None:
-                consumers.append(partial(_note_starts, starts, plan.shift, notes.lock))
-            consumers += [partial(_pick, picked, notes)] if plan.n_samples else []
-            consumers += [partial(_join, forests)] if forests is not None else []
+            consumers += _first_pass(manifest, plan, notes)
         seeds = plan.seeds if first == 0 else None
         _run_pass(
             out_dir, manifest, plan, progress, partial(_look, n_cells, consumers, seeds, notes)
         )
         if notes.problems:
             break
-        counters.add_up(histogram)
-    if n_cells == 0:
-        _run_pass(out_dir, manifest, plan, progress, partial(_look, 0, [], None, notes))
+        counts.add_up(histogram)
+    forests, starts = notes.forests, notes.starts
     none = np.empty((2, 0), np.int64)
     return Survey(
         problem=notes.problems[min(notes.problems)] if notes.problems else None,
@@ -202,6 +194,18 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
         # Where no source has edges, the next one's begin.
         starts=None if starts is None else np.minimum.accumulate(starts[::-1])[::-1],
     )
+
+
+def _first_pass(
+    manifest: Manifest, plan: SurveyPlan, notes: _Notes
+) -> Iterator[Callable[[Slab], None]]:
+    """Yield what is done with edges besides counting degrees, which may take several passes."""
+    if notes.starts is not None and plan.shift is not None:
+        yield partial(_note_starts, notes.starts, plan.shift, notes.lock)
+    if plan.n_samples:
+        yield partial(_pick, _picks(manifest.n_edges, plan.n_samples), notes)
+    if notes.forests is not None:
+        yield partial(_join, notes.forests)
 
 
 def _run_pass(
@@ -272,8 +276,8 @@ def _look(
     return n
 
 
-def _count(counters: DegreeCounters | FewEnds, slab: Slab) -> None:
-    counters.add(slab[1], slab[2])
+def _count(counts: DegreeCounts | ListedEnds, slab: Slab) -> None:
+    counts.add(slab[1], slab[2])
 
 
 def _note_starts(starts: Array, shift: int, lock: threading.Lock, slab: Slab) -> None:

@@ -1,9 +1,8 @@
 """What a graph is like: degrees, isolated cells and connected components, within given memory.
 
-Degrees take a byte a cell and thread. A counter that comes round to zero leaves a note, which
-counts 256; graphs of high mean degree, which would leave too many, get counters of four bytes.
-Components are found with a forest (union-find) of four bytes a cell and thread, the forests being
-joined in the end. What does not fit is done in several passes (degrees) or left out (components).
+Degrees take a counter of four bytes for each cell and thread. Components are found with a forest
+(union-find) of four bytes a cell and thread, the forests being joined in the end. What does not fit
+is done in several passes (degrees) or left out (components). From 2³² cells on it is eight bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..machine import buffers
 from ..machine.buffers import Array
 from . import loops
 
 _SLICE = 1 << 20  # cells summed up in one go
-_MOST_MEAN_DEGREE = 64  # above it, counters of one byte would leave too many notes
 _SAMPLE = 1024
 _FIRST_SETTLING = 1 << 21  # edges after which settled cells are first looked for
 
@@ -66,63 +63,42 @@ class Degrees:
         return tuple(degrees[bisect_left(upto, n)] for n in wanted)
 
 
-class DegreeCounters:
+class DegreeCounts:
     """Counts the ends of edges at a range of cells, on several threads.
 
     Parameters
     ----------
     first, last
         The cells ``[first, last)``.
-    n_cells, n_edges
+    n_cells
         Of the whole graph.
     threads
         How many count at once.
     """
 
-    def __init__(self, first: int, last: int, n_cells: int, n_edges: int, threads: int) -> None:
+    def __init__(self, first: int, last: int, n_cells: int, threads: int) -> None:
         self._first = first
-        self._dtype = cell_dtype(n_cells)
-        kind = counter_dtype(n_cells, n_edges)
-        self._all = [np.zeros(last - first, kind) for _ in range(threads)]
+        self._all = [np.zeros(last - first, cell_dtype(n_cells)) for _ in range(threads)]
         self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
         for counts in self._all:
             self._free.put(counts)
-        self._carries: list[Array] = []
 
     def add(self, src: Array, dst: Array) -> None:
         """Count the ends of edges."""
         counts = self._free.get()
-        carries = buffers.take("carries", 2 * src.size, self._dtype)
-        n = 0
         for cells in (src, dst):
-            if counts.itemsize == 1:
-                n = loops.count_ends(cells, self._first, counts, carries, n)
-            else:
-                loops.count_ends_wide(cells, self._first, counts)
+            loops.count_ends(cells, self._first, counts)
         self._free.put(counts)
-        if n:
-            self._carries.append(carries[:n].copy())
 
     def add_up(self, into: Counter[int]) -> None:
         """Count the cells by degree."""
-        none = np.empty(0, self._dtype)
-        carries = np.concatenate([none, *self._carries])
-        self._carries = []
-        carries.sort()
         for start in range(0, self._all[0].size, _SLICE):
-            stop = min(start + _SLICE, self._all[0].size)
-            degrees = np.zeros(stop - start, np.int64)
-            for counts in self._all:
-                degrees += counts[start:stop]
-            a, b = carries.searchsorted([self._first + start, self._first + stop])
-            cells, times = np.unique(carries[a:b], return_counts=True)
-            degrees[cells.astype(np.int64) - self._first - start] += 256 * times
-            found, n = np.unique(degrees, return_counts=True)
-            into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
+            degrees = sum(counts[start : start + _SLICE] for counts in self._all)
+            _tally(np.asarray(degrees), into)
 
 
-class FewEnds:
-    """Does what `DegreeCounters` does for few edges among very many cells, without counters."""
+class ListedEnds:
+    """Does what `DegreeCounts` does, for few edges among so many cells that none has a counter."""
 
     def __init__(self, n_cells: int) -> None:
         self._n_cells = n_cells
@@ -136,32 +112,25 @@ class FewEnds:
         """Count the cells by degree."""
         ends = np.concatenate([np.empty(0, np.uint64), *self._ends])
         _, degrees = np.unique(ends, return_counts=True)
-        found, n = np.unique(degrees, return_counts=True)
-        into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
-        if self._n_cells > degrees.size:
-            into[0] += self._n_cells - degrees.size
+        _tally(degrees, into)
+        into[0] += self._n_cells - degrees.size
+
+
+def _tally(degrees: Array, into: Counter[int]) -> None:
+    found, n = np.unique(degrees, return_counts=True)
+    into.update(dict(zip(found.tolist(), n.tolist(), strict=True)))
 
 
 def are_few(n_cells: int, n_edges: int) -> bool:
-    """Tell whether there are so few edges for so many cells that counters would be a waste."""
+    """Return whether a graph has so few edges that counters for its cells would be a waste."""
     return n_cells > max(2**20, 64 * n_edges)
-
-
-def counter_dtype(n_cells: int, n_edges: int) -> np.dtype[Any]:
-    """Return the dtype of a degree counter."""
-    if 2 * n_edges <= _MOST_MEAN_DEGREE * n_cells:
-        return np.dtype(np.uint8)
-    return cell_dtype(n_cells)
 
 
 def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
     """Return what counting degrees takes: bytes for each cell with a counter, and all others."""
     if are_few(n_cells, n_edges):
         return 0, 64 * n_edges
-    kind = counter_dtype(n_cells, n_edges)
-    # A note for every 256 ends, and all of them twice while they are sorted.
-    notes = 2 * (2 * n_edges // 256) * cell_dtype(n_cells).itemsize if kind.itemsize == 1 else 0
-    return threads * kind.itemsize, notes
+    return threads * cell_dtype(n_cells).itemsize, 0
 
 
 @dataclass(frozen=True)

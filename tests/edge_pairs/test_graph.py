@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellgraph_dask import export_connectivities, open_export
-from cellgraph_dask.edge_pairs import graph
+from cellgraph_dask.edge_pairs import graph as edge_graph
 from cellgraph_dask.edge_pairs.format import SIDES, Manifest, index_dtype
 from cellgraph_dask.errors import DiskSpaceError, InvalidExportError, OutputError
 from tests.helpers.stores import directed_graph, write_store
@@ -58,7 +58,7 @@ def test_all_views_show_the_edges_of_the_files(folder, compression, graph):
     n_cells, pairs = graph
     out_dir = write_export(folder / f"out-{compression}", n_cells, pairs, compression)
     with pytest.MonkeyPatch.context() as patch, open_export(out_dir) as opened:
-        patch.setattr(graph, "_SCAN_EDGES", 3)
+        patch.setattr(edge_graph, "_SCAN_EDGES", 3)
         assert (opened.n_cells, opened.n_edges) == (n_cells, len(pairs))
         assert opened.src.dtype == opened.dst.dtype == index_dtype(n_cells)
         assert list(zip(opened.src.tolist(), opened.dst.tolist(), strict=True)) == pairs
@@ -122,7 +122,7 @@ def long_path(folder) -> Path:
 
 
 def test_neighbors_takes_little_memory_and_stops_at_the_cell(long_path, monkeypatch):
-    monkeypatch.setattr(graph, "_SCAN_EDGES", 1 << 12)
+    monkeypatch.setattr(edge_graph, "_SCAN_EDGES", 1 << 12)
     with open_export(long_path) as opened:
         looked_at = []
 
@@ -258,7 +258,7 @@ def test_no_room_for_a_copy(tmp_path, monkeypatch):
     out_dir = write_export(tmp_path / "out", 9, [(0, 1), (3, 5)], GZIP)
     with pytest.raises(OutputError, match=r"cannot write to .*nowhere"):
         open_export(out_dir, scratch_dir=tmp_path / "nowhere/deep")
-    monkeypatch.setattr(graph, "free_bytes", lambda _: 7)
+    monkeypatch.setattr(edge_graph, "free_bytes", lambda _: 7)
     with pytest.raises(DiskSpaceError, match="takes 8 bytes, but 7 bytes are free"):
         open_export(out_dir, scratch_dir=tmp_path)
 
@@ -266,7 +266,7 @@ def test_no_room_for_a_copy(tmp_path, monkeypatch):
 @pytest.mark.parametrize("compression", [PLAIN, GZIP])
 def test_an_export_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch, compression):
     out_dir = tmp_path / "out"
-    open_columns = graph._open_columns
+    open_columns = edge_graph._open_columns
     later = [[(1, 2), (1, 3)], [(0, 1), (0, 2), (0, 3)], [(1, 2), (1, 3)], [(0, 3)]]
 
     def replace_first(*arguments):
@@ -274,7 +274,7 @@ def test_an_export_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch, co
             write_export(out_dir, 9, later.pop(0), compression)
         return open_columns(*arguments)
 
-    monkeypatch.setattr(graph, "_open_columns", replace_first)
+    monkeypatch.setattr(edge_graph, "_open_columns", replace_first)
     write_export(out_dir, 9, [(0, 3)], compression)
     with pytest.raises(InvalidExportError, match="is being replaced again and again"):
         open_export(out_dir)

@@ -194,7 +194,7 @@ def any_finished_in(out_dir: Path) -> bool:
 # What shows in the scratch or work folder when a stage is under way.
 STAGES = {
     "split": "split-*.run",
-    "merge": "part-*.run",
+    "merge": "piece-*.run",
     "write": "deflated-*.run",
 }
 

@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages import loops
 from cellgraph_dask.stages.job import Job, Tuning
 from cellgraph_dask.stages.pieces import cut_pieces
 from cellgraph_dask.stages.runs import Scratch
@@ -89,3 +90,15 @@ def test_blocks_of_more_rows_than_a_band_has(tmp_path, method, count_degrees):
     tuning = Tuning(14_000, n, 9_000, 14, threads=2, count_degrees=count_degrees)
     run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, method=method)
     assert_exported(tmp_path / "out", stored(matrix))
+
+
+@pytest.mark.parametrize("rest", [0, 1])
+def test_integer_weights_cancel_exactly_however_often_they_repeat(rest):
+    n = 3_000_000  # the halves of these add up to more than a float64 holds exactly
+    keys = np.full(n, 7, np.int64)
+    weights = np.full(n, 2**62 + 1, np.int64)
+    mirrored = -weights
+    mirrored[-1] += rest
+    upper, lower = ((keys, w >> 32, w & 0xFFFFFFFF) for w in (weights, mirrored))
+    src, dst = np.zeros((2, 1), np.uint32)
+    assert loops.merge_signed(*upper, *lower, 0, 4, src, dst) == rest

@@ -36,10 +36,10 @@ from tests.helpers.stores import (
 from tests.oracle import oracle_edges
 from tests.source.test_any_matrix import oracle, stores, write
 
-TINY = ProofPlan(block_entries=7, block_rows=3, piece_edges=4, threads=2)
+TINY = ProofPlan(block_entries=7, block_rows=3, piece_entries=4, threads=2)
 SIZES = {
     "tiny": TINY,
-    "tiny, partly held": replace(TINY, room=100, marks_held=True),
+    "tiny, partly held": replace(TINY, room=100),
     "from the limit": None,
 }
 
@@ -222,7 +222,7 @@ def test_any_matrix_and_any_change(case, change, data):
     tuning = case["tuning"]
     sizes = ProofPlan(
         tuning.block_entries, min(tuning.block_rows, 65_535), tuning.piece_entries, tuning.threads,
-        room=data.draw(st.sampled_from([0, 40, 10**6])), marks_held=data.draw(st.booleans()),
+        room=data.draw(st.sampled_from([0, 40, 10**6])),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         write(Path(folder, "s.zarr"), case)
@@ -312,10 +312,10 @@ def test_plans_keep_to_their_memory(tmp_path, kind):
     source = open_source(write_store(tmp_path / "s.zarr", directed_graph(2_000, 20), chunk=1_000))
     smallest = proof_bytes(source, ProofPlan(1 << 16, 1 << 16, 1 << 16, 1), kind)
     for available in np.geomspace(smallest, 100 * smallest, 12).astype(int):
-        plan = plan_proof(source, 200_000, int(available), 4, kind)
+        plan = plan_proof(source, int(available), 4, kind)
         assert plan is not None
-        assert proof_bytes(source, plan, kind) + plan.room + 25_000 * plan.marks_held <= available
-    assert plan_proof(source, 200_000, 10**5, 4, kind) is None
+        assert proof_bytes(source, plan, kind) + plan.room <= available
+    assert plan_proof(source, 10**5, 4, kind) is None
 
 
 @pytest.mark.parametrize("kind", ["symmetric", "directed"])

@@ -1,7 +1,4 @@
-"""The public functions that look at what is there: verify an export, inspect a path.
-
-They are apart from the export itself, so that it starts without all that they need.
-"""
+"""The public function that verifies an export, wherever it is."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.lazy import LazyMatrix
+from ..source.matrix import Source
 from ..source.opening import open_source
 from .checks import VerifyReport, verify
 
@@ -27,6 +25,8 @@ def verify_export(
     *,
     source: str | Path | None = None,
     key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
@@ -40,7 +40,7 @@ def verify_export(
     ----------
     out_dir
         Folder of the export, or its URL.
-    source, key
+    source, key, neighbors_key, storage_options
         The store and matrix that it was made of, as for `plan_export`. Without a source the files
         are checked for themselves: manifest, sizes, order, largest degree, gzip.
     memory_limit, threads
@@ -67,14 +67,9 @@ def verify_export(
     OutputError, DiskSpaceError
         If the scratch folder cannot be written.
     """
-    limit, n_threads = _limit(memory_limit, threads)
+    limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
-    matrix = open_source(source, key) if source is not None else None
-    if isinstance(matrix, LazyMatrix):
-        raise SourceError(
-            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
-            "matrices in stores or in memory."
-        )
+    matrix = _open(source, key, neighbors_key, storage_options) if source is not None else None
     with progress_bars(progress) as bars, ExitStack() as stack:
         if isinstance(path, Path):
             folder = path
@@ -96,8 +91,24 @@ def verify_export(
     return replace(report, problems=problems)
 
 
-def _limit(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
-    """Return limit and threads, as given or by default."""
+def _open(
+    source: str | Path,
+    key: str,
+    neighbors_key: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Source:
+    """Open the matrix to compare with, which must have stored entries."""
+    matrix = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if isinstance(matrix, LazyMatrix):
+        raise SourceError(
+            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
+            "matrices in stores or in memory."
+        )
+    return matrix
+
+
+def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
+    """Return memory limit in bytes and number of threads, as given or by default."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     return limit_bytes(memory_limit), threads or default_threads()
