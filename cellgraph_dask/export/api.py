@@ -10,9 +10,8 @@ from ..machine.remote import default_options
 from ..plan.plan import ExportPlan, prepare
 from ..publish.upload import open_output
 from ..runtime.cluster import active_client
-from ..source.lazy import LazyMatrix
 from ..source.opening import open_source
-from ..source.spool import estimate, sketch
+from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Way
 from .run import ExportReport, _computing, run_export
 
@@ -92,7 +91,7 @@ def plan_export(
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if isinstance(opened, LazyMatrix):
         opened, way = estimate(opened, _computing(client, memory_limit, 1)), "general"
-    elif client is not None and not opened.place.is_shared:
+    elif client is not None and not opened.origin.is_shared:
         opened, way = sketch(opened), "general"
     prepared = prepare(
         opened,

@@ -44,7 +44,7 @@ def interrupted_run(
         return None
     check_same(
         record,
-        source=source.absolute().path,
+        source=source.origin.name,
         key=source.key,
         fingerprint=source.fingerprint(),
         compression=compression,
@@ -73,7 +73,7 @@ def new_record(
     return RunRecord(
         id=run,
         version=__version__,
-        source=source.absolute().path,
+        source=source.origin.name,
         key=source.key,
         fingerprint=source.fingerprint(),
         out_dir=str(output.name),

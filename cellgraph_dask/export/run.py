@@ -25,9 +25,8 @@ from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Journal, ResumableExecutor
 from ..runtime.threads import Threads, compute_on_threads, default_threads
-from ..source.lazy import LazyMatrix
 from ..source.matrix import NegativeWeightError, Source
-from ..source.spool import Compute, spool, spool_memory
+from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..stages.job import OtherWayError, Way
 from ..stages.pipeline import run_stages
 from ..stages.runs import Scratch
@@ -114,10 +113,9 @@ def run_export(
     reset_peak()
     client: Client | None = settings.get("client")
     if client is not None:  # workers may have another working directory
-        source = source.absolute()
         scratch_dir = Path(scratch_dir).absolute() if scratch_dir is not None else None
-    ready = isinstance(source, Source) and (client is None or source.place.is_shared)
-    lasting = isinstance(source, Source) and ready and source.place.is_lasting
+    ready = isinstance(source, Source) and (client is None or source.origin.is_shared)
+    lasting = isinstance(source, Source) and ready and source.origin.is_lasting
     if resume and not lasting:
         log.info("only exports of files and URLs can be gone on with; starting from the beginning")
         resume = False
@@ -238,7 +236,7 @@ def _run(
         delivery: EdgeFiles | PartDelivery | None = None
         try:
             if client is not None and prepared.workers is not None:
-                check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
+                check_folders(client, job.source.origin.file, [Path(scratch.folder), edges])
                 executor = ResumableExecutor(
                     Cluster(client, prepared.workers.n_threads, progress), journal
                 )
