@@ -11,9 +11,8 @@ from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
 from ..publish.output import open_output
 from ..runtime.cluster import active_client
-from ..source.lazy import LazyMatrix
 from ..source.opening import open_source
-from ..source.spool import estimate, sketch
+from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
 from .run import ExportReport, computing, run_export
 
@@ -101,7 +100,7 @@ def plan_export(
     if isinstance(opened, LazyMatrix):
         opened = estimate(opened, computing(options.client, memory_limit, 1))
         method = "general"
-    elif options.client is not None and not opened.place.is_shared:
+    elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
     return prepare(
         opened,

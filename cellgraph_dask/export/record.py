@@ -155,7 +155,7 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
         return None
     for name, found, wanted in (
         ("version", record.version, __version__),
-        ("source", record.plan.source, _lasting_name(source)),
+        ("source", record.plan.source, source.origin.name),
         ("key", record.plan.key, source.key),
         ("compression", record.plan.compression, options.compression),
     ):
@@ -183,7 +183,7 @@ def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecor
     source, run = prepared.job.source, os.urandom(4).hex()
     base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
     return RunRecord(
-        plan=replace(prepared.plan, source=_lasting_name(source)),
+        plan=replace(prepared.plan, source=source.origin.name),
         id=run,
         version=__version__,
         fingerprint=source.fingerprint(),
@@ -194,11 +194,6 @@ def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecor
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
         process=this_process(),
     )
-
-
-def _lasting_name(source: Source) -> str:
-    """Return the name of a source that means the same in another working directory."""
-    return source.absolute().path
 
 
 def _scratch_base(folder: Path, options: Options) -> Path:

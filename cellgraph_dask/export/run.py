@@ -27,9 +27,8 @@ from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Executor, Journal, ResumableExecutor
 from ..runtime.threads import Threads, compute_on_threads, default_threads
-from ..source.lazy import LazyMatrix
 from ..source.matrix import NegativeWeightError, Source
-from ..source.spool import Compute, spool, spool_memory
+from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..stages.job import Job, Method, OtherMethodError, Tuning
 from ..stages.pipeline import Delivery, run_stages
 from ..stages.runs import Scratch
@@ -119,8 +118,6 @@ def run_export(
     """
     began = time.perf_counter()
     reset_peak()
-    if options.client is not None:  # workers may have another working directory
-        source = source.absolute()
     export = _Export(source, options, method, tuning)
     record = export.interrupted()
     output = open_output(
@@ -171,13 +168,13 @@ class _Export:
         """The source, if all that work on it can read it as it is; else it has to be spooled."""
         if not isinstance(self.source, Source):
             return None
-        is_seen = self.options.client is None or self.source.place.is_shared
+        is_seen = self.options.client is None or self.source.origin.is_shared
         return self.source if is_seen else None
 
     @property
     def lasting(self) -> bool:
         """Whether the source will be there for another run, by the same name."""
-        return self.ready is not None and self.ready.place.is_lasting
+        return self.ready is not None and self.ready.origin.is_lasting
 
     def interrupted(self) -> RunRecord | None:
         """Return the interrupted run to resume, if one is wanted and there is one."""
@@ -301,7 +298,7 @@ def _run(
     with named_disk_errors(Path(scratch.folder).parent), _journal(output, record) as journal:
         executor: Executor = Threads(plan.threads, progress)
         if client is not None and prepared.workers is not None:
-            check_folders(client, job.source.place.file, [Path(scratch.folder), edges])
+            check_folders(client, job.source.origin.file, [Path(scratch.folder), edges])
             executor = Cluster(client, progress)
         resumable = ResumableExecutor(executor, journal)
         is_shared = client is not None

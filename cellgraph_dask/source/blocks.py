@@ -13,9 +13,9 @@ import numpy as np
 
 from ..errors import SourceError
 from ..machine.buffers import Array
-from .lazy import LazyMatrix
 from .matrix import Block, Source
 from .opening import open_source
+from .spool import LazyMatrix
 
 if TYPE_CHECKING:
     import dask.array

@@ -3,8 +3,8 @@
 A store is a stranger's: a few bytes of gzip or zstd can claim, or give, gigabytes, and numcodecs
 would allocate them. Of every codec here the decoded size is known beforehand, from the shape of a
 chunk; a header that says otherwise is refused before anything is allocated, and codecs without a
-header are decoded as a stream that is stopped where it goes too far. Only codecs on the lists below
-are run at all: no pickle, nothing that a store brings along.
+header are decoded as a stream that is stopped where it goes too far. What is not on the lists below
+is left to zarr and HDF5 themselves.
 """
 
 from __future__ import annotations
@@ -12,41 +12,29 @@ from __future__ import annotations
 import bz2
 import lzma
 import struct
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import google_crc32c
 import numcodecs
 import numpy as np
+from isal import igzip_lib
 from numcodecs import Blosc
-from zlib_ng import zlib_ng
 
-from ..errors import SourceError
+from ..machine import buffers
 from ..machine.buffers import Array
-from .zarr_store import ArrayMetadata, Codec
+from ..machine.compiled import compiled
+from .arrays import ChunkError
 
 _BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, typesize, nbytes, blocksize, cbytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _LZ4_HEADER = struct.Struct("<I")  # decoded bytes
-_STREAM_IN, _STREAM_OUT = 2**20, 2**22
+_STREAM_IN, _STREAM_OUT = 2**16, 2**22
 _LZMA_MEMORY = 2**27  # for its dictionary: 65 MiB at the highest level
 
-_COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "lzma", "bz2", "lz4"})
+_COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "lzma", "bz2", "lz4", "lzf"})
 _CHECKSUMS = frozenset({"crc32", "crc32c", "adler32", "fletcher32"})
 _KNOWN = _COMPRESSORS | _CHECKSUMS | {"delta", "shuffle"}
-_V3_PREFIX = "numcodecs."
-
-
-class ChunkError(ValueError):
-    """A chunk's bytes are not what its codec writes."""
-
-
-# What numcodecs' and zarr's codecs raise on damaged bytes.
-DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
-    ZeroDivisionError, zlib.error, zlib_ng.error, lzma.LZMAError,  # type: ignore[assignment]
-)  # fmt: skip
 
 
 class _Codec(NamedTuple):
@@ -57,73 +45,108 @@ class _Codec(NamedTuple):
     n_bytes: int | None
 
 
-class ChunkCodecs:
-    """What turns a chunk's file into the bytes of its values.
+def chunk_codecs(
+    said: Iterable[tuple[str, Mapping[str, Any]]], dtype: np.dtype[Any], n_bytes: int
+) -> ChunkCodecs | None:
+    """Return the codecs of chunks; None if one is not among those that are decoded here.
 
     Parameters
     ----------
-    codecs
-        Names and numcodecs objects, in the order in which they were applied.
+    said
+        Names as numcodecs has them, and settings, in the order in which they were applied. The
+        checksum that is zarr's own has no settings.
     dtype
         Dtype of the stored values.
     n_bytes
         Bytes of the values of a chunk.
-    what
-        Name of the array, for errors.
+    """
+    codecs: list[_Codec] = []
+    size: int | None = n_bytes
+    for name, settings in said:
+        if name not in _KNOWN:
+            return None
+        is_own = name in ("lzf", "crc32c") and not settings
+        codec: Any = None if is_own else numcodecs.get_codec({"id": name, **settings})
+        if not _is_readable(name, codec, dtype, is_first=not codecs):
+            return None
+        codecs.append(_Codec(name, codec, size))
+        if name in _COMPRESSORS:
+            if size is None:  # after another compressor
+                return None
+            size = None
+        elif name in _CHECKSUMS and size is not None:
+            size += 4
+        elif name == "delta" and size is not None:
+            size = size // dtype.itemsize * np.dtype(codec.astype).itemsize
+    return ChunkCodecs(codecs, n_bytes)
 
-    Raises
-    ------
-    SourceError
-        If a codec is not one of those that are read here.
+
+def _is_readable(name: str, codec: Any, dtype: np.dtype[Any], *, is_first: bool) -> bool:
+    """Whether a codec on the lists is of the kind that is read here."""
+    if name == "lzma":
+        return codec.format == lzma.FORMAT_XZ and codec.filters is None
+    if name == "delta":
+        kinds = {np.dtype(codec.dtype).kind, np.dtype(codec.astype).kind}
+        return is_first and np.dtype(codec.dtype) == dtype and kinds <= set("iuf")
+    if name == "shuffle":
+        return type(codec.elementsize) is int and codec.elementsize > 0
+    return True
+
+
+class ChunkCodecs:
+    """What turns the stored bytes of a chunk into the bytes of its values.
+
+    Parameters
+    ----------
+    codecs
+        In the order in which they were applied.
+    n_bytes
+        Bytes of the values of a chunk.
     """
 
-    def __init__(
-        self, codecs: Iterable[tuple[str, Any]], dtype: np.dtype[Any], n_bytes: int, what: str
-    ) -> None:
-        self._codecs: list[_Codec] = []
-        size: int | None = n_bytes
-        for name, codec in codecs:
-            self._codecs.append(_Codec(name, codec, size))
-            problem = _unreadable(name, codec, dtype, first=len(self._codecs) == 1)
-            if problem or (name in _COMPRESSORS and size is None):
-                raise SourceError(
-                    f"{what} is encoded with {name!r}{problem or ' after another compressor'}; "
-                    f"{', '.join(sorted(_COMPRESSORS))} can be read, one of them, with checksums, "
-                    "shuffle and delta. Write the matrix again with one of those."
-                )
-            if name in _COMPRESSORS:
-                size = None
-            elif name in _CHECKSUMS and size is not None:
-                size += 4
-            elif name == "delta" and size is not None:
-                size = size // dtype.itemsize * np.dtype(codec.astype).itemsize
-        self._codecs.reverse()
-        self.n_bytes = n_bytes
+    def __init__(self, codecs: list[_Codec], n_bytes: int) -> None:
+        self._codecs = codecs
+        self._n_bytes = n_bytes
 
     def __bool__(self) -> bool:
-        """Tell whether anything is to be done at all."""
+        """Whether anything is to be done at all."""
         return bool(self._codecs)
 
     @property
+    def n_buffers(self) -> int:
+        """Decoded chunks that are in memory at once, at most."""
+        return 2 if len(self._codecs) < 2 else 3
+
+    @property
     def most_encoded_bytes(self) -> int:
-        """Most bytes of a file that holds a chunk: no codec makes noise much larger than it is."""
-        return self.n_bytes + self.n_bytes // 8 + 2**16
+        """Most bytes of a stored chunk: no codec makes noise much larger than it is."""
+        return self._n_bytes + self._n_bytes // 8 + 2**16
+
+    def check_encoded(self, size: int | None) -> None:
+        """Raise a ChunkError if stored bytes, if their number is known, are far too many."""
+        if size is not None and size > self.most_encoded_bytes:
+            raise ChunkError(f"it has {size} bytes for {self._n_bytes} bytes of values")
+
+    def without(self, mask: int) -> ChunkCodecs:
+        """Return the codecs of a chunk for which some, by the bits of a mask, were skipped."""
+        kept = [codec for k, codec in enumerate(self._codecs) if not mask >> k & 1]
+        return ChunkCodecs(kept, self._n_bytes)
 
     def decode(self, encoded: Array, out: Array) -> None:
-        """Decode a chunk's file into `out`, both uint8.
+        """Decode a chunk's stored bytes into `out`, both uint8.
 
         Raises
         ------
         ChunkError
             If it does not decode to exactly the bytes of `out`. Codecs raise others of
-            `DECODE_ERRORS`.
+            `arrays.DECODE_ERRORS`.
         """
         data: Any = encoded
-        for name, codec, n_bytes in self._codecs:
+        for k, (name, codec, n_bytes) in reversed(list(enumerate(self._codecs))):
             if name in _COMPRESSORS:
                 into = out
-                if codec is not self._codecs[-1].codec or n_bytes != out.size:
-                    into = np.empty(n_bytes or 0, np.uint8)
+                if k or n_bytes != out.size:
+                    into = buffers.take("decompressed chunk", n_bytes or 0, np.uint8)
                 _DECOMPRESS[name](codec, data, into)
                 data = into
             elif name in _CHECKSUMS:
@@ -134,60 +157,6 @@ class ChunkCodecs:
                 raise ChunkError(f"it holds {data.size} bytes, not {n_bytes}")
         if data is not out:
             out[:] = data
-
-
-def _unreadable(name: str, codec: Any, dtype: np.dtype[Any], *, first: bool) -> str:
-    """Return why a codec cannot be read, or nothing."""
-    if name == "lzma" and (codec.format != lzma.FORMAT_XZ or codec.filters is not None):
-        return " in another format than xz, or with filters"
-    if name == "delta":
-        kinds = {np.dtype(codec.dtype).kind, np.dtype(codec.astype).kind}
-        if not first or np.dtype(codec.dtype) != dtype or not kinds <= set("iuf"):
-            return " of another dtype"
-    elif name == "shuffle":
-        if type(codec.elementsize) is not int or codec.elementsize < 1:
-            return " of no element size"
-    elif name not in _COMPRESSORS and name not in _CHECKSUMS:
-        return ", which is not known"
-    return ""
-
-
-def array_codecs(metadata: ArrayMetadata, n_bytes: int) -> ChunkCodecs:
-    """Return the codecs of an array's chunks (those inside its shards, if it has any).
-
-    Raises
-    ------
-    SourceError
-        If it has a codec that is not read here.
-    """
-    what, dtype = metadata.path, metadata.dtype
-    if metadata.zarr_format == 2:
-        codecs = [(codec.name, _numcodec(codec.name, codec.settings)) for codec in metadata.codecs]
-        return ChunkCodecs(codecs, dtype, n_bytes, what)
-    if metadata.shards and [c.name for c in metadata.index_codecs] != ["bytes", "crc32c"]:
-        raise SourceError(f"{what} has shards of an unusual kind; write the matrix again.")
-    chain = [codec for codec in metadata.codecs if codec.name != "transpose"]  # of one dimension
-    if not chain or chain[0].name != "bytes":
-        raise SourceError(
-            f"{what} is encoded with {chain[0].name if chain else 'nothing'!r}, which is not "
-            "known; write the matrix again."
-        )
-    return ChunkCodecs([_codec_of_format_3(c) for c in chain[1:]], dtype, n_bytes, what)
-
-
-def _numcodec(name: str, settings: Mapping[str, Any]) -> Any:
-    """Return the object of numcodecs for one of its codecs; None if it is not read here."""
-    return numcodecs.get_codec({"id": name, **settings}) if name in _KNOWN else None
-
-
-def _codec_of_format_3(codec: Codec) -> tuple[str, Any]:
-    """Return name and numcodecs object; crc32c has none."""
-    name = codec.name.removeprefix(_V3_PREFIX)
-    if name != codec.name:
-        return name, _numcodec(name, codec.settings)
-    if name in ("blosc", "gzip", "zstd"):
-        return name, _numcodec(name, {})
-    return name if name == "crc32c" else f"codec {name}", None
 
 
 def _without_checksum(name: str, codec: Any, data: Array) -> Array:
@@ -240,61 +209,111 @@ def _lz4(codec: Any, encoded: Array, out: Array) -> None:
     codec.decode(encoded, out=out)
 
 
-class _Inflate:
-    """zlib's decompressor with the manners of those of bz2 and lzma."""
-
-    def __init__(self, wbits: int) -> None:
-        self._inflate = zlib_ng.decompressobj(wbits=wbits)
-
-    def decompress(self, data: Any, max_length: int) -> bytes:
-        tail = self._inflate.unconsumed_tail
-        given = tail if not len(data) else bytes(data)
-        part: bytes = self._inflate.decompress(given, max_length)
-        return part
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inflate.unconsumed_tail
-
-    @property
-    def eof(self) -> bool:
-        return bool(self._inflate.eof)
-
-    @property
-    def unused_data(self) -> bytes:
-        unused: bytes = self._inflate.unused_data
-        return unused
+def _lzf(_: Any, encoded: Array, out: Array) -> None:
+    if decode_lzf(encoded, out) != out.size:
+        raise ChunkError(f"it does not hold {out.size} bytes of LZF")
 
 
-def _streamed(make: Callable[[], Any]) -> Callable[[Any, Array, Array], None]:
-    """Return a decoder that stops where a stream gives more than it may."""
+def _streamed(make: Callable[[], Any], magic: bytes = b"") -> Callable[[Any, Array, Array], None]:
+    """Return a decoder that stops where a stream gives more than it may.
+
+    Parameters
+    ----------
+    make
+        Returns a decompressor with the interface of those of `bz2` and `lzma`.
+    magic
+        What another member starts with, of formats that can have several.
+    """
 
     def decode(_: Any, encoded: Array, out: Array) -> None:
         stream, at, position = make(), 0, 0
-        while not stream.eof:
+        while True:
             given = encoded[at : at + _STREAM_IN].tobytes() if stream.needs_input else b""
             at += len(given)
             part = stream.decompress(given, min(_STREAM_OUT, out.size - position + 1))
-            if not given and not part and not stream.eof:
-                raise ChunkError(f"it ends early, after {position} of {out.size} bytes")
             if position + len(part) > out.size:
                 raise ChunkError(f"it holds more than {out.size} bytes")
             out[position : position + len(part)] = np.frombuffer(part, np.uint8)
             position += len(part)
+            if stream.eof:
+                at -= len(stream.unused_data)
+                head = encoded[at : at + max(len(magic), 1)].tobytes()
+                if not magic or head != magic:
+                    break
+                stream = make()
+            elif not given and not part:
+                raise ChunkError(f"it ends early, after {position} of {out.size} bytes")
         if position != out.size:
             raise ChunkError(f"it holds {position} bytes, not {out.size}")
-        if stream.unused_data or at < encoded.size:
+        if encoded[at:].any() or (at < encoded.size and not magic):  # zeros may follow members
             raise ChunkError("its file goes on after its end")
 
     return decode
 
 
+def inflate(encoded: Array, out: Array) -> None:
+    """Decode raw deflate into `out`, both uint8; see `ChunkCodecs.decode` for errors."""
+    _INFLATE(None, encoded, out)
+
+
+_INFLATE = _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE))
 _DECOMPRESS: dict[str, Callable[[Any, Array, Array], None]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,
-    "gzip": _streamed(lambda: _Inflate(31)),
-    "zlib": _streamed(lambda: _Inflate(15)),
-    "bz2": _streamed(bz2.BZ2Decompressor),
-    "lzma": _streamed(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY)),
+    "lzf": _lzf,
+    "gzip": _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f\x8b"),
+    "zlib": _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)),
+    "bz2": _streamed(bz2.BZ2Decompressor, b"BZh"),
+    "lzma": _streamed(
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY), b"\xfd7zXZ\0"
+    ),
 }
+
+
+@compiled(int)
+def decode_lzf(encoded: Array, out: Array) -> int:
+    """Decode LZF, as HDF5's filter writes it.
+
+    Parameters
+    ----------
+    encoded
+        uint8.
+    out
+        uint8, written; as long as what should come out.
+
+    Returns
+    -------
+    int
+        Number of bytes written, or -1 if `encoded` is not sound or holds more.
+    """
+    at: Any = 0
+    n: Any = 0
+    while at < encoded.size:
+        control: Any = np.int64(encoded[at])
+        at += 1
+        if control < 32:  # so many bytes and one more, as they are
+            length: Any = control + 1
+            if at + length > encoded.size or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = encoded[at + k]
+            at += length
+        else:  # some bytes that were there before
+            length = control >> 5
+            if length == 7:
+                if at >= encoded.size:
+                    return -1
+                length += np.int64(encoded[at])
+                at += 1
+            if at >= encoded.size:
+                return -1
+            back: Any = ((control & 31) << 8) + np.int64(encoded[at]) + 1
+            at += 1
+            length += 2
+            if back > n or n + length > out.size:
+                return -1
+            for k in range(length):
+                out[n + k] = out[n + k - back]
+        n += length
+    return int(n)

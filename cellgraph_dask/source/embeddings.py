@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import SourceError
 from ..machine.buffers import Array
-from .places import ZarrPlace, locate
-from .zarr_nodes import ZarrArray
+from .opening import open_root
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
 _MOST_BYTES = 2**30  # that are worth reading for this
 _MOST_CHUNK_BYTES = 2**26
+_UNCHUNKED_ROWS = 2**14
 
 
 class Embedding(NamedTuple):
@@ -34,19 +34,23 @@ class Embedding(NamedTuple):
     take: Callable[[Array], Array]
 
 
-def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
-    """Return the embeddings in `obsm` of a zarr store, best first.
+def stored_embeddings(
+    source: Any, n_cells: int, storage_options: Mapping[str, Any] | None = None
+) -> list[Embedding]:
+    """Return the embeddings in `obsm` of a store, file or AnnData, best first.
 
     Only names that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`)
-    need not have anything to do with the neighbours. Two dimensions come first, then three.
+    need not have anything to do with the neighbors. Two dimensions come first, then three.
     """
     try:
-        place = locate(store, None)
-        if not isinstance(place, ZarrPlace):
-            return []
-        with place.open() as root:
-            obsm = root["obsm"]
-            arrays = {name: obsm[name] for name in obsm.keys() if name.startswith("X_")}  # noqa: SIM118
+        with open_root(source, storage_options) as root:
+            obsm = root.node["obsm"]
+            names = [str(name) for name in obsm.keys()]  # noqa: SIM118 (not a dict)
+            arrays = {
+                name: root.dense(obsm[name])
+                for name in names
+                if name.startswith("X_") and hasattr(obsm[name], "shape")
+            }
     except (SourceError, KeyError, AttributeError):  # an array in its place has no keys
         return []
     usable = {name: array for name, array in arrays.items() if _is_usable(array, n_cells)}
@@ -60,23 +64,29 @@ def stored_embeddings(store: str, n_cells: int) -> list[Embedding]:
 
 
 def _is_usable(array: Any, n_cells: int) -> bool:
-    """Tell whether a member of `obsm` is an array of numbers for all cells, and not too large."""
-    if not isinstance(array, ZarrArray) or len(array.shape) != 2 or array.shape[0] != n_cells:
+    """Whether a member of `obsm` is an array of numbers for all cells, and not too large."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None or len(array.shape) != 2 or array.shape[0] != n_cells:
         return False
-    item, unit = array.dtype.itemsize, array.metadata.shards or array.chunks
     return bool(
-        array.dtype.kind in "fiu"
+        dtype.kind in "fiu"
         and array.shape[1] >= 2
-        and math.prod(array.shape) * item <= _MOST_BYTES
-        and 0 < math.prod(unit) * item <= _MOST_CHUNK_BYTES
+        and math.prod(array.shape) * dtype.itemsize <= _MOST_BYTES
+        and 0 < math.prod(_unit(array)) * dtype.itemsize <= _MOST_CHUNK_BYTES
     )
 
 
-def _taker(array: ZarrArray) -> Callable[[Array], Array]:
+def _unit(array: Any) -> tuple[int, ...]:
+    """Return the shape of what is read at once: a shard, a chunk, or rows where there are none."""
+    shards, chunks = getattr(array, "shards", None), getattr(array, "chunks", None)
+    return shards or chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
+
+
+def _taker(array: Any) -> Callable[[Array], Array]:
     def take(cells: Array) -> Array:
         n_columns = min(array.shape[1], _MOST_COLUMNS)
         out = np.empty((cells.size, n_columns), array.dtype)
-        n_rows = (array.metadata.shards or array.chunks)[0]
+        n_rows = _unit(array)[0]
         for first in range(0, array.shape[0], n_rows):
             a, b = np.searchsorted(cells, [first, first + n_rows])
             if a < b:

@@ -36,6 +36,11 @@ class Compressed(NamedTuple):
     shape: tuple[int, int]
 
 
+def index_dtype(n_cells: int) -> np.dtype[Any]:
+    """Return the dtype of indices: int32, or int64 from 2³¹ cells on."""
+    return np.dtype(np.int32 if n_cells <= np.iinfo(np.int32).max else np.int64)
+
+
 def compress(matrix: Any, name: str) -> Compressed:
     """Return a matrix as CSR or CSC; what is either already is not copied.
 
@@ -108,7 +113,7 @@ def _of_coordinates(rows: Array, columns: Array, data: Array, shape: tuple[int, 
 def _of_dense(matrix: Array) -> Compressed:
     n_rows, n_columns = matrix.shape
     counts = np.zeros(n_rows, np.int64)
-    index = np.int32 if n_columns <= np.iinfo(np.int32).max else np.int64
+    index = index_dtype(n_columns)
     columns: list[Array] = [np.zeros(0, index)]
     data: list[Array] = [np.zeros(0, matrix.dtype)]
     step = max(1, _DENSE_VALUES // max(n_columns, 1))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from . import checks
 from .arrays import StoredArray
-from .places import Place, RawPlace
+from .in_memory import index_dtype
 
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
@@ -69,13 +68,42 @@ class BlockEntries(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a matrix comes from.
+
+    Attributes
+    ----------
+    path : str
+        What the user called it: a path, a URL, or what it is in memory; for messages.
+    file : str or None
+        Absolute path of the file or folder that workers must see; None if there is none.
+    is_shared : bool
+        Whether other processes can open it.
+    is_lasting : bool
+        Whether another run finds it by the same name.
+    """
+
+    path: str
+    file: str | None = None
+    is_shared: bool = False
+    is_lasting: bool = False
+
+    @property
+    def name(self) -> str:
+        """The same from every working directory, if it is lasting."""
+        return self.file if self.is_lasting and self.file is not None else self.path
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A sparse cell × cell matrix; small, and picklable unless it is in memory.
 
     Attributes
     ----------
-    place : Place
-        Where its arrays are.
+    indptr, indices, data : StoredArray
+        Its arrays. They open themselves in the process that reads them.
+    origin : Origin
+        Where it comes from.
     key : str
         Where the matrix is inside it.
     layout : {"csr", "csc"}
@@ -88,52 +116,46 @@ class Source:
         What the user should know about it.
     spool_bytes : int
         Temporary bytes on disk that it takes up.
+    spooled_bytes : int
+        Of these, those that are on disk already.
     """
 
-    place: Place
+    indptr: StoredArray
+    indices: StoredArray
+    data: StoredArray
+    origin: Origin
     key: str
     layout: str
     n_cells: int
     n_entries: int
     notes: tuple[str, ...] = ()
     spool_bytes: int = 0
+    spooled_bytes: int = 0
 
     @property
     def path(self) -> str:
-        """Where it is, for people: a path, a URL, or what it is in memory."""
-        return self.place.path
+        """What the user called its origin."""
+        return self.origin.path
 
     @property
-    def spooled_bytes(self) -> int:
-        """Of `spool_bytes`, those that are on disk already."""
-        return self.spool_bytes if isinstance(self.place, RawPlace) else 0
-
-    def absolute(self) -> Source:
-        """Return the same matrix, for processes with another working directory."""
-        return replace(self, place=self.place.absolute())
-
-    @cached_property
-    def _arrays(self) -> dict[str, StoredArray]:
-        return self.place.arrays(self.key)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the open arrays behind."""
-        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+    def _arrays(self) -> tuple[StoredArray, ...]:
+        return self.indptr, self.indices, self.data
 
     def fingerprint(self) -> str:
         """Return a digest that changes when the matrix is written again.
 
-        It is of the names, sizes and times of its files; elsewhere, of a sample of its chunks.
+        It is of the names, sizes and times of its files; of those in no file, of a sample of their
+        chunks.
         """
         digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
-        for path in self.place.files(self.key):
+        for path in dict.fromkeys(path for array in self._arrays for path in array.files()):
             try:
                 status = path.stat()
             except OSError:  # whoever reads it will say so
                 status = path.lstat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        if self.place.file is None:  # elsewhere: the first, a middle and the last chunk of each
-            for array in self._arrays.values():
+        if self.origin.file is None:  # the first, a middle and the last chunk of each
+            for array in self._arrays:
                 for at in (0, array.size // 2, max(array.size - 1, 0)):
                     digest.update(_chunk_of(array, at).tobytes())
         return digest.hexdigest()
@@ -141,19 +163,17 @@ class Source:
     @property
     def chunk_size(self) -> int:
         """Entries in a chunk; of `indices` or `data`, the larger."""
-        return max(self._arrays["indices"].chunk_size, self._arrays["data"].chunk_size)
+        return max(self.indices.chunk_size, self.data.chunk_size)
 
     @property
     def stored_index_dtype(self) -> np.dtype[Any]:
         """Dtype of `indices` in the store."""
-        dtype: np.dtype[Any] = self._arrays["indices"].dtype
-        return dtype
+        return self.indices.dtype
 
     @property
     def stored_weight_dtype(self) -> np.dtype[Any]:
         """Dtype of `data` in the store."""
-        dtype: np.dtype[Any] = self._arrays["data"].dtype
-        return dtype
+        return self.data.dtype
 
     @property
     def scanned_weight_dtype(self) -> np.dtype[Any]:
@@ -163,13 +183,13 @@ class Source:
     @property
     def row_dtype(self) -> np.dtype[Any]:
         """Dtype of a block's indices."""
-        return np.dtype(np.int32 if self.n_cells <= np.iinfo(np.int32).max else np.int64)
+        return index_dtype(self.n_cells)
 
     @property
     def probe_bytes(self) -> int:
         """Most bytes that `entry` and `has_entry` need."""
-        work = max(array.work_bytes for array in self._arrays.values())
-        rows = min(self._arrays["indptr"].chunk_size, self.n_cells) + 1
+        work = max(array.work_bytes for array in self._arrays)
+        rows = min(self.indptr.chunk_size, self.n_cells) + 1
         return int(work + 16 * rows + 8 * _INDPTR_SLICE)
 
     def warm_up(self) -> None:
@@ -180,14 +200,14 @@ class Source:
 
     def block_bytes(self, n_entries: int, n_rows: int, *, signed: bool) -> int:
         """Return the most bytes `read_block` needs for a block of that size on one thread."""
-        indices, data = self._arrays["indices"], self._arrays["data"]
+        indices, data = self.indices, self.data
         total = n_entries * self.row_dtype.itemsize + (n_rows + 2) * 16
         if indices.dtype != self.row_dtype:
-            total += min(indices.chunk_size, n_entries) * indices.dtype.itemsize
+            total += min(indices.step, n_entries) * indices.dtype.itemsize
         if signed:
             total += n_entries * 8
-        total += min(data.chunk_size, n_entries) * (data.dtype.itemsize + 4)
-        return int(total + max(array.work_bytes for array in self._arrays.values()))
+        total += min(data.step, n_entries) * (data.dtype.itemsize + 4)
+        return int(total + max(array.work_bytes for array in self._arrays))
 
     def scan_indptr(self) -> Iterator[tuple[int, Array]]:
         """Read `indptr` from end to end in overlapping slices, checking it on the way.
@@ -206,7 +226,7 @@ class Source:
             If it does not start at 0, decreases, does not end at the number of entries, or lacks a
             chunk that was not all zeros.
         """
-        indptr = self._arrays["indptr"]
+        indptr = self.indptr
         absent_until = 0
         for first in range(0, max(self.n_cells, 1), _INDPTR_SLICE):
             values, absent = self._read_indptr(first, min(first + _INDPTR_SLICE, self.n_cells))
@@ -243,7 +263,7 @@ class Source:
         As zeros they leave everything before the next chunk to one row. That is believed if the
         row is no longer than the longest after it.
         """
-        indptr = self._arrays["indptr"]
+        indptr = self.indptr
         at = absent_until - first
         if indptr.chunk_size <= _TINY_CHUNK:
             return
@@ -255,7 +275,7 @@ class Source:
 
     def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
         """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
-        indptr = self._arrays["indptr"]
+        indptr = self.indptr
         stored = buffers.take("stored indptr", last - first + 1, indptr.dtype)
         absent = indptr.read(first, last + 1, stored)
         if indptr.dtype == np.int64:
@@ -266,7 +286,7 @@ class Source:
 
     def entry(self, at: int) -> tuple[int, int]:
         """Return row and column of the stored entry number `at`, unchecked."""
-        chunk = self._arrays["indptr"].chunk_size
+        chunk = self.indptr.chunk_size
         # Rows are often of about the same length, which tells the chunk; if not, it is halved down.
         low = at * self.n_cells // self.n_entries // chunk * chunk
         high = min(low + chunk, self.n_cells) - 1
@@ -275,9 +295,11 @@ class Source:
             low, high = 0, self.n_cells
             while high - low > chunk:
                 middle = (low + high) // 2
-                low, high = (middle, high) if self._value("indptr", middle) <= at else (low, middle)
+                low, high = (
+                    (middle, high) if _value_of(self.indptr, middle) <= at else (low, middle)
+                )
             values, _ = self._read_indptr(low, high)
-        return low + int(np.searchsorted(values, at, side="right")) - 1, self._value("indices", at)
+        return low + int(np.searchsorted(values, at, side="right")) - 1, _value_of(self.indices, at)
 
     def has_entry(self, row: int, column: int) -> bool:
         """Tell whether an entry is stored at a row and column, looking at no more than 2²⁰."""
@@ -288,14 +310,9 @@ class Source:
         if not 0 <= start <= stop <= self.n_entries:
             return False
         stop = min(stop, start + _INDPTR_SLICE)
-        columns = np.empty(stop - start, self._arrays["indices"].dtype)
-        self._arrays["indices"].read(start, stop, columns)
+        columns = np.empty(stop - start, self.indices.dtype)
+        self.indices.read(start, stop, columns)
         return bool((columns == column).any())
-
-    def _value(self, name: str, at: int) -> int:
-        value = np.empty(1, self._arrays[name].dtype)
-        self._arrays[name].read(at, at + 1, value)
-        return int(value[0])
 
     def read_block(self, block: Block, *, weights: bool = False) -> BlockEntries:
         """Read and check a block. The arrays belong to this thread, until its next block.
@@ -327,7 +344,7 @@ class Source:
         indptr, _ = self._read_indptr(block.first_row, block.last_row)
         if checks.first_decrease(indptr) >= 0 or indptr[0] > block.start or indptr[-1] < block.stop:
             raise DamagedGraphError(
-                f"{self._arrays['indptr'].name} changed while it was being read; export again when "
+                f"{self.indptr.name} changed while it was being read; export again when "
                 "nothing else writes to the store."
             )
         np.clip(indptr, block.start, block.stop, out=indptr)
@@ -346,24 +363,23 @@ class Source:
         """
         indptr = self._indptr_of(block).copy()
         indices = self._read_indices(block, indptr).copy()
-        array = self._arrays["data"]
+        array = self.data
         data = np.empty(block.stop - block.start, array.dtype)
         for a, b in array.spans(block.start, block.stop):
             self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
         return indptr, indices, data
 
     def _read_indices(self, block: Block, indptr: Array) -> Array:
-        array = self._arrays["indices"]
+        array = self.indices
         out = buffers.take("indices", block.stop - block.start, self.row_dtype)
         for a, b in array.spans(block.start, block.stop):
             part = out[a - block.start : b - block.start]
             native = array.dtype == self.row_dtype
             stored = part if native else buffers.take("stored indices", b - a, array.dtype)
-            absent = array.read(a, b, stored)
-            if absent and not self._believable_zero_columns(block, indptr, a, b):
-                raise DamagedGraphError(
-                    self._missing(array, a, "as zeros it would link cells to cell 0 over and over")
-                )
+            for c, d in array.read(a, b, stored):
+                if not self._believable_zero_columns(block, indptr, c, d):
+                    loss = "as zeros it would link cells to cell 0 over and over"
+                    raise DamagedGraphError(self._missing(array, c, loss))
             bad = checks.first_invalid_index(stored, self.n_cells)
             if bad >= 0:
                 row = _row_of(block, indptr, a + bad)
@@ -378,7 +394,7 @@ class Source:
 
     def _believable_zero_columns(self, block: Block, indptr: Array, a: int, b: int) -> bool:
         """Tell whether entries ``[a, b)`` may all be in column 0: no row has two of them."""
-        if self._arrays["indices"].chunk_size <= _TINY_CHUNK:
+        if self.indices.chunk_size <= _TINY_CHUNK:
             return True
         inside = np.clip(indptr, a - block.start, b - block.start)
         return bool(np.diff(inside).max(initial=0) <= 1)
@@ -386,7 +402,7 @@ class Source:
     def _read_weights(
         self, block: Block, indptr: Array, indices: Array, keep: bool
     ) -> tuple[Array | None, bool]:
-        array = self._arrays["data"]
+        array = self.data
         kept = None
         if keep:
             kind = np.float64 if array.dtype.kind == "f" else np.int64
@@ -413,10 +429,10 @@ class Source:
         return kept, has_negative
 
     def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
-        if array.read(a, b, out) and array.chunk_size > _TINY_CHUNK:
-            raise DamagedGraphError(
-                self._missing(array, a, f"the edges of its {b - a} entries would be lost")
-            )
+        for c, d in array.read(a, b, out):
+            if array.chunk_size > _TINY_CHUNK:
+                loss = f"the edges of its {d - c} entries would be lost"
+                raise DamagedGraphError(self._missing(array, c, loss))
 
     def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
@@ -432,6 +448,12 @@ def _chunk_of(array: StoredArray, at: int) -> Array:
     values = np.empty(min(array.chunk_size, array.size - first), array.dtype)
     array.read(first, first + values.size, values)
     return values
+
+
+def _value_of(array: StoredArray, at: int) -> int:
+    value = np.empty(1, array.dtype)
+    array.read(at, at + 1, value)
+    return int(value[0])
 
 
 def _row_of(block: Block, indptr: Array, entry: int) -> int:

@@ -1,26 +1,62 @@
-"""Where the arrays of a matrix are: a zarr store of any kind, an HDF5 file, raw files, memory.
-
-A *place* is small and can be pickled, unless it is in memory; every process opens it for itself.
-"""
+"""Opening whatever holds a matrix: a zarr store of any kind, an HDF5 file, objects in memory."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .arrays import MemoryArray
+from ..errors import CellgraphError, SourceError
+from ..machine.remote import is_url, local_path
+from .arrays import MemoryArray, StoredArray
 from .checks import check_arrays, check_shape, check_weights
 from .in_memory import compress
-from .layout import Found, Tree, find_matrix, is_array, open_array, sparse_layout
-from .lazy import LazyMatrix, of_dask, of_dense
-from .matrix import Source
-from .places import ARRAYS, HDF5Place, MemoryPlace, ZarrPlace, locate, place_of_group
+from .layout import (
+    Found,
+    Node,
+    Tree,
+    find_matrix,
+    is_array,
+    metadata_of,
+    open_array,
+    sparse_layout,
+    told,
+)
+from .matrix import Origin, Source
+from .spool import LazyMatrix, of_dask, of_dense
 
 if TYPE_CHECKING:
-    pass
+    from .zarr_store import ZarrGroup
+
+ARRAYS = ("indptr", "indices", "data")
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_HDF5_STARTS = (0, 512, 1024, 2048)
+_ZIP = b"PK"
+
+
+class Root(NamedTuple):
+    """What holds a matrix, opened.
+
+    Attributes
+    ----------
+    node : group
+        The root group: of zarr, of h5py, or a `Tree` of what is in memory.
+    origin : Origin
+        Where it is.
+    stored : callable
+        Returns a one-dimensional array of it as blocks are read from it.
+    dense : callable
+        Returns an array of it in a form that can be sliced later, and elsewhere.
+    """
+
+    node: Node
+    origin: Origin
+    stored: Callable[[Any], StoredArray]
+    dense: Callable[[Any], Any]
 
 
 def open_source(
@@ -41,7 +77,7 @@ def open_source(
     key
         A key of `obsp`, or with slashes a path from the root.
     neighbors_key
-        The name of one of scanpy's neighbour graphs, instead of `key`.
+        The name of one of scanpy's neighbor graphs, instead of `key`.
     storage_options
         What fsspec is to be told about a URL.
 
@@ -59,66 +95,233 @@ def open_source(
     """
     if neighbors_key is not None and key != "connectivities":
         raise ValueError("give key or neighbors_key, not both")
-    if isinstance(source, str | os.PathLike):
-        place = locate(source, storage_options)
-        return _open_place(place, key, neighbors_key)
-    if storage_options:
-        raise ValueError("storage options are for URLs")
-    if _is(source, "zarr", "Group"):
-        return _open_place(place_of_group(source), key, neighbors_key)
-    if _is(source, "zarr.abc.store", "Store"):
-        import zarr
+    if not is_container(source):
+        if storage_options:
+            raise ValueError("storage options are for URLs")
+        if neighbors_key is not None or key != "connectivities":
+            raise ValueError("key and neighbors_key are for stores, files and AnnData")
+        origin = Origin(f"{type(source).__name__} in memory")
+        return _open_object(origin, Found("matrix", source, None, ()))
+    with open_root(source, storage_options) as root:
+        found = find_matrix(root.node, root.origin.path, key, neighbors_key)
+        if isinstance(root.node, Tree):
+            return _open_object(root.origin, found)
+        return _open_node(root, found)
 
-        return _open_place(place_of_group(zarr.open_group(source, mode="r")), key, neighbors_key)
-    if _is(source, "anndata", "AnnData") or (hasattr(source, "obsp") and hasattr(source, "uns")):
-        path = "AnnData in memory"
-        root = Tree({"obsp": source.obsp, "uns": source.uns, "obs": source.obs})
-        found = find_matrix(root, path, key, neighbors_key)
-        return _open_matrix(path, found)
-    if neighbors_key is not None or key != "connectivities":
-        raise ValueError("key and neighbors_key are for stores, files and AnnData")
-    return _open_matrix(f"{type(source).__name__} in memory", Found("matrix", source, None, ()))
+
+def is_container(source: Any) -> bool:
+    """Whether a source is something that a matrix is found in by a key, and not a matrix."""
+    return (
+        isinstance(source, str | os.PathLike)
+        or _is(source, "zarr", "Group")
+        or _is(source, "zarr.abc.store", "Store")
+        or _is_anndata(source)
+    )
+
+
+def _is_anndata(source: Any) -> bool:
+    return hasattr(source, "obsp") and hasattr(source, "uns")
 
 
 def _is(source: object, module: str, name: str) -> bool:
-    """Tell whether an object is of a class, without importing its library."""
+    """Whether an object is of a class; its library is not imported for that."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(source, kind)
 
 
-def _open_place(
-    place: ZarrPlace | HDF5Place, key: str, neighbors_key: str | None
-) -> Source | LazyMatrix:
-    with place.open() as root:
-        key, node, n_cells, notes = find_matrix(root, place.path, key, neighbors_key)
-        if is_array(node):
-            return of_dense(place, key, node, n_cells, notes)
-        layout, n_rows, n_columns = sparse_layout(key, node)
-        indptr, indices, data = (open_array(node, key, name) for name in ARRAYS)
-        n_cells = check_shape(key, (n_rows, n_columns), n_cells)
-        check_arrays(key, n_cells, indptr, indices, data)
-        source = Source(place, key, layout, n_cells, int(indices.shape[0]), notes)
-        # They are open already; and those that cannot be read are refused here.
-        source.__dict__["_arrays"] = place.arrays_in(root, key)
-        return source
+@contextmanager
+def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> Iterator[Root]:
+    """Open what holds a matrix; see `open_source`.
+
+    Raises
+    ------
+    SourceError
+        If there is nothing, or something else.
+    """
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    if storage_options and (path is None or not is_url(path)):
+        raise ValueError("storage options are for URLs, not for paths")
+    if path is None:
+        if _is_anndata(source):
+            names = ("obsp", "uns", "obs", "obsm")
+            tree = Tree({name: getattr(source, name) for name in names if hasattr(source, name)})
+            yield Root(tree, Origin("AnnData in memory"), _never, lambda node: node)
+            return
+        yield _zarr_object(source)
+    elif is_url(path):
+        yield _zarr_url(path, storage_options)
+    else:
+        path = str(local_path(path)) if "://" in path else path
+        if _is_hdf5(path):
+            from . import hdf5
+
+            with hdf5.open_file(path) as file:
+                yield Root(file, _file_origin(path), hdf5.stored_array, hdf5.DenseDataset)
+        else:
+            yield _zarr_files(path)
 
 
-def _open_matrix(path: str, found: Found) -> Source | LazyMatrix:
+def _never(node: Any) -> StoredArray:
+    raise AssertionError(node)
+
+
+def _file_origin(path: str) -> Origin:
+    return Origin(path, str(Path(path).absolute()), is_shared=True, is_lasting=True)
+
+
+def _is_hdf5(path: str) -> bool:
+    """Whether a path is that of an HDF5 file, by what is there and not by its ending.
+
+    Raises
+    ------
+    SourceError
+        If there is nothing, or something that is neither that nor a zarr store.
+    """
+    try:
+        there, is_folder = Path(path).exists(), Path(path).is_dir()
+        head = b""
+        if there and not is_folder:
+            with open(path, "rb") as file:
+                head = file.read(4096)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
+    if not there:
+        raise SourceError(
+            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
+            "or an .h5ad file."
+        )
+    if is_folder or head.startswith(_ZIP):
+        return False
+    if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
+        return True
+    raise SourceError(
+        f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file such "
+        "as .h5ad; give one of these."
+    )
+
+
+def _zarr_files(path: str, prefix: str | None = None) -> Root:
+    """Open a group of a zarr store in files of this machine; by default the AnnData in it."""
+    from . import finders, zarr_store
+
+    origin = _file_origin(path)
+    objects: finders.Folder | finders.Archive
+    if Path(path).is_dir():
+        objects = finders.Folder(str(origin.file))
+    else:
+        objects = finders.Archive(str(origin.file))
+        try:
+            names = list(objects.members)
+        except Exception as error:  # of strange bytes, zipfile raises anything
+            raise SourceError(
+                f"{path} is not a whole zip archive ({told(error)}). Copy it again from where it "
+                "came."
+            ) from error
+        if prefix is None:  # the root, or a folder in it
+            roots = [n for n in names if n.rpartition("/")[2] in (".zgroup", "zarr.json")]
+            root = min(roots, key=lambda name: name.count("/"), default="")
+            prefix = root.rpartition("/")[0]
+    return _zarr_root(origin, lambda: zarr_store.open_local(objects, prefix or ""))
+
+
+def _zarr_url(url: str, options: Mapping[str, Any] | None) -> Root:
+    from . import zarr_store
+
+    if url.endswith((".h5ad", ".h5mu")):
+        raise SourceError(
+            f"{url} is an HDF5 file on another machine, which cannot be read in parts. Copy "
+            "it to this one, or write it as a zarr store."
+        )
+    origin = Origin(url, is_shared=True, is_lasting=True)
+    return _zarr_root(origin, lambda: zarr_store.open_url(url, options))
+
+
+def _zarr_object(source: Any) -> Root:
+    """Open a `zarr.Group`, or the root of a store of zarr."""
+    from zarr.storage import LocalStore, MemoryStore, ZipStore
+
+    from . import zarr_store
+
+    is_group = _is(source, "zarr", "Group")
+    store, prefix = (source.store, source.path) if is_group else (source, "")
+    if isinstance(store, LocalStore):
+        return _zarr_files(str(store.root), prefix)
+    if isinstance(store, ZipStore):
+        return _zarr_files(str(store.path), prefix)
+    origin = Origin(str(store), is_shared=not isinstance(store, MemoryStore))
+    return _zarr_root(origin, lambda: zarr_store.open_store(store, prefix))
+
+
+def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
+    from . import zarr_store
+
+    try:
+        group = open_group()
+    except CellgraphError:
+        raise
+    except Exception as error:  # of strange metadata, zarr raises anything
+        hint = "" if origin.file is not None else (
+            " Look at the URL, the connection and the storage options, too."
+        )  # fmt: skip
+        raise SourceError(
+            f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
+            f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
+        ) from error
+    return Root(group, origin, zarr_store.stored_array, lambda node: node)
+
+
+def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
+    """Open what is in a store or file."""
+    key, node, n_cells, notes = found
+    if is_array(node):
+        return of_dense(root.origin, key, root.dense(node), n_cells, notes)
+    layout, n_rows, n_columns = sparse_layout(key, node)
+    nodes = [open_array(node, key, name) for name in ARRAYS]
+    n_cells = check_shape(key, (n_rows, n_columns), n_cells)
+    check_arrays(key, n_cells, *nodes)
+    arrays = {}
+    for name, array in zip(ARRAYS, nodes, strict=True):
+        with metadata_of(f"{key}/{name}"):
+            arrays[name] = root.stored(array)
+    return _source(arrays, root.origin, key, layout, n_cells, notes)
+
+
+def _open_object(origin: Origin, found: Found) -> Source | LazyMatrix:
     """Open what is an object of Python."""
     key, matrix, n_cells, notes = found
     if _is(matrix, "dask.array", "Array"):
-        return of_dask(path, key, matrix, n_cells, notes)
+        return of_dask(origin, key, matrix, n_cells, notes)
     group = getattr(matrix, "group", None)
     if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
         if _is(group, "zarr", "Group"):
-            place: ZarrPlace | HDF5Place = replace(place_of_group(group), prefix="")
-            return _open_place(place, f"/{group.path}", None)
-        return _open_place(HDF5Place(group.file.filename), group.name, None)
-    layout, *arrays, shape = compress(matrix, key)
+            return open_source(group.store, f"/{group.path}")
+        return open_source(group.file.filename, group.name)
+    layout, indptr, indices, data, shape = compress(matrix, key)
     n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
-    check_weights(key, arrays[2].dtype)
-    content = {
+    check_weights(key, data.dtype)
+    arrays: dict[str, StoredArray] = {
         name: MemoryArray(f"{key}/{name}", array)
-        for name, array in zip(ARRAYS, arrays, strict=True)
+        for name, array in zip(ARRAYS, (indptr, indices, data), strict=True)
     }
-    return Source(MemoryPlace(path, content), key, layout, n_cells, arrays[1].size, notes)
+    return _source(arrays, origin, key, layout, n_cells, notes)
+
+
+def _source(
+    arrays: Mapping[str, StoredArray],
+    origin: Origin,
+    key: str,
+    layout: str,
+    n_cells: int,
+    notes: tuple[str, ...],
+) -> Source:
+    return Source(
+        arrays["indptr"],
+        arrays["indices"],
+        arrays["data"],
+        origin=origin,
+        key=key,
+        layout=layout,
+        n_cells=n_cells,
+        n_entries=arrays["indices"].size,
+        notes=notes,
+    )

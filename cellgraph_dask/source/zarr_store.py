@@ -1,257 +1,355 @@
-"""What the metadata documents of a zarr array say, by the specifications of formats 2 and 3.
+"""Zarr stores: zarr opens groups and arrays and reads their metadata; chunks are decoded here.
 
-It is arithmetic on JSON, without zarr: importing that takes longer than exporting a small graph.
-The specifications: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html and
-https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html.
+On this machine the metadata themselves, and not the copy that consolidated metadata are, say what
+is there.
+
+Arrays whose codecs are not on the list of `codecs` are read by zarr itself, a chunk at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import zarr
+from zarr.abc.store import Store
 
-# Names of data types in format 3 that are names of numpy's as well. Others, such as strings, are
-# told from these by the dtype object.
-_NUMBERS = frozenset(
-    {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
-    | {"float16", "float32", "float64", "complex64", "complex128"}
+from ..errors import CellgraphError, SourceError
+from ..machine.buffers import Array
+from .arrays import ChunkedArray, ChunkError, Encoded, StoredArray
+from .codecs import ChunkCodecs, chunk_codecs
+from .finders import Archive, Folder, LocalObjects, ObjectFinder, Objects
+from .layout import Node, metadata_of, told
+from .zarr_objects import LocalMetadata, RemoteObjects, has
+
+# They stand for values that are no numbers; pickle runs what it reads.
+_OBJECT_CODECS = frozenset(
+    {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-bytes", "vlen-array", "categorize"}
 )
-_SHARDING = "sharding_indexed"
-# What a document of format 3 may hold. Of anything else a reader must know what it means.
-_FIELDS = frozenset(
-    {"zarr_format", "node_type", "attributes", "consolidated_metadata", "shape", "data_type"}
-    | {"chunk_grid", "chunk_key_encoding", "fill_value", "codecs", "storage_transformers"}
-    | {"dimension_names"}
-)
-# Settings of the codecs of format 3, and of what is written in the same way, and their types.
-_SETTINGS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "bytes": {"endian": str},
-    "transpose": {"order": (list, tuple)},
-    "crc32c": {},
-    "gzip": {"level": int},
-    "zstd": {"level": int, "checksum": bool},
-    "blosc": {"cname": str, "clevel": int, "shuffle": str, "typesize": int, "blocksize": int},
-    _SHARDING: {
-        "chunk_shape": (list, tuple),
-        "codecs": (list, tuple),
-        "index_codecs": (list, tuple),
-        "index_location": str,
-    },
-    "regular": {"chunk_shape": (list, tuple)},
-    "default": {"separator": str},
-    "v2": {"separator": str},
-}
-_WORDS = {
-    "endian": ("little", "big"),
-    "index_location": ("start", "end"),
-    "separator": (".", "/"),
-}
+_TEXT_CODEC = "vlen-utf8"
+_V3_PREFIX = "numcodecs."
+_SLICED_CHUNKS = 6  # decoded chunks that zarr holds at once, with what goes between codecs
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A codec as the metadata name it.
+def open_local(objects: LocalObjects, path: str = "") -> ZarrGroup:
+    """Return the group at a path of a store on this machine.
 
-    Attributes
+    Raises
+    ------
+    FileNotFoundError, TypeError
+        If there is no group. Of strange metadata, zarr raises anything.
+    """
+    names = [name for name in ("zarr.json", ".zgroup", ".zarray") if has(objects, path, name)]
+    if not names:
+        raise FileNotFoundError("it has neither zarr.json nor .zgroup")
+    if names == [".zarray"]:
+        raise TypeError("it is an array, not a group")
+    zarr_format: Any = 3 if "zarr.json" in names else 2
+    with _quiet():
+        try:
+            group = zarr.open_group(
+                LocalMetadata(objects), mode="r", path=path, zarr_format=zarr_format,
+                use_consolidated=False,
+            )  # fmt: skip
+        except zarr.errors.ContainsArrayError:
+            raise TypeError("it is an array, not a group") from None
+    return ZarrGroup(group, objects)
+
+
+def open_url(url: str, options: Mapping[str, Any] | None) -> ZarrGroup:
+    """Return the root group of a store at a URL; consolidated metadata save requests there.
+
+    Raises
+    ------
+    Exception
+        Anything, if it cannot be opened.
+    """
+    with _quiet():
+        group = zarr.open_group(url, mode="r", storage_options=dict(options) if options else None)
+    return ZarrGroup(group, RemoteObjects(group.store))
+
+
+def open_store(store: Store, path: str = "") -> ZarrGroup:
+    """Return the group at a path of a store object; see `open_url`."""
+    with _quiet():
+        group = zarr.open_group(store, mode="r", path=path)
+    return ZarrGroup(group, RemoteObjects(group.store))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Ignore zarr's warnings about metadata: of codecs and dtypes that others may not know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class ZarrGroup:
+    """A group, as `layout` looks for a matrix in it.
+
+    Parameters
     ----------
-    name : str
-        ``id`` in format 2, ``name`` in format 3.
-    settings : dict
-        All else.
+    group
+        The group, opened by zarr.
+    objects
+        The objects of its store.
     """
 
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    def __init__(self, group: zarr.Group, objects: Objects) -> None:
+        self._group = group
+        self._objects = objects
+
+    @property
+    def zarr_format(self) -> int:
+        """Format of the store, 2 or 3."""
+        return int(self._group.metadata.zarr_format)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Its attributes."""
+        with metadata_of(self._group.path or "the store"):
+            return dict(self._group.attrs)
+
+    def __getitem__(self, path: str) -> Node:
+        """Return the group or array at a path.
+
+        Raises
+        ------
+        KeyError
+            If nothing is there.
+        SourceError
+            If its metadata are broken.
+        """
+        full = f"{self._group.path}/{path}".strip("/")
+        with metadata_of(full), _quiet():
+            try:
+                node = self._group[path]
+            except KeyError as error:
+                # A field that is missing in the metadata is a KeyError too.
+                consolidated = self._group.metadata.consolidated_metadata is not None
+                if not consolidated and not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+                node = None
+            if isinstance(node, zarr.Array):
+                return ZarrArray(node, self._objects)
+        if node is None:
+            raise KeyError(path)
+        return ZarrGroup(node, self._objects)
+
+    def keys(self) -> list[str]:
+        """Return the names of its groups and arrays."""
+        path = self._group.path
+        if not isinstance(self._objects, Folder | Archive):
+            return sorted(self._group.keys())
+        with metadata_of(path or "the store"):
+            names = self._objects.names(path)
+            nodes = ("zarr.json",) if self.zarr_format == 3 else (".zgroup", ".zarray")
+            return [
+                name
+                for name in names
+                if any(has(self._objects, f"{path}/{name}".lstrip("/"), node) for node in nodes)
+            ]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.keys()
 
 
-@dataclass(frozen=True)
-class ArrayMetadata:
-    """The metadata of an array.
+class ZarrArray:
+    """An array of any dimensions in a zarr store; picklable where its store is.
 
-    Attributes
+    Parameters
     ----------
-    path : str
-        Path inside the store.
-    zarr_format : {2, 3}
-        Format.
-    shape, chunks : tuple of int
-        Of the array, and of a chunk, the smallest part that can be decoded.
-    shards : tuple of int or None
-        Shape of a shard, if chunks lie in shards.
-    dtype : numpy.dtype
-        As stored, with its byte order; object for what numpy has no dtype of.
-    fill_value : scalar or None
-        What stands where a chunk is not in the store.
-    codecs : tuple of Codec
-        Of a chunk, in the order in which they were applied. In format 3 one of them is "bytes".
-    key_prefix : str
-        What the number of a chunk (or shard) follows in its key, for arrays of one dimension.
-    index_codecs : tuple of Codec
-        Of the index of a shard.
-    index_at_start : bool
-        Whether a shard begins with its index, and does not end with it.
+    array
+        The array, opened by zarr.
+    objects
+        The objects of its store.
     """
 
-    path: str
-    zarr_format: int
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    dtype: np.dtype[Any]
-    fill_value: Any
-    codecs: tuple[Codec, ...]
-    key_prefix: str = ""
-    index_codecs: tuple[Codec, ...] = ()
-    index_at_start: bool = False
+    def __init__(self, array: zarr.Array, objects: Objects) -> None:
+        self.array = array
+        self.objects = objects
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.array.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of its dimensions."""
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of its values."""
+        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
+        return dtype
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Shape of a chunk, inside shards if it has any."""
+        return tuple(self.array.chunks)
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Shape of a shard, or None."""
+        return self.array.shards and tuple(self.array.shards)
+
+    @property
+    def codec(self) -> str | None:
+        """What compresses a chunk, such as "blosc (lz4)"; None if nothing does."""
+        names = []
+        for codec in self.array.compressors:
+            name, settings = _said(codec)
+            inner = settings.get("cname")
+            names.append(f"{name} ({getattr(inner, 'value', inner)})" if inner else name)
+        return ", ".join(names) or None
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the values at an index, read by zarr.
+
+        Every reading by zarr comes through here.
+
+        Raises
+        ------
+        SourceError
+            If its codecs run what they read, or stand for objects.
+        """
+        self.check_codecs()
+        return self.array[index]
+
+    def check_codecs(self) -> None:
+        """Raise a SourceError if a codec runs what it reads, or stands for objects.
+
+        Text may have the one codec of text. zarr looks at the first such codec alone, so all are
+        looked at here.
+        """
+        allowed = {_TEXT_CODEC} if self.dtype.kind in "OTU" else set()
+        for name in _codec_names(_all_codecs(self.array)):
+            if name in _OBJECT_CODECS - allowed:
+                raise SourceError(
+                    f"{self.array.path} is encoded with {name!r}, which is not for numbers and may "
+                    "run what it reads; it is not decoded. Write the array again as numbers."
+                )
 
 
-def array_metadata(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
-    """Return what a document (``.zarray`` or ``zarr.json``) says.
+def _said(codec: Any) -> tuple[str, dict[str, Any]]:
+    """Return name and settings of a codec of numcodecs (format 2) or zarr (format 3)."""
+    if hasattr(codec, "get_config"):
+        settings = dict(codec.get_config())
+        return str(settings.pop("id")), settings
+    said = codec.to_dict()
+    return str(said["name"]), dict(said.get("configuration") or {})
+
+
+def _all_codecs(array: zarr.Array) -> Iterable[Any]:
+    if array.metadata.zarr_format == 2:
+        return (*array.filters, *array.compressors)
+    return tuple(array.metadata.codecs)
+
+
+def _codec_names(codecs: Iterable[Any]) -> Iterator[str]:
+    """Yield the names of codecs, and of those inside shards."""
+    for codec in codecs:
+        yield _said(codec)[0].removeprefix(_V3_PREFIX)
+        yield from _codec_names(getattr(codec, "codecs", ()))
+        yield from _codec_names(getattr(codec, "index_codecs", ()))
+
+
+def stored_array(node: ZarrArray) -> StoredArray:
+    """Return a one-dimensional array as blocks are read from it.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
-        If it lacks something, or something in it is not what it must be.
+    SourceError
+        If it has codecs or chunks that cannot be.
     """
-    return (_format_3 if document["zarr_format"] == 3 else _format_2)(path, document)
-
-
-def _format_2(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
-    said = document["dtype"]
-    # A list stands for a structured dtype, as in obs before AnnData 0.7.
-    dtype = np.dtype(said) if isinstance(said, str) else np.dtype(object)
-    codecs = [*(document.get("filters") or ()), *filter(None, [document.get("compressor")])]
-    shape, chunks = _sizes(document["shape"]), _sizes(document["chunks"])
-    _same_length(shape, chunks)
-    order, separator = document["order"], document.get("dimension_separator", ".")
-    if order not in ("C", "F") or separator not in _WORDS["separator"]:
-        raise ValueError(f"order {str(order)[:80]}, separator {str(separator)[:80]}")
-    return ArrayMetadata(
-        path,
-        zarr_format=2,
-        shape=shape,
-        chunks=chunks,
-        shards=None,
-        dtype=dtype,
-        fill_value=_fill_value(document["fill_value"], dtype),
-        codecs=tuple(
-            Codec(str(codec["id"]), {k: v for k, v in codec.items() if k != "id"})
-            for codec in codecs
-        ),
-    )
-
-
-def _format_3(path: str, document: Mapping[str, Any]) -> ArrayMetadata:
-    check_fields(document)
-    said = document["data_type"]
-    is_number = isinstance(said, str) and said in _NUMBERS
-    dtype = np.dtype(said) if is_number else np.dtype(object)
-    grid, keys = _codec(document["chunk_grid"]), _codec(document["chunk_key_encoding"])
-    if grid.name != "regular":
-        raise ValueError(f"its chunks form a {grid.name!r} grid, not a regular one")
-    if keys.name not in ("default", "v2"):
-        raise ValueError(f"its chunks have keys of the unknown kind {keys.name!r}")
-    shape, chunks = _sizes(document["shape"]), _sizes(grid.settings["chunk_shape"])
-    _same_length(shape, chunks)
-    chain = _codecs(document["codecs"])
-    shards: tuple[int, ...] | None = None
-    index_codecs: tuple[Codec, ...] = ()
-    index_at_start = False
-    if chain and chain[0].name == _SHARDING:
-        sharding = chain[0].settings
-        shards, chunks = chunks, _sizes(sharding["chunk_shape"])
-        _same_length(shape, chunks)
-        index_codecs = _codecs(sharding["index_codecs"])
-        index_at_start = sharding.get("index_location", "end") == "start"
-        if len(chain) > 1:
-            raise ValueError(f"its shards are encoded with {chain[1].name!r} once more")
-        chain = _codecs(sharding["codecs"])
-    if any(codec.name == "bytes" and codec.settings.get("endian") == "big" for codec in chain):
-        dtype = dtype.newbyteorder(">")
-    return ArrayMetadata(
-        path,
-        zarr_format=3,
-        shape=shape,
-        chunks=chunks,
-        shards=shards,
-        dtype=dtype,
-        fill_value=_fill_value(document["fill_value"], dtype),
-        codecs=chain,
-        key_prefix=f"c{keys.settings.get('separator', '/')}" if keys.name == "default" else "",
-        index_codecs=index_codecs,
-        index_at_start=index_at_start,
-    )
-
-
-def _codecs(said: Sequence[Any]) -> tuple[Codec, ...]:
-    return tuple(_codec(one) for one in said)
-
-
-def _codec(said: Any) -> Codec:
-    """Return a name with settings; a name alone has none.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If a setting of a codec that is known here is not one.
-    """
-    if isinstance(said, str):
-        said = {"name": said}
-    name, settings = str(said["name"]), said.get("configuration", {})
-    if not isinstance(settings, Mapping) or said.keys() - {"name", "configuration"}:
-        raise TypeError(f"{str(said)[:80]} is no name with a configuration")
-    # Members of enums, as zarr's own objects have them, stand for their values.
-    settings = {key: getattr(value, "value", value) for key, value in settings.items()}
-    known = _SETTINGS.get(name)
-    if known is not None:
-        for key, value in settings.items():
-            is_bool = isinstance(value, bool)  # which is an int to Python
-            if not isinstance(value, known[key]) or is_bool != (known[key] is bool):
-                raise TypeError(f"{name} has the {key} {str(value)[:80]}")
-            if key in _WORDS and value not in _WORDS[key]:
-                raise ValueError(f"{name} has the {key} {str(value)[:80]!r}")
-    return Codec(name, settings)
-
-
-def check_fields(document: Mapping[str, Any]) -> None:
-    """Check that a document of format 3 holds nothing that has to be understood and is not.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it does, or its attributes are none.
-    """
-    for name in document.keys() - _FIELDS:
-        value = document[name]
-        if not isinstance(value, Mapping) or value.get("must_understand") is not False:
-            raise ValueError(f"its metadata hold {name[:80]!r}, which is not known")
-    if document.get("storage_transformers"):
+    array, path = node.array, node.array.path
+    node.check_codecs()
+    if getattr(array.metadata, "storage_transformers", ()):  # zarr passes them over
         raise ValueError("it has storage transformers, which are not known")
-    if not isinstance(document.get("attributes") or {}, Mapping):
-        raise TypeError("its attributes are no object")
+    (size,), (chunk,) = node.shape, node.chunks
+    (shard,) = node.shards or (None,)
+    if chunk < 1 or (shard or chunk) % chunk:
+        raise SourceError(
+            f"{path} has chunks of {chunk} values in shards of {shard}; write the matrix again."
+        )
+    key = array.metadata.encode_chunk_key((0,))
+    dtype = _stored_dtype(array)
+    finder = ObjectFinder(node.objects, path, key.removesuffix("0"))
+    codecs = _chunk_codecs(array, dtype, chunk)
+    options = {"fill_value": array.fill_value, "shard_size": shard}
+    if codecs is None:
+        return SlicedArray(node, finder, **options)
+    if shard is not None:
+        location = array.metadata.codecs[0].index_location
+        options["index_at_start"] = getattr(location, "value", location) == "start"
+    return ChunkedArray(path, size, dtype, chunk, finder, codecs, **options)
 
 
-def _sizes(said: Any) -> tuple[int, ...]:
-    """Return a shape: whole numbers."""
-    if not isinstance(said, list | tuple) or not all(type(n) is int for n in said):
-        raise TypeError(f"{str(said)[:80]} is no shape")
-    return tuple(said)
+def _stored_dtype(array: zarr.Array) -> np.dtype[Any]:
+    """Return the dtype with the byte order that values are stored in."""
+    dtype: np.dtype[Any] = np.dtype(array.dtype)
+    endian = getattr(array.serializer, "endian", None)  # format 2 has no serializer
+    return dtype.newbyteorder(">") if getattr(endian, "value", endian) == "big" else dtype
 
 
-def _same_length(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
-    if len(shape) != len(chunks):
-        raise ValueError(f"its shape is {shape}, that of its chunks {chunks}")
+def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
+    """Return the codecs of a chunk; None if zarr itself has to read them."""
+    n_bytes = chunk * dtype.itemsize
+    if array.metadata.zarr_format == 2:
+        return chunk_codecs(map(_said, _all_codecs(array)), dtype, n_bytes)
+    if array.shards is not None:
+        index = [_said(codec) for codec in array.metadata.codecs[0].index_codecs]
+        if [name for name, _ in index] != ["bytes", "crc32c"] or index[0][1] != {
+            "endian": "little"
+        }:
+            return None
+    if _said(array.serializer)[0] != "bytes":
+        return None
+    said: list[tuple[str, Mapping[str, Any]]] = []
+    for codec in (*array.filters, *array.compressors):
+        name, settings = _said(codec)
+        if name in ("blosc", "gzip", "zstd", "crc32c"):
+            said.append((name, {}))
+        elif name.startswith(_V3_PREFIX):
+            said.append((name.removeprefix(_V3_PREFIX), settings))
+        elif name != "transpose":  # which changes nothing in one dimension
+            return None
+    return chunk_codecs(said, dtype, n_bytes)
 
 
-def _fill_value(said: Any, dtype: np.dtype[Any]) -> Any:
-    """Return a number of an array's dtype; of other dtypes what is said."""
-    if said is None or dtype.kind not in "biuf":
-        return said
-    if isinstance(said, str) and said.startswith("0x"):  # the bits of a float
-        return np.frombuffer(bytes.fromhex(said[2:]), dtype.newbyteorder(">"))[0]
-    if isinstance(said, str) and dtype.kind != "f":
-        raise TypeError(f"{said[:80]!r} is no fill value of {dtype}")
-    return dtype.type(said)  # "NaN", "Infinity" and "-Infinity" as well
+class SlicedArray(ChunkedArray):
+    """A stored array whose chunks zarr decodes, one at a time."""
+
+    def __init__(self, node: ZarrArray, finder: ObjectFinder, **options: Any) -> None:
+        (size,), (chunk,), dtype = node.shape, node.chunks, node.dtype
+        codecs = ChunkCodecs([], chunk * dtype.itemsize)
+        super().__init__(node.array.path, size, dtype, chunk, finder, codecs, **options)
+        self._node = node
+
+    @property
+    def work_bytes(self) -> int:
+        """See `StoredArray`: what goes into each codec, comes out of it, and zarr's own array."""
+        return super().work_bytes + _SLICED_CHUNKS * self.chunk_bytes + 2**20
+
+    def _read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
+        if not found.exists():
+            return False
+        if not self._is_sharded and (found.size or 0) > 4 * self.chunk_bytes + 2**16:
+            raise ChunkError(f"it has {found.size} bytes for {self.chunk_bytes} bytes of values")
+        first = a // self.chunk_size * self.chunk_size
+        last = min(first + self.chunk_size, self.size)
+        try:
+            values = self._node[first:last]
+        except CellgraphError:
+            raise
+        except Exception as error:  # of any library that a codec is made with
+            raise ChunkError(told(error)) from error
+        if values.dtype.newbyteorder("=") != self.dtype or values.shape != (last - first,):
+            raise ChunkError(f"it holds {values.size} values of dtype {values.dtype}")
+        target[:] = values[a - first : b - first]
+        return True

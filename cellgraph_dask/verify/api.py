@@ -14,9 +14,9 @@ from ..machine.memory import limit_bytes
 from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
-from ..source.lazy import LazyMatrix
 from ..source.matrix import Source
 from ..source.opening import open_source
+from ..source.spool import LazyMatrix
 from .checks import VerifyReport, verify
 
 

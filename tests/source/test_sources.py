@@ -25,7 +25,7 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities, plan_export
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
-from cellgraph_dask.source import elsewhere
+from cellgraph_dask.source import zarr_objects
 from tests.helpers.command import run, run_process
 from tests.helpers.servers import serving
 from tests.helpers.stores import (
@@ -529,7 +529,7 @@ def test_options_that_make_no_sense(tmp_path):
 
 @pytest.mark.parametrize("fault", ["error", "drop"])
 def test_requests_that_fail_are_tried_again(tmp_path, fault, monkeypatch):
-    monkeypatch.setattr(elsewhere, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(zarr_objects, "_WAITS", (0.0, 0.0, 0.0))
     write_store(tmp_path / "s.zarr", GRAPHS["directed"], chunk=100)
     # The metadata come whole; then every fourth request fails.
     faults = (fault if k > 20 and k % 4 == 1 else None for k in range(10**6))
@@ -540,7 +540,7 @@ def test_requests_that_fail_are_tried_again(tmp_path, fault, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["error", "drop"])
 def test_a_server_that_goes_on_failing_is_named(tmp_path, fault, monkeypatch):
-    monkeypatch.setattr(elsewhere, "_WAITS", (0.0,))
+    monkeypatch.setattr(zarr_objects, "_WAITS", (0.0,))
     write_store(tmp_path / "s.zarr", GRAPHS["directed"], chunk=100)
     faults = (fault if k > 20 else None for k in range(10**6))
     with serving(tmp_path, faults) as address:
