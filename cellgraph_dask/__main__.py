@@ -1,6 +1,6 @@
 """Run the command line as ``python -m cellgraph_dask``."""
 
-from .cli.commands import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -28,14 +28,15 @@ FLOORS: list[set[str]] = [
     {"export"},
     {"inspection"},
     {"demo"},
-    {"cli", "__init__", "__main__"},
+    {"cli"},
+    {"__init__", "__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The proof is independent of what it proves.
 NEVER = {"verify": {"stages", "delivery", "publish", "plan", "export"}}
 # Which modules may import a library; all others must not.
 LIBRARIES = {
-    "zarr": {"source/zarr_store", "source/opening", "demo"},
+    "zarr": {"source/zarr_store", "source/zarr_objects", "source/opening", "demo"},
     "numcodecs": {"source/codecs"},
     "h5py": {"source/hdf5", "source/opening"},
     "anndata": {"demo"},
@@ -45,10 +46,10 @@ LIBRARIES = {
     "numba": {"machine/compiled"},
     "llvmlite": {"machine/compiled"},
     "dask": {"source/blocks", "source/spool", "edge_pairs/graph", "runtime/threads"},
-    "distributed": {"runtime/cluster", "plan/plan", "export/api", "export/run"},
+    "distributed": {"runtime/cluster", "plan/options", "export/api", "export/run"},
     "click": {"cli/commands"},
     "rich": {"runtime/progress"},
-    "isal": {"edge_pairs/gzip_member"},
+    "isal": {"edge_pairs/gzip_member", "source/arrays", "source/codecs"},
     "sparse": {"source/blocks"},
     "scanpy": set(),
     "cellucid": set(),
@@ -157,7 +158,7 @@ def test_the_modules_of_a_room_form_no_circle():
 
 
 def test_the_walk_sees_imports():
-    assert ("machine/files", "read_at") in siblings("source/arrays")
+    assert ("machine/files", "read_at") in siblings("stages/runs")
     assert ("machine/buffers", "") in siblings("source/matrix")
     assert ("stages/loops", "") in siblings("stages/merge")
     assert ("click", "") in set(imports("cli/commands"))
