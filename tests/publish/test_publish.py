@@ -295,6 +295,26 @@ def test_all_steps_fail_from_one_on(exports, place, before, after, late):
     assert set(states[switch:]) == {"new"}
 
 
+def test_any_step_fails_over_a_manifest_of_another_kind(exports, place):
+    """It may name any file but those with a tag, so all of them stay until ours is shown."""
+    old = exports.files["old", PLAIN] | {MANIFEST: b'{"format": "another"}'}
+    place.restore(old)
+    calls = publish_new(exports, place, PLAIN)
+    new = place.files()
+    assert new == exports.files["new", PLAIN]
+    states = []
+    for k in range(len(calls)):
+        place.restore(old)
+        publish_new(exports, place, PLAIN, range(k, k + 1), OSError(errno.EIO, f"step {k}"))
+        files = place.files()
+        states.append("old" if files[MANIFEST] == old[MANIFEST] else graph_in(files))
+        if states[-1] == "old":
+            assert files == old
+    switch = states.index("new")
+    assert switch > 2
+    assert states == ["old"] * switch + ["new"] * (len(states) - switch)
+
+
 def test_the_order_of_steps(exports, place):
     """The same in both places."""
     started(exports, place, PLAIN)

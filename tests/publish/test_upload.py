@@ -176,6 +176,22 @@ def test_an_answer_that_is_lost(exports, tmp_path, monkeypatch):
     assert graph_shown() == "new"
 
 
+@pytest.mark.parametrize("before", ["nothing", PLAIN])
+def test_a_manifest_that_arrives_in_spite_of_an_error_is_taken_back(
+    exports, tmp_path, monkeypatch, before
+):
+    prepare(exports, before)
+    assert export_new(exports, tmp_path, PLAIN, monkeypatch) is None
+    k = Flaky.steps.index(f"put {MANIFEST}")
+    started = prepare(exports, before)
+    Flaky.restart(k, k + 1, late=True)
+    assert f"step {k} fails" in export_new(exports, tmp_path, PLAIN, monkeypatch)
+    assert Flaky.objects == started
+    Flaky.restart()
+    assert export_new(exports, tmp_path, PLAIN, monkeypatch, resume=True) is None
+    assert graph_shown() == "new"
+
+
 @pytest.mark.parametrize("at", ["write", "commit", "put"])
 def test_ctrl_c_leaves_what_was_there(exports, tmp_path, monkeypatch, at):
     started = prepare(exports, PLAIN)
