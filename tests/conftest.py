@@ -44,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_temporary_files() -> Iterator[None]:
-    """Give this process a folder for temporary files; nothing of ours may be in it at the end.
+    """Give this process a folder for temporary files.
 
     Uploads find their temporary folder by URL and user, so two processes would meet there.
     """
@@ -53,12 +53,10 @@ def _own_temporary_files() -> Iterator[None]:
         Path(folder).chmod(0o755)  # some tests are another user
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         yield
-        left = [path.name for path in Path(folder).glob("*cellgraph-dask*")]
         tempfile.tempdir = None
         del os.environ["TMPDIR"]
         if before is not None:
             os.environ["TMPDIR"] = before
-    assert left == []
 
 
 @pytest.fixture
