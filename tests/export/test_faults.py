@@ -142,13 +142,7 @@ class World:
         return [n for n in names if "cellgraph-dask" in n or n.startswith("scratch")]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(case, id=name, marks=pytest.mark.xdist_group(f"faults, {name}"))
-        for name, case in CASES.items()
-    ],
-)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
 def world(request, tmp_path_factory, server) -> tuple[World, list[Call]]:
     """Return a world and the calls of an undisturbed export in it."""
     here = World(tmp_path_factory.mktemp("world"), request.param)

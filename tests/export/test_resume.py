@@ -73,7 +73,7 @@ def export(source: Path, out_dir: Path, **options) -> object:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("compression", [None, 6])
 @pytest.mark.parametrize("count_degrees", [True, False])
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_interrupted_export_goes_on(
     tmp_path, source, compression, count_degrees, threads, monkeypatch
 ):
@@ -236,6 +236,7 @@ def wait_for_journal(out_dir: Path, n_bytes: int, process: subprocess.Popen[str]
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["directed", "symmetric"])
 @pytest.mark.parametrize("ending", ["SIGTERM", "SIGINT", "SIGKILL"])
 def test_a_process_that_is_ended_can_be_gone_on_with(tmp_path, large, kind, ending):

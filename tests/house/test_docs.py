@@ -68,7 +68,14 @@ def _run(*command: str, folder: Path) -> str:
 # Examples and code blocks
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=_name)
+def _example(path: Path) -> object:
+    """Mark an example that starts a cluster."""
+    starts = "cluster" in path.relative_to(ROOT).as_posix() and path.name not in ARGUMENTS
+    marks = [pytest.mark.slow, pytest.mark.cluster] if starts else []
+    return pytest.param(path, id=path.name, marks=marks)
+
+
+@pytest.mark.parametrize("example", [_example(path) for path in EXAMPLES])
 def test_example_runs_in_an_empty_folder_and_prints_a_few_lines(
     example: Path, tmp_path: Path
 ) -> None:

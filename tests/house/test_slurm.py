@@ -18,7 +18,7 @@ from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
 from tests.helpers.slurm import PATH, NotStartedError, Slurm, own_slurm, wait_until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "cluster" / "slurm_job.py"

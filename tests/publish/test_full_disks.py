@@ -87,6 +87,7 @@ def assert_refused(outcome: Any, folders: list[Path]) -> None:
     assert any(str(folder) in message for folder in folders), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, 6], ids=["plain", "gzip"])
 @pytest.mark.parametrize("small", ["output", "scratch"])
 @pytest.mark.parametrize("foreseen", [True, False], ids=["foreseen", "filled meanwhile"])

@@ -21,7 +21,7 @@ from cellgraph_dask.errors import ClusterError, MemoryLimitError
 from tests.benchmarks.make_store import make_store
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.cluster
 
 
 class HandStarted:
@@ -175,6 +175,7 @@ def test_a_local_cluster_of_processes_gives_the_same_bytes(
     assert report.peak_memory_bytes <= report.projected_memory_bytes <= 900e6
 
 
+@pytest.mark.slow
 def test_the_command_line_on_a_cluster_started_by_hand(tmp_path, stores, expected, cluster):
     for (kind, compression), files in expected.items():
         options = [] if compression is None else ["--compression", str(compression)]
@@ -312,6 +313,7 @@ def test_a_cluster_without_workers_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_workers_with_too_little_memory_are_named(tmp_path):
     from distributed import Client
 
@@ -328,6 +330,7 @@ def test_workers_with_too_little_memory_are_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path, cluster):
     scratch = tmp_path / "scratch"
@@ -354,6 +357,7 @@ def test_a_worker_that_does_not_see_the_scratch_folder_is_named(tmp_path, cluste
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_another_version_on_a_worker_is_named(tmp_path, cluster, monkeypatch):
     from distributed import Client
 
