@@ -1,7 +1,7 @@
 """Second stage: gather partitions from all runs, merge them, and write their edges in place.
 
 A *piece* is what one task merges: consecutive partitions, as many as fit; or, where one partition
-alone is too large (a hub with millions of neighbours), a range of its edges. Pieces in order are
+alone is too large (a hub with millions of neighbors), a range of its edges. Pieces in order are
 the sorted edge list. The place of a piece in the output is known once all pieces before it have
 been merged; until then its thread waits.
 """
@@ -88,7 +88,7 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
 def merge_holds(
     job: Job, sink: EdgeSink, degrees: DegreeSink, kept: tuple[Piece, MergeSummary]
 ) -> bool:
-    """Tell whether all that a merged piece has left still holds, and count its degrees."""
+    """Return whether all that a merged piece has left still holds, and count its degrees."""
     piece, summary = kept
     edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
     written = Written(summary.n_bytes, summary.degrees_crc)
@@ -258,7 +258,7 @@ def _room(runs: SplitRuns, sizes: list[int]) -> list[dict[str, Array]]:
 def gather_range(
     runs: SplitRuns, partition: int, low: tuple[int, int], high: tuple[int, int], capacity: int
 ) -> Packed:
-    """Do the same for the edges ``[low, high)`` of one partition, at most `capacity` of them."""
+    """Read the edges ``[low, high)`` of one partition from all runs, at most `capacity` of them."""
     cell = runs.job.cell_dtype
     layout = {"src": np.dtype(np.uint16), "dst": cell}
     if runs.job.signed:
