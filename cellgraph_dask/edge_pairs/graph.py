@@ -39,7 +39,7 @@ _ATTEMPTS = 3
 class ExportedGraph:
     """The edges of an export, opened by `open_export`; read-only, and a context manager.
 
-    Nothing is read before it is asked for. The edges are taken to be sound: `verify_export` tells.
+    Nothing is read before it is used. The edges are not checked; `verify_export` checks them.
 
     Attributes
     ----------
@@ -110,10 +110,9 @@ class ExportedGraph:
     def neighbors(self, cell: int) -> NDArray[np.int64]:
         """Return the neighbors of a cell, rising.
 
-        Those above it stand together and are found by bisection. For those below it the
-        destinations of all edges with a smaller source are looked through, in parts of some
-        megabytes: two thirds of one edge file on average. For many cells `to_scipy` is the quicker
-        way.
+        Those above it are consecutive and found by bisection. For those below it the destinations
+        of all edges with a smaller source are scanned, some megabytes at a time: two thirds of one
+        edge file on average. For many cells `to_scipy` is faster.
 
         Parameters
         ----------
@@ -165,8 +164,8 @@ class ExportedGraph:
         """Return the symmetric matrix of the graph, with a one for both directions of each edge.
 
         It takes 8 bytes a cell, and for each edge twice the bytes of an index (4; 8 above 2³¹
-        entries or cells) and of `dtype`; a tenth of a gigabyte for 5 million edges. Nothing more
-        is needed on the way but another 8 bytes a cell.
+        entries or cells) and of `dtype`; a tenth of a gigabyte for 5 million edges. Making
+        it takes another 8 bytes a cell.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Work space that a thread keeps from task to task, so that memory is asked for once.
+"""Buffers that a thread keeps from task to task, so that memory is allocated once.
 
 Fresh arrays of tens of megabytes for every task would cost page faults and leave it to the
 allocator how much freed memory the process keeps. Each thread holds one buffer for each name
@@ -19,7 +19,7 @@ _here = threading.local()
 
 
 def take(name: str, size: int, dtype: DTypeLike) -> Array:
-    """Return this thread's buffer `name` as an uninitialised array.
+    """Return this thread's buffer `name` as an uninitialized array.
 
     The array is good until the same thread takes the same name again.
 

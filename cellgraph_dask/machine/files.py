@@ -158,7 +158,7 @@ def write_aside(path: Path, text: str, *, aside: Path) -> None:
 
 
 def is_readable(path: Path, folder: Path) -> bool:
-    """Tell whether a file is one to read: no pipe or device, nor linked from outside a folder.
+    """Return whether a file may be read: no pipe or device, nor a link out of a folder.
 
     What is not there at all, or not to be looked at, is left to whoever opens it.
     """
@@ -221,5 +221,5 @@ def _no_room(folder: Path, error: OSError) -> str:
 
 
 def this_process() -> str:
-    """Return who we are, for another process that finds our files."""
+    """Return number and machine of this process, for others that find its files."""
     return f"process {os.getpid()} on {os.uname().nodename}"
