@@ -95,13 +95,7 @@ def read_run(folder: Path) -> RunRecord | None:
 
 
 def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
-    """Return the plan that a record holds.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If it is not whole, or has sizes that are not positive integers.
-    """
+    """Return the plan that a record holds; an error if sizes are not positive integers."""
     values = {field.name: found[field.name] for field in fields(ExportPlan)}
     tuning = Tuning(**values["tuning"])
     sizes = {**asdict(tuning)}
@@ -206,25 +200,10 @@ def _scratch_base(folder: Path, options: Options) -> Path:
 def run_folders(
     record: RunRecord, output: Output, keep: bool, spooled: Path, lasting: bool
 ) -> Iterator[Path]:
-    """Make the folders of a run, and remove them afterwards unless it can be resumed.
+    """Make the folders of a run; give that of the edge files. Remove them unless it can be resumed.
 
-    Parameters
-    ----------
-    record
-        The run.
-    output
-        Where the export goes.
-    keep
-        Whether to leave the folders.
-    spooled
-        A folder that is in use too.
-    lasting
-        Whether the source will be there for another run.
-
-    Yields
-    ------
-    Path
-        Where the edge files are made.
+    `spooled` is a folder that is in use too; `lasting` tells whether the source will be there for
+    another run.
     """
     scratch, edges = Path(record.scratch), output.work / f"edges-{record.id}"
     made: list[Path] = []

@@ -105,17 +105,7 @@ def run_export(
     method: Method | None = None,
     tuning: Tuning | None = None,
 ) -> ExportReport:
-    """Export an open source.
-
-    Parameters
-    ----------
-    source
-        The matrix.
-    options
-        The user's.
-    method, tuning
-        The method to try first, and how the work is cut; for tests.
-    """
+    """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
     export = _Export(source, options, method, tuning)

@@ -51,15 +51,7 @@ class Prepared:
 
 
 class ResumeLimitError(MemoryLimitError):
-    """An interrupted run was planned for more memory than the limit allows now.
-
-    Attributes
-    ----------
-    needed : int
-        Bytes that resuming it takes at least.
-    limit : int
-        Bytes that are allowed.
-    """
+    """An interrupted run was planned for more memory (`needed` bytes) than the limit allows now."""
 
     def __init__(self, needed: int, limit: int) -> None:
         super().__init__(f"{format_bytes(needed)} are needed, {format_bytes(limit)} allowed")

@@ -1,8 +1,8 @@
 """Running stages on a `distributed` cluster: the one module that knows it.
 
 The scheduler sees small keys and small summaries only; everything large goes through the scratch
-folder, which every worker must see. The client hands out a bounded number of tasks at a time.
-Tasks can be repeated, even twice at once, so a worker that dies costs its tasks and nothing else.
+folder, which every worker must see. Tasks can be repeated, even twice at once, so a worker that
+dies costs its tasks and nothing else.
 """
 
 from __future__ import annotations
@@ -51,13 +51,7 @@ class Workers(NamedTuple):
 
 
 def connect(address: str | None, scheduler_file: str | None) -> Client:
-    """Return a client of a running scheduler.
-
-    Raises
-    ------
-    ClusterError
-        If it cannot be reached.
-    """
+    """Return a client of a running scheduler; a `ClusterError` if it cannot be reached."""
     from distributed import Client
 
     try:
@@ -147,14 +141,7 @@ def inspect_workers(
 def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -> None:
     """Make sure that every worker sees the source and can write where we write.
 
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    source
-        File or folder of the matrix; None if it has none.
-    folders
-        Scratch and output; they exist.
+    `source` is the file or folder of the matrix, if it has one; `folders` are scratch and output.
 
     Raises
     ------
@@ -180,13 +167,7 @@ def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -
 
 
 def _ask(client: Client, question: Callable[[], Any]) -> dict[str, Any]:
-    """Return every worker's answer.
-
-    Raises
-    ------
-    ClusterError
-        If one cannot answer.
-    """
+    """Return every worker's answer; a `ClusterError` if one cannot answer."""
     with _named_loss(client, "while asking the workers"):
         answers: dict[str, Any] = client.run(question, on_error="return")
     for worker, answer in answers.items():
@@ -252,13 +233,7 @@ def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
 def compute_on_workers(
     client: Client, tasks: Sequence[Any], on_result: Callable[[Any], None]
 ) -> list[Any]:
-    """Compute delayed tasks of the user's graph on the workers; see `compute_on_threads`.
-
-    Raises
-    ------
-    ClusterError
-        If workers that ran one task were killed again and again, or the scheduler is gone.
-    """
+    """Compute delayed tasks of the user's graph on the workers; see `compute_on_threads`."""
     from distributed import KilledWorker, as_completed
 
     with _named_loss(client, "while computing the array"):
@@ -282,13 +257,6 @@ class Cluster:
     """Runs tasks on the workers of a cluster.
 
     The scheduler queues tasks and hands each worker few more than it has threads for.
-
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    progress
-        Told of what is done.
     """
 
     def __init__(self, client: Client, progress: Progress) -> None:
@@ -303,13 +271,7 @@ class Cluster:
         stop: Callable[[], None] = do_nothing,
         done: Callable[[Key, Summary], None] = do_nothing,
     ) -> list[Summary]:
-        """Run a stage; see `Executor.run`. No task waits for another, so `stop` is not called.
-
-        Raises
-        ------
-        ClusterError
-            If workers that ran one task were killed again and again.
-        """
+        """Run a stage; see `Executor.run`. No task waits for another, so `stop` is not called."""
         from distributed import KilledWorker, as_completed
 
         keys = stage.keys

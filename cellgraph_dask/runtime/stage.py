@@ -91,13 +91,6 @@ class Executor(Protocol):
 class ResumableExecutor:
     """Runs stages, keeps a journal of them, and skips tasks that the journal has already.
 
-    Parameters
-    ----------
-    executor
-        Runs their tasks.
-    journal
-        What is finished already, and what will be.
-
     Attributes
     ----------
     n_kept : int
@@ -118,14 +111,8 @@ class ResumableExecutor:
     ) -> list[Summary]:
         """Run a stage for all keys that are not finished; return all summaries in order.
 
-        Parameters
-        ----------
-        stage
-            The stage; its keys have a `number`, and it has `summary` and `holds`.
-        keep
-            Called with the summaries that are kept, by number, before the others are computed.
-        stop
-            As for an executor.
+        Keys have a `number`. `keep` is called with the summaries that are kept, by number, before
+        the others are computed; `stop` is as for an executor.
         """
         label = f"{stage.name} {stage.variant}"
         numbers = [_number(key) for key in stage.keys]
@@ -174,15 +161,7 @@ def _number(key: Any) -> int:
 
 
 class Journal:
-    """The journal of a run; safe to use from threads.
-
-    Parameters
-    ----------
-    folder
-        The work folder.
-    run
-        Name of the run, which begins its journal.
-    """
+    """The journal of a run, in the work folder; safe to use from threads."""
 
     def __init__(self, folder: Path, run: str) -> None:
         self._lock = threading.Lock()

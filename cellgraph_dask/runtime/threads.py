@@ -30,15 +30,7 @@ def default_threads() -> int:
 
 
 class Threads:
-    """Runs tasks on threads of this process.
-
-    Parameters
-    ----------
-    n_threads
-        How many tasks run at once.
-    progress
-        Told of what is done.
-    """
+    """Runs tasks on threads of this process, so many at once."""
 
     def __init__(self, n_threads: int, progress: Progress) -> None:
         self._n_threads = n_threads
@@ -119,18 +111,8 @@ def compute_on_threads(
     """Compute delayed tasks of the user's graph on threads of this process.
 
     What such a task takes is known to nobody before. So one thread does the first alone, and as
-    many follow as its memory allows.
-
-    Parameters
-    ----------
-    tasks
-        Dask's delayed objects.
-    on_result
-        Called with each result as it comes.
-    n_threads
-        Most threads.
-    limit
-        Most resident bytes of this process.
+    many follow as its memory allows. `on_result` is called with each result as it comes; `limit` is
+    the most resident bytes of this process.
 
     Raises
     ------
