@@ -235,12 +235,13 @@ def _engine() -> Any:
 @cache
 def _versions() -> tuple[str, ...]:
     """Return the versions and the processor that object code depends on."""
+    import llvmlite
     import llvmlite.binding as llvm
 
     return (
         _CONVENTION,
         version("numba"),  # not imported for this
-        version("llvmlite"),
+        llvmlite.__version__,
         np.__version__,
         str(sys.implementation.cache_tag),
         platform.python_version(),
