@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,6 @@ import cellgraph_dask
 from cellgraph_dask.machine.compiled import compiled
 from cellgraph_dask.source import checks
 from cellgraph_dask.stages import loops
-from tests.benchmarks.make_store import make_store
-from tests.benchmarks.measure import run_measured
 
 PACKAGE = Path(cellgraph_dask.__file__).parent
 
@@ -90,38 +87,6 @@ def test_a_change_of_the_source_is_a_new_cache_entry(package, tmp_path):
     source = package / "cellgraph_dask" / "stages" / "loops.py"
     source.write_text(source.read_text() + "\n# changed\n")
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
-
-
-@pytest.mark.slow
-def test_the_first_verification_keeps_to_its_limit(package, tmp_path):
-    """It compiles loops as it goes, and what numba takes for that has to be counted before."""
-    environment = os.environ | {"PYTHONPATH": str(package), "XDG_CACHE_HOME": str(tmp_path)}
-
-    def command(*words):
-        line = [sys.executable, "-m", "cellgraph_dask", *map(str, words)]
-        return run_measured(line, cwd=tmp_path, env=environment)
-
-    def verified_in_smallest_limit():
-        limit = 100
-        for _ in range(5):
-            ran = command("verify", out_dir, "--source", store, "--memory-limit", f"{limit}MB")
-            if ran.returncode == 0:
-                return limit, ran.peak_rss_bytes / 1e6
-            found = re.search(r"smallest limit that will do is (\d+)MB", ran.stderr)
-            assert found, ran.stderr
-            limit = int(found[1])
-        raise AssertionError("no limit will do")
-
-    for kind in ("symmetric", "directed"):  # all that an export needs is compiled then
-        store, out_dir = tmp_path / f"{kind}.zarr", tmp_path / kind
-        make_store(store, n_cells=300_000, n_neighbors=15, kind=kind, zarr_format=2)
-        assert command("export", store, out_dir).returncode == 0
-        assert command("verify", out_dir).returncode == 0
-    first, peak = verified_in_smallest_limit()
-    assert peak <= first
-    later, peak = verified_in_smallest_limit()
-    assert peak <= later
-    assert later < first - 50  # numba need not come any more
 
 
 def test_arrays_must_be_contiguous():
