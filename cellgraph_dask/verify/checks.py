@@ -88,7 +88,7 @@ class VerifyReport:
     proof : {"sums", "comparison", "signed"} or None
         How they were compared; None if they were not.
     n_isolated : int or None
-        Cells without neighbours; None, as all that follows, where it was not found out.
+        Cells without neighbors; None, as all that follows, where it was not found out.
     mean_degree : float or None
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None

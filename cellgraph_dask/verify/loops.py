@@ -64,7 +64,7 @@ def count_ends(cells: Array, first: int, counts: Array) -> None:
 
 @compiled(int)
 def _scramble(pair: Any, seed: Any) -> Any:
-    """Return 64 well-mixed bits of a pair and a seed (both uint64), by Murmur3's finaliser."""
+    """Return 64 well-mixed bits of a pair and a seed (both uint64), by Murmur3's finalizer."""
     x = pair ^ seed
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)

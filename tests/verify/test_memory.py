@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cellgraph_dask
+from cellgraph_dask import export_connectivities
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured
+from tests.helpers.command import run_process
+from tests.helpers.stores import Stored, write_store
 
 PACKAGE = Path(cellgraph_dask.__file__).parent
 
@@ -52,3 +57,39 @@ def test_the_first_verification_keeps_to_its_limit(tmp_path):
     later, peak = verified_in_smallest_limit(is_first=False)
     assert peak <= later
     assert later < first - 50  # numba need not come any more
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_hubs_and_repeats_keep_to_the_smallest_limit(tmp_path, is_signed):
+    """A cell with every other, and a pair that is stored more often than fits a piece."""
+    n = 300_000
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([
+        rng.integers(0, n, 600_000), np.zeros(800_000, int), np.arange(n), np.full(500_000, 5),
+    ])  # fmt: skip
+    columns = np.concatenate([
+        rng.integers(0, n, 1_400_000), np.zeros(n, int), np.full(500_000, 9),
+    ])  # fmt: skip
+    order = np.argsort(rows, kind="stable")
+    weights = rng.normal(size=rows.size) if is_signed else np.ones(rows.size)
+    indptr = np.searchsorted(rows[order], np.arange(n + 1))
+    matrix = Stored(indptr, columns[order].astype("i4"), weights.astype("f4"), (n, n))
+    store = write_store(tmp_path / "s.zarr", matrix, chunk=50_000)
+    export_connectivities(store, tmp_path / "out")
+
+    def verified(limit):
+        return run_process(
+            "verify", tmp_path / "out", "--source", store, "--memory-limit", limit, "--json"
+        )
+
+    verified("400MB")  # compiles what is not in the cache
+    refused = verified("60MB")
+    least = re.search(r"smallest limit that will do is (\d+MB)", refused.stderr)[1]
+    outcome = verified(least)
+    if outcome.exit_code != 0:  # the survey fits, the proof does not
+        least = re.search(r"smallest limit that will do is (\d+MB)", outcome.stderr)[1]
+        outcome = verified(least)
+    assert outcome.exit_code == 0, outcome
+    report = json.loads(outcome.stdout)
+    assert report["proof"] == ("signed" if is_signed else "comparison")
+    assert report["peak_memory_bytes"] <= report["memory_limit_bytes"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -348,6 +349,25 @@ def test_the_command_line(tmp_path):
     outcome = run("verify", out_dir, "--source", store, "--key", "distances")
     assert outcome.exit_code == 3
     assert f"there is no edge {edges[0]}; it would be edge 0 (byte 0)" in outcome.stderr
+
+
+def test_a_source_by_its_neighbors_key(tmp_path):
+    store = write_store(tmp_path / "s.zarr", directed_graph(50, 5), key="tissue_connectivities")
+    named = zarr.open_group(store).require_group("uns/tissue")
+    named["connectivities_key"] = np.array(["tissue_connectivities"])
+    export_connectivities(store, tmp_path / "out", neighbors_key="tissue")
+    outcome = run("verify", tmp_path / "out", "--source", store, "--neighbors-key", "tissue")
+    assert outcome.exit_code == 0, outcome
+    assert "exactly those of obsp/tissue_connectivities" in outcome.stdout
+    report = verify_export(
+        tmp_path / "out", source=store, neighbors_key="tissue", storage_options={}
+    )
+    assert report.ok
+    outcome = run(
+        "verify", tmp_path / "out", "--source", store, "--neighbors-key", "tissue", "--key", "x"
+    )
+    assert outcome.exit_code == 2
+    assert "give --key or --neighbors-key, not both" in outcome.stderr
 
 
 def test_a_damaged_source_is_an_error_and_leaves_nothing(tmp_path):
