@@ -14,7 +14,6 @@ from ..machine.memory import limit_bytes
 from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
-from ..source.lazy import LazyMatrix
 from ..source.matrix import Source
 from ..source.opening import open_source
 from .checks import VerifyReport, verify
@@ -99,7 +98,7 @@ def _open(
 ) -> Source:
     """Open the matrix to compare with, which must have stored entries."""
     matrix = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    if isinstance(matrix, LazyMatrix):
+    if not isinstance(matrix, Source):
         raise SourceError(
             f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
             "matrices in stores or in memory."

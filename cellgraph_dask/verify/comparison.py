@@ -1,4 +1,8 @@
-"""The proof by comparison: entries as sorted keys, held against the edges one by one."""
+"""The proof by comparison, with weights or without: see `proof` for the method.
+
+Tasks over blocks leave entries as keys, by partition. Tasks over *pieces*, partitions next to each
+other, sort the keys and compare them with the edges.
+"""
 
 from __future__ import annotations
 
