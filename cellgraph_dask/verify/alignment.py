@@ -1,12 +1,12 @@
 """Does the graph belong to the cells' order? Edges held against an embedding.
 
 If the rows of the matrix were in another order than the cells, every file would be sound and the
-picture nonsense. But neighbours lie near each other in an embedding of the same cells. So some
+picture nonsense. But neighbors lie near each other in an embedding of the same cells. So some
 edges ``(i, j)`` are picked at random, and the distance of i and j in the embedding is compared with
 that of i and j', the other end of another picked edge. The *alignment* is the share of edges that
 are the shorter of the two, ties counting half: near 1 if graph and embedding belong together, near
 1/2 if one is shuffled against the other. It does not depend on the embedding's scale or outliers,
-nor on some cells having more neighbours than others.
+nor on some cells having more neighbors than others.
 """
 
 from __future__ import annotations

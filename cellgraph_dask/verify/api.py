@@ -99,7 +99,7 @@ def _open(
 ) -> Source:
     """Open the matrix to compare with, which must have stored entries."""
     matrix = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    if isinstance(matrix, LazyMatrix):
+    if not isinstance(matrix, Source):
         raise SourceError(
             f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
             "matrices in stores or in memory."

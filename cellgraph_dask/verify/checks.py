@@ -27,17 +27,13 @@ import numpy as np
 
 from ..edge_pairs.format import (
     MANIFEST,
-    SIDES,
     Manifest,
-    check_readable,
     index_dtype,
-    read_identity,
     read_manifest,
     viewer_bytes,
 )
-from ..edge_pairs.gzip_member import check_gzip_header
 from ..edge_pairs.reader import PlainEdges, open_plain, stream_bytes, unpack
-from ..errors import CellgraphError, InvalidExportError, MemoryLimitError
+from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
 from ..machine.files import make_folders, named_disk_errors
 from ..machine.memory import (
@@ -55,7 +51,7 @@ from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops, proof
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .comparison import prove_by_comparison
-from .encoding import differing_files
+from .files import check_figures, check_texts, differing_files
 from .pair_file import proof_shift
 from .proof import (
     Kind,
@@ -71,7 +67,6 @@ from .statistics import cell_dtype
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
 EDGES_WITH_COMPONENTS = 1 << 24
-_MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ class VerifyReport:
     proof : {"sums", "comparison", "signed"} or None
         How they were compared; None if they were not.
     n_isolated : int or None
-        Cells without neighbours; None, as all that follows, where it was not found out.
+        Cells without neighbors; None, as all that follows, where it was not found out.
     mean_degree : float or None
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None
@@ -198,30 +193,6 @@ def verify(
     )
 
 
-def _check_figures(out_dir: Path, manifest: Manifest) -> None:
-    """Refuse figures that the files cannot bear out, before memory is shared out by them.
-
-    Raises
-    ------
-    InvalidExportError
-        If there are too many cells or edges, or a file is none.
-    """
-    if manifest.n_cells >= 2**63:
-        raise InvalidExportError(
-            f"{out_dir / MANIFEST}: n_cells is {manifest.n_cells}; no graph has 2⁶³ cells."
-        )
-    for side in SIDES:
-        check_readable(out_dir / manifest.path(side), out_dir)
-    if manifest.compression is None:
-        open_plain(out_dir, manifest).close()
-        return
-    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
-    for side in SIDES:
-        path = out_dir / manifest.path(side)
-        if path.is_file() and n_bytes > _MOST_DEFLATE * (path.stat().st_size + 1):
-            raise InvalidExportError(f"{path} cannot hold {n_bytes} bytes of edges.")
-
-
 def _warm_up(manifest: Manifest, source: Source | None) -> Any:
     """Load all that will be needed; return seeds if the proof by sums is to be tried."""
     edge_dtype = index_dtype(manifest.n_cells)
@@ -252,9 +223,9 @@ class _Check:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
             return VerifyReport(False, (str(error),))
-        problems = self._check_texts(manifest)
+        problems = check_texts(self.out_dir, manifest)
         try:
-            _check_figures(self.out_dir, manifest)
+            check_figures(self.out_dir, manifest)
         except InvalidExportError as error:
             return VerifyReport(False, (*problems, str(error)))
         report = VerifyReport(
@@ -274,7 +245,7 @@ class _Check:
             source = None
         seeds = _warm_up(manifest, source)
         try:
-            found = self._survey(manifest, seeds)
+            found = self._survey(manifest, source, seeds)
         except InvalidExportError as error:
             return replace(report, problems=(*problems, str(error)))
         if found.problem is not None:
@@ -320,34 +291,6 @@ class _Check:
             largest_component=found.components.largest if found.components else None,
         )
 
-    def _check_texts(self, manifest: Manifest) -> list[str]:
-        """Check all that is not edges; the manifest has been read without complaint."""
-        problems = []
-        path = self.out_dir / MANIFEST
-        if path.read_bytes() != manifest.to_json().encode():
-            problems.append(f"{path} is not spaced as the format has it; its text was changed.")
-        try:
-            identity = read_identity(self.out_dir, manifest.n_cells)
-        except CellgraphError as error:
-            identity = None
-            problems.append(str(error))
-        if identity is not None:
-            for name, expected in (("has_connectivity", True), ("n_edges", manifest.n_edges)):
-                found = identity["stats"].get(name)
-                # No number at all: an export was killed as it brought it up to date.
-                if found != expected and not (name == "n_edges" and found is None):
-                    problems.append(
-                        f"dataset_identity.json: stats.{name} is {found!r}, not {expected!r}."
-                    )
-        if manifest.compression is not None:
-            for side in SIDES:
-                try:
-                    check_readable(self.out_dir / manifest.path(side), self.out_dir)
-                    check_gzip_header(self.out_dir / manifest.path(side))
-                except InvalidExportError as error:
-                    problems.append(str(error))
-        return problems
-
     def _wants_components(self, manifest: Manifest) -> bool:
         if self.components is None:
             return manifest.n_edges <= EDGES_WITH_COMPONENTS
@@ -368,14 +311,14 @@ class _Check:
             f"that will do is {-(-least // 10**6)}MB (--memory-limit)."
         )
 
-    def _survey(self, manifest: Manifest, seeds: Any) -> Survey:
+    def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
         components = self._wants_components(manifest)
         plan = plan_survey(manifest, self._available(), self.threads, components=components)
         if plan is None:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
             assert smallest is not None
             raise self._too_small(survey_bytes(smallest, manifest))
-        shift = proof_shift(manifest.n_cells) if self.source is not None else None
+        shift = proof_shift(manifest.n_cells) if source is not None else None
         plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
         return survey(self.out_dir, manifest, plan, self.progress)
 

@@ -1,4 +1,8 @@
-"""The proof by comparison: entries as sorted keys, held against the edges one by one."""
+"""The proof by comparison, with weights or without: see `proof` for the method.
+
+Tasks over blocks leave entries as keys, by partition. Tasks over *pieces*, partitions next to each
+other, sort the keys and compare them with the edges.
+"""
 
 from __future__ import annotations
 
@@ -124,16 +128,21 @@ class _Comparison:
         if n > self.most:
             assert piece.last == piece.first + 1
             return self._range(piece.first, 0, 1 << (self.form.shift + self.form.bits))
-        taken = self.form.take("joined", n)
         columns = self.form.take("read", n)
-        keys = buffers.take("keys", n, self.form.key_dtype)
+        keys, weights = self._take(n)
         slices = self._read(piece, columns)
         ends = np.empty(piece.last - piece.first + 1, np.int64)
         loops.join_keys(
-            columns["low"], columns["high"], columns["weight"], slices, keys, taken["weight"], ends
+            columns["low"], columns["high"], columns["weight"], slices, keys, weights, ends
         )
-        ends = self._sort(keys, taken["weight"], ends)
+        ends = self._sort(keys, weights, ends)
         return self._differ(piece, keys, ends)
+
+    def _take(self, n: int) -> tuple[Array, Array]:
+        """Return this thread's work space for `n` keys to sort, and for weights if there are."""
+        form = self.form
+        keys = buffers.take("keys", n, form.key_dtype)
+        return keys, buffers.take("key weights", n * form.is_weighted, form.weight_dtype)
 
     def _read(self, piece: _Piece, columns: dict[str, Array]) -> Array:
         """Read all entries of a piece, lot after lot; return where each partition starts in each.
@@ -155,7 +164,7 @@ class _Comparison:
         return slices
 
     def _sort(self, keys: Array, weights: Array, ends: Array) -> Array:
-        """Sort the keys of each partition; where there are weights, keep those with a sum.
+        """Sort the keys of each partition; keep each once, or if its weights have a sum.
 
         Parameters
         ----------
@@ -169,18 +178,19 @@ class _Comparison:
         ndarray
             Where each partition ends now.
         """
-        bounds = ends.tolist()
-        if not self.form.is_weighted:
-            for a, b in pairwise(bounds):
-                keys[a:b].sort()
-            return ends[1:]
         add_up = loops.add_up_floats if weights.dtype.kind == "f" else loops.add_up_integers
+        kept = []
         n = 0
-        for f, (a, b) in enumerate(pairwise(bounds)):
-            order = np.argsort(keys[a:b], kind="stable")
-            n += add_up(keys[a:b][order], weights[a:b][order], keys[n:])
-            ends[f] = n
-        return ends[:-1]
+        for a, b in pairwise(ends.tolist()):
+            part = keys[a:b]
+            if self.form.is_weighted:
+                order = np.argsort(part, kind="stable")
+                n += add_up(part[order], weights[a:b][order], keys[n:])
+            else:
+                part.sort()
+                n += loops.drop_repeats(part, keys[n:])
+            kept.append(n)
+        return np.array(kept, np.int64)
 
     def _range(self, partition: int, low: int, high: int) -> str | None:
         """Compare the pairs of a partition with keys in ``[low, high)``, if need be in halves."""
@@ -200,8 +210,7 @@ class _Comparison:
 
     def _select(self, partition: int, low: int, high: int) -> tuple[Array, Array] | None:
         """Return keys, in stored order, and weights of pairs in a range; None if too many."""
-        keys = buffers.take("keys", self.most, self.form.key_dtype)
-        weights = self.form.take("joined", self.most)["weight"]
+        keys, weights = self._take(self.most)
         n = 0
         for found, more in self._parts(partition, low, high):
             if n + found.size > self.most:

@@ -64,7 +64,7 @@ def count_ends(cells: Array, first: int, counts: Array) -> None:
 
 @compiled(int)
 def _scramble(pair: Any, seed: Any) -> Any:
-    """Return 64 well-mixed bits of a pair and a seed (both uint64), by Murmur3's finaliser."""
+    """Return 64 well-mixed bits of a pair and a seed (both uint64), by Murmur3's finalizer."""
     x = pair ^ seed
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
@@ -321,6 +321,25 @@ def join_keys(
 
 
 @compiled(int)
+def drop_repeats(keys: Array, kept: Array) -> int:
+    """Keep each of some rising keys once; return how many are kept.
+
+    `kept` may be the memory of `keys`, or begin before it.
+    """
+    if keys.size == 0:
+        return 0
+    n: Any = 1
+    last = keys[0]
+    kept[0] = last
+    for k in range(1, keys.size):  # no branches: nobody can predict repeats
+        key = keys[k]
+        n += key != last
+        kept[n - 1] = key
+        last = key
+    return int(n)
+
+
+@compiled(int)
 def add_up_floats(keys: Array, weights: Array, kept: Array) -> int:
     """Add the weights of equal pairs; keep the keys whose sum is not zero.
 
@@ -391,7 +410,7 @@ def first_difference(
     Parameters
     ----------
     keys, ends
-        Keys by partition, rising in each; where each partition ends. Keys may repeat.
+        Keys by partition, rising in each, none twice; where each partition ends.
     first_partition, shift, bits
         What the keys are made of.
     src, dst
@@ -420,8 +439,6 @@ def first_difference(
             different = e
             break
         k += 1
-        while k < ends[f] and np.int64(keys[k]) == key:
-            k += 1
     cursor[0] = k
     cursor[1] = f
     return different
@@ -478,5 +495,6 @@ def warm_up_proof(
         keys, high = np.zeros(0, key_dtype), np.zeros(0, high_dtype)
         place_pairs(indices, indptr, weights, 0, 0, 1, places, low, high, weights)
         join_keys(low, high, weights, np.zeros((0, 1), np.int64), keys, weights, indptr)
+        drop_repeats(keys, keys)
         add_up(keys, weights, keys)
         first_difference(keys, indptr, 0, 0, 1, edges, edges, places)

@@ -168,6 +168,7 @@ class PairFile:
         # One array, taken from the system as it fills: the memory of many small ones would be mixed
         # with that of the tasks, and not be given back when those end.
         self._memory = np.empty(room, np.uint8)
+        self._path = path
         self.columns = dict(columns)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         self._lock = threading.Lock()
@@ -221,6 +222,7 @@ class PairFile:
             offset += int(lot.starts[-1]) * dtype.itemsize
 
     def close(self) -> None:
-        """Close the file, and let go of what is in memory."""
+        """Remove the file, and let go of what is in memory."""
         self._memory = np.empty(0, np.uint8)
         os.close(self._fd)
+        self._path.unlink()

@@ -33,7 +33,7 @@ def cell_dtype(n_cells: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many neighbours cells have.
+    """How many neighbors cells have.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Degrees:
 
     @property
     def isolated(self) -> int:
-        """Number of cells without neighbours."""
+        """Number of cells without neighbors."""
         return self.counts.get(0, 0)
 
     def quantiles(self, *shares: float) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ def are_few(n_cells: int, n_edges: int) -> bool:
 
 
 def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
-    """Return what counting degrees takes: bytes for each cell with a counter, and all others."""
+    """Return the bytes that counting degrees takes: for each cell of a pass, and all others."""
     if are_few(n_cells, n_edges):
         return 0, 64 * n_edges
     return threads * cell_dtype(n_cells).itemsize, 0
@@ -173,7 +173,7 @@ class Forests:
         self._free.put(forest)
 
     def components(self) -> Components:
-        """Return what was found. The forests are of no use afterwards."""
+        """Join the forests to one and count its trees. They are of no use afterwards."""
         first, *others = self._all
         self._all = []
         n_cells = first.parent.size

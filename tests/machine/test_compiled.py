@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from cellgraph_dask.machine import compiled as machine_compiled
 from cellgraph_dask.machine.compiled import compiled
 from cellgraph_dask.source import checks
 from cellgraph_dask.stages import loops
-from tests.benchmarks.make_store import make_store
-from tests.benchmarks.measure import run_measured
 
 PACKAGE = Path(cellgraph_dask.__file__).parent
 
@@ -297,38 +294,6 @@ def test_without_a_private_name_of_numba_a_loop_is_an_ordinary_function(package,
 @pytest.mark.parametrize("missing", ["object code", "compiling"])
 def test_ordinary_functions_and_python_make_the_same_exports(package, tmp_path, missing):
     run_without(WHOLE, MISSING[missing], package, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_first_verification_keeps_to_its_limit(package, tmp_path):
-    """It compiles loops as it goes, and what numba takes for that has to be counted before."""
-    environment = os.environ | {"PYTHONPATH": str(package), "XDG_CACHE_HOME": str(tmp_path)}
-
-    def command(*words):
-        line = [sys.executable, "-m", "cellgraph_dask", *map(str, words)]
-        return run_measured(line, cwd=tmp_path, env=environment)
-
-    def verified_in_smallest_limit():
-        limit = 100
-        for _ in range(5):
-            ran = command("verify", out_dir, "--source", store, "--memory-limit", f"{limit}MB")
-            if ran.returncode == 0:
-                return limit, ran.peak_rss_bytes / 1e6
-            found = re.search(r"smallest limit that will do is (\d+)MB", ran.stderr)
-            assert found, ran.stderr
-            limit = int(found[1])
-        raise AssertionError("no limit will do")
-
-    for kind in ("symmetric", "directed"):  # all that an export needs is compiled then
-        store, out_dir = tmp_path / f"{kind}.zarr", tmp_path / kind
-        make_store(store, n_cells=300_000, n_neighbors=15, kind=kind, zarr_format=2)
-        assert command("export", store, out_dir).returncode == 0
-        assert command("verify", out_dir).returncode == 0
-    first, peak = verified_in_smallest_limit()
-    assert peak <= first
-    later, peak = verified_in_smallest_limit()
-    assert peak <= later
-    assert later < first - 50  # numba need not come any more
 
 
 def test_arrays_must_be_contiguous():

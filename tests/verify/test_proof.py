@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -20,7 +21,9 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
 from cellgraph_dask.runtime.progress import Quiet
 from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.verify import loops, pair_file
 from cellgraph_dask.verify.checks import verify
+from cellgraph_dask.verify.pair_file import KeyForm
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.helpers.command import run, run_process
 from tests.helpers.planting import edges_of, plant
@@ -232,6 +235,77 @@ def test_any_matrix_and_any_change(case, change, data):
         assert not list(Path(folder).glob("out/.*"))
 
 
+@pytest.mark.parametrize("bits", [22, 23, 31, 32, 40, 46])
+@pytest.mark.parametrize("name", ["directed", "hub", "signed floats", "signed integers"])
+def test_keys_of_any_width(cases, tmp_path, monkeypatch, name, bits):
+    """As those of 2**bits cells are: kept in one column or two, of up to eight bytes."""
+    monkeypatch.setattr(pair_file, "_cell_bits", lambda _: bits)
+    edges = right_edges(name)
+    n_cells = MATRICES[name][0].shape[0]
+    for sizes in SIZES.values():
+        assert check(plant(tmp_path / "out", edges, n_cells), cases[name], sizes).ok
+        (problem,) = check(
+            plant(tmp_path / "out", edges[:7] + edges[8:], n_cells), cases[name], sizes
+        ).problems
+        assert f"there is no edge {edges[7]}; it would be edge 7 (byte 14)" in problem
+
+
+@settings(deadline=None)
+@given(bits=st.integers(2, 46), n_rows=st.integers(1, 4), is_weighted=st.booleans(), data=st.data())
+def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
+    """Block after block, partition after partition, each in stored order."""
+    shift = data.draw(st.integers(max(8, bits - 8), 16)) if bits <= 24 else 16
+    n_partitions = min(((1 << bits) - 1 >> shift) + 1, 100)  # more would take long
+    n_cells = min(1 << bits, n_partitions << shift)
+    form = KeyForm(shift, bits, np.dtype(np.float64), is_weighted)
+    first_row = data.draw(st.integers(0, max(0, n_cells - n_rows)))
+    n_rows = min(n_rows, n_cells)
+    # The larger cell may be far above the partitions that are looked at.
+    columns = st.one_of(st.integers(0, n_cells - 1), st.integers(0, (1 << bits) - 1))
+    rows = [data.draw(st.lists(columns, max_size=6)) for _ in range(n_rows)]
+    indices = np.array([column for row in rows for column in row], np.int64)
+    indptr = np.cumsum([0, *map(len, rows)])
+    weights = np.arange(1.0, indices.size + 1) if is_weighted else np.empty(0)
+
+    starts = np.zeros(n_partitions + 1, np.int64)
+    loops.count_pairs(indices, indptr, first_row, shift, starts[1:])
+    np.cumsum(starts, out=starts)
+    taken = form.take("test", int(starts[-1]))
+    loops.place_pairs(
+        indices, indptr, weights, first_row, shift, bits, starts[:-1].copy(),
+        taken["low"], taken["high"], taken["weight"],
+    )  # fmt: skip
+    keys = np.empty(starts[-1], form.key_dtype)
+    joined, ends = np.empty(starts[-1] * is_weighted), np.empty(n_partitions + 1, np.int64)
+    loops.join_keys(taken["low"], taken["high"], taken["weight"], starts[None], keys, joined, ends)
+    assert ends.tolist() == starts.tolist()
+    entries = [
+        (min(first_row + r, column), max(first_row + r, column), column < first_row + r)
+        for r, row in enumerate(rows)
+        for column in row
+    ]
+    expected = sorted(
+        ((i >> shift, i, j, below, weight) for weight, (i, j, below) in enumerate(entries, 1)
+         if i != j),
+        key=lambda pair: pair[0],
+    )  # fmt: skip
+    found = []
+    for f in range(n_partitions):
+        for k in range(ends[f], ends[f + 1]):
+            key = int(keys[k])
+            i, j = form.pair(f, key >> 1 if is_weighted else key)
+            found.append((f, i, j, *((key & 1, joined[k]) if is_weighted else ())))
+    assert found == [pair if is_weighted else pair[:3] for pair in expected]
+
+
+@given(values=st.lists(st.integers(0, 20)), at=st.integers(0, 5))
+def test_repeats_are_dropped_in_place(values, at):
+    for dtype in (np.uint32, np.int64):
+        keys = np.array([99] * at + sorted(values), dtype)
+        n = loops.drop_repeats(keys[at:], keys)
+        assert keys[:n].tolist() == sorted(set(values))
+
+
 def test_cells_beyond_16_bits(tmp_path):
     n = 70_000
     rng = np.random.default_rng(0)
@@ -275,6 +349,25 @@ def test_the_command_line(tmp_path):
     outcome = run("verify", out_dir, "--source", store, "--key", "distances")
     assert outcome.exit_code == 3
     assert f"there is no edge {edges[0]}; it would be edge 0 (byte 0)" in outcome.stderr
+
+
+def test_a_source_by_its_neighbors_key(tmp_path):
+    store = write_store(tmp_path / "s.zarr", directed_graph(50, 5), key="tissue_connectivities")
+    named = zarr.open_group(store).require_group("uns/tissue")
+    named["connectivities_key"] = np.array(["tissue_connectivities"])
+    export_connectivities(store, tmp_path / "out", neighbors_key="tissue")
+    outcome = run("verify", tmp_path / "out", "--source", store, "--neighbors-key", "tissue")
+    assert outcome.exit_code == 0, outcome
+    assert "exactly those of obsp/tissue_connectivities" in outcome.stdout
+    report = verify_export(
+        tmp_path / "out", source=store, neighbors_key="tissue", storage_options={}
+    )
+    assert report.ok
+    outcome = run(
+        "verify", tmp_path / "out", "--source", store, "--neighbors-key", "tissue", "--key", "x"
+    )
+    assert outcome.exit_code == 2
+    assert "give --key or --neighbors-key, not both" in outcome.stderr
 
 
 def test_a_damaged_source_is_an_error_and_leaves_nothing(tmp_path):
