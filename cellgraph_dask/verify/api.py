@@ -16,7 +16,6 @@ from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.matrix import Source
 from ..source.opening import open_source
-from ..source.spool import LazyMatrix
 from .checks import VerifyReport, verify
 
 
