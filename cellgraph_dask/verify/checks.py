@@ -268,9 +268,9 @@ class _Check:
                 f"degree of the edges is {found.degrees.largest}."
             )
         if source is not None:
-            proof, differences = self._prove(source, manifest, found, seeds)
+            kind, differences = self._prove(source, manifest, found, seeds)
             problems += differences
-            report = replace(report, source=source.path, key=source.key, proof=proof)
+            report = replace(report, source=source.path, key=source.key, proof=kind)
         warnings = [
             f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
             f"this version does at level {manifest.compression}: another version wrote it, or "

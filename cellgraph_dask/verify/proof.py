@@ -44,7 +44,7 @@ from .pair_file import KeyForm
 _MASK = 2**64 - 1
 # Blocks and pieces are small, so that more pairs can stay in memory; of very large graphs not so
 # small that there would be too many.
-_MOST_BLOCK, _USUAL_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 20, 1 << 16
+_MOST_BLOCK, _USUAL_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 21, 1 << 16
 _MOST_BLOCKS = 512
 
 MOST_PARTITIONS = 512  # in a piece
