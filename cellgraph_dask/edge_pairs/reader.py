@@ -45,9 +45,6 @@ def slabs_bytes() -> int:
     return len(SIDES) * 6 * 2**22
 
 
-stream_bytes = slabs_bytes
-
-
 class PlainEdges:
     """The two plain edge files, open for reading; any thread may read at any place.
 

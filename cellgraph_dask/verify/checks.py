@@ -32,7 +32,7 @@ from ..edge_pairs.format import (
     read_manifest,
     viewer_bytes,
 )
-from ..edge_pairs.reader import PlainEdges, open_plain, stream_bytes, unpack
+from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
 from ..machine.files import make_folders, named_disk_errors
@@ -374,8 +374,8 @@ class _Check:
         """Return the edges as plain files."""
         if manifest.compression is None:
             return open_plain(self.out_dir, manifest)
-        if stream_bytes() > self._available():
-            raise self._too_small(stream_bytes())
+        if slabs_bytes() > self._available():
+            raise self._too_small(slabs_bytes())
         return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
 
     @contextmanager

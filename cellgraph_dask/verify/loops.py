@@ -17,40 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..edge_pairs.reader import first_bad_edge
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 TILE = 1 << 12  # entries whose rows are written out at a time; they stay in the nearest cache
 _AT_ONCE = 16  # values that are written at once
-
-
-@compiled(int)
-def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells: int) -> int:
-    """Return the first edge that breaks the order, or -1.
-
-    It must be ``src < dst < n_cells`` and above its predecessor; the first one's is
-    ``(last_src, last_dst)``.
-    """
-    if src.size == 0:
-        return -1
-    s0: Any = np.int64(src[0])
-    d0: Any = np.int64(dst[0])
-    if s0 >= d0 or d0 >= n_cells or s0 < last_src or (s0 == last_src and d0 <= last_dst):
-        return 0
-    bad: Any = False
-    for k in range(1, src.size):  # no way out of the loop, so that it becomes vector code
-        bad |= (src[k] >= dst[k]) | (dst[k] >= n_cells)
-        bad |= (src[k] < src[k - 1]) | ((src[k] == src[k - 1]) & (dst[k] <= dst[k - 1]))
-    if not bad:
-        return -1
-    k = 1
-    while (
-        src[k] < dst[k]
-        and dst[k] < n_cells
-        and (src[k] > src[k - 1] or (src[k] == src[k - 1] and dst[k] > dst[k - 1]))
-    ):
-        k += 1
-    return k
 
 
 @compiled()

@@ -17,7 +17,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..edge_pairs.format import Manifest, index_dtype
-from ..edge_pairs.reader import SLAB_EDGES, Slab, open_plain, stream_bytes, stream_slabs
+from ..edge_pairs.reader import (
+    SLAB_EDGES,
+    Slab,
+    first_bad_edge,
+    open_plain,
+    slabs_bytes,
+    stream_slabs,
+)
 from ..machine.buffers import Array
 from ..runtime.progress import Progress
 from ..runtime.stage import Stage
@@ -119,7 +126,7 @@ def survey_bytes(plan: SurveyPlan, manifest: Manifest) -> int:
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
     slabs = SLAB_EDGES * 2 * index_dtype(n_cells).itemsize * plan.threads
     if manifest.compression is not None:
-        slabs += stream_bytes()
+        slabs += slabs_bytes()
     per_cell, notes = degree_bytes(n_cells, n_edges, plan.threads)
     total = slabs + notes + per_cell * min(plan.range_cells, n_cells) + 32 * _LEAST_CELLS
     return total + (forest_bytes(n_cells, plan.n_forests) if plan.n_forests else 0)
@@ -254,7 +261,7 @@ def _look(
     total = np.zeros(2, np.uint64)
     n = 0
     for position, src, dst in slabs:
-        bad = loops.first_bad_edge(src, dst, *before, n_cells)
+        bad = first_bad_edge(src, dst, *before, n_cells)
         if bad >= 0:
             previous = (int(src[bad - 1]), int(dst[bad - 1])) if bad else before
             with notes.lock:
