@@ -7,6 +7,7 @@ makes an AnnData in memory look the same.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -191,9 +192,13 @@ def _graphs(root: Node) -> Iterator[str]:
 
 def _follow(root: Node, path: str, neighbors_key: str) -> str:
     """Return where the connectivities of one of scanpy's neighbour graphs are."""
-    named = _get(root, f"uns/{neighbors_key}/connectivities_key")
+    where = f"uns/{neighbors_key}/connectivities_key"
+    named = _get(root, where)
     if named is not None:
-        value = named[()] if is_array(named) else named
+        if is_array(named) and math.prod(named.shape) != 1:
+            raise SourceError(f"{where} has the shape {_short(named.shape)}; one name is needed.")
+        with metadata_of(where):
+            value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
     old = f"uns/{neighbors_key}/connectivities"
