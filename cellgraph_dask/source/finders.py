@@ -19,8 +19,8 @@ from zlib_ng import zlib_ng
 
 from ..machine import buffers
 from ..machine.buffers import Array
-from .arrays import ChunkError, Encoded
-from .codecs import inflate
+from .chunked import Encoded
+from .codecs import ChunkError, inflate
 
 _MOST_AT_ONCE = 2**30
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -70,7 +70,7 @@ class LocalObjects(Objects, Protocol):
 
 
 class ObjectFinder:
-    """Finds the chunks of a zarr array; see `arrays.Finder`.
+    """Finds the chunks of a zarr array; see `chunked.Finder`.
 
     Parameters
     ----------
@@ -90,20 +90,20 @@ class ObjectFinder:
         self.work_bytes = objects.work_bytes(f"{path}/")
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return self._objects.open(f"{self._path}/{self.key_of(number)}".lstrip("/"))
 
     def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return f"{self._key_prefix}{number}"
 
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return self._objects.files(self._path)
 
 
 class Extent:
-    """A stretch of a file; see `arrays.Encoded`.
+    """A stretch of a file; see `chunked.Encoded`.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class Extent:
     checksum
         The CRC-32 of all of it, if known.
     mask
-        See `arrays.Encoded`.
+        See `chunked.Encoded`.
     """
 
     def __init__(
@@ -128,17 +128,17 @@ class Extent:
         self._checksum = checksum
 
     def exists(self) -> bool:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         return True
 
     def whole(self) -> Array:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         out = buffers.take("encoded chunk", self._size, np.uint8)
         self.fill(out, 0)
         return out
 
     def fill(self, out: Array, offset: int) -> None:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         if offset < 0:
             offset += self._size
         if offset < 0 or offset + out.size > self._size:
@@ -161,7 +161,7 @@ class Extent:
 
 
 class Packed:
-    """A member of a zip archive that is compressed there; see `arrays.Encoded`.
+    """A member of a zip archive that is compressed there; see `chunked.Encoded`.
 
     It is unpacked as a whole, and kept by the thread until its next one, so that a shard is not
     unpacked again for each of its chunks.
@@ -185,11 +185,11 @@ class Packed:
         self._name = (archive, info.filename, info.header_offset)
 
     def exists(self) -> bool:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         return True
 
     def whole(self) -> Array:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         if getattr(_here, "name", None) != self._name:
             _here.name = None
             content = buffers.take("unpacked member", self._info.file_size, np.uint8)
@@ -200,7 +200,7 @@ class Packed:
         return buffers.take("unpacked member", self._info.file_size, np.uint8)
 
     def fill(self, out: Array, offset: int) -> None:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         size = self._info.file_size
         begin = offset + size if offset < 0 else offset
         if begin < 0 or begin + out.size > size:

@@ -22,7 +22,8 @@ import numpy as np
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
-from .arrays import STEP, ChunkedArray, Encoded, Span, StoredArray, cut_spans
+from .arrays import STEP, Span, StoredArray, cut_spans
+from .chunked import ChunkedArray, Encoded
 from .codecs import ChunkCodecs, chunk_codecs
 from .finders import Extent
 from .layout import told
@@ -132,19 +133,19 @@ def _require_filters(dataset: h5py.Dataset) -> None:
             )
 
 
-def info_of(dataset: h5py.Dataset) -> tuple[int | None, int | None, str | None]:
-    """Return the values in a chunk of the last dimension, None (no shards), and its filters."""
+def _codec(dataset: h5py.Dataset) -> str | None:
+    """Return the names of its filters, or None."""
     properties = dataset.id.get_create_plist()
     names = []
     for k in range(properties.get_nfilters()):
         code, _, _, label = properties.get_filter(k)
-        text = label.decode(errors="replace").strip("\0") if label else ""
-        names.append(_FILTERS.get(code) or text or f"filter {code}")
-    return (int(dataset.chunks[-1]) if dataset.chunks else None), None, ", ".join(names) or None
+        text = label.decode(errors="replace").strip("\0") if label else f"filter {code}"
+        names.append("shuffle" if code == _SHUFFLE else _FILTERS.get(code, text))
+    return ", ".join(names) or None
 
 
 class _Contiguous:
-    """Finds steps of a dataset that lies in one stretch; see `arrays.Finder`."""
+    """Finds steps of a dataset that lies in one stretch; see `chunked.Finder`."""
 
     is_local = True
     work_bytes = 0
@@ -155,23 +156,23 @@ class _Contiguous:
         self._n_bytes = STEP * dtype.itemsize
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         if self._offset is None:
             return None
         fd = os.open(self._path, os.O_RDONLY)
         return Extent(fd, self._offset + number * self._n_bytes, self._n_bytes)
 
     def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return "0"
 
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         yield Path(self._path)
 
 
 class _Chunks:
-    """Finds the chunks of a dataset; see `arrays.Finder`."""
+    """Finds the chunks of a dataset; see `chunked.Finder`."""
 
     is_local = True
     work_bytes = 0
@@ -206,7 +207,7 @@ class _Chunks:
         return table[np.argsort(table[:, 0], kind="stable")]
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         at = int(np.searchsorted(self._table[:, 0], number))
         if at == len(self._table) or self._table[at, 0] != number:
             return None
@@ -214,11 +215,11 @@ class _Chunks:
         return Extent(os.open(self._path, os.O_RDONLY), offset, length, mask=mask)
 
     def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return str(number)
 
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         yield Path(self._path)
 
 
@@ -288,7 +289,7 @@ class DenseDataset:
         self.dtype = dataset.dtype
         self.chunks = dataset.chunks
         self.shards = None
-        _require_filters(dataset)
+        self.codec = _codec(dataset)
 
     def __getitem__(self, index: Any) -> Any:
         """Return the values at an index."""

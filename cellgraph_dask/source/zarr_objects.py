@@ -19,7 +19,7 @@ from zarr.core.sync import sync
 
 from ..errors import SourceError
 from ..machine.buffers import Array
-from .arrays import ChunkError
+from .codecs import ChunkError
 from .finders import LocalObjects, NotAFileError
 
 # Metadata are read whole, and take ten times their size as Python's objects.
@@ -58,7 +58,7 @@ class RemoteObjects:
 
 
 class _Requested:
-    """An object that is read by requests to its store; see `arrays.Encoded`."""
+    """An object that is read by requests to its store; see `chunked.Encoded`."""
 
     mask = 0
 
