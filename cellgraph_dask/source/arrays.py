@@ -74,6 +74,19 @@ class StoredArray(ABC):
             If values cannot be read or decoded; the message names the chunk.
         """
 
+    def chunk_at(self, at: int) -> Array:
+        """Return the values of the chunk that holds value `at`."""
+        first = at // self.chunk_size * self.chunk_size
+        values = np.empty(min(self.chunk_size, self.size - first), self.dtype)
+        self.read(first, first + values.size, values)
+        return values
+
+    def value_at(self, at: int) -> int:
+        """Return an integer, unchecked."""
+        value = np.empty(1, self.dtype)
+        self.read(at, at + 1, value)
+        return int(value[0])
+
     def key_of(self, at: int) -> str:
         """Return what the store calls the chunk (or shard) that holds value `at`."""
         return str(at // self.chunk_size)

@@ -9,9 +9,10 @@ whether the writer left them out on purpose or they were lost.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -33,7 +34,7 @@ DECODE_ERRORS: tuple[type[BaseException], ...] = (
 )  # fmt: skip
 
 
-class Encoded(Protocol):
+class Encoded(ABC):
     """The bytes of a chunk, or shard, as they are stored.
 
     Attributes
@@ -44,12 +45,14 @@ class Encoded(Protocol):
         Bits of codecs that were skipped when it was written: HDF5's filter mask.
     """
 
-    size: int | None
-    mask: int
+    size: int | None = None
+    mask = 0
 
     def exists(self) -> bool:
         """Whether they are in the store; a request, if they are remote."""
+        return True
 
+    @abstractmethod
     def whole(self) -> Array:
         """Return all of them as uint8, good until this thread's next chunk.
 
@@ -59,6 +62,7 @@ class Encoded(Protocol):
             If there is no such object.
         """
 
+    @abstractmethod
     def fill(self, out: Array, offset: int) -> None:
         """Fill `out`, uint8, with the bytes from `offset` on; from the end, if it is negative."""
 
@@ -66,7 +70,7 @@ class Encoded(Protocol):
         """Let go of what was opened for it."""
 
 
-class Finder(Protocol):
+class Finder(ABC):
     """Finds the chunks (or shards) of an array by their number; small and picklable.
 
     Attributes
@@ -77,17 +81,20 @@ class Finder(Protocol):
         Upper bound on the memory that finding and reading bytes take on one thread.
     """
 
-    is_local: bool
-    work_bytes: int
+    is_local = True
+    work_bytes = 0
 
+    @abstractmethod
     def find(self, number: int) -> Encoded | None:
         """Return a chunk, or None if it is certain that there is none."""
 
-    def key_of(self, number: int) -> str:
-        """Return what the store calls a chunk."""
-
+    @abstractmethod
     def files(self) -> Iterator[Path]:
         """Yield the files that the chunks are in; see `StoredArray.files`."""
+
+    def key_of(self, number: int) -> str:
+        """Return what the store calls a chunk."""
+        return str(number)
 
 
 class ChunkedArray(StoredArray):

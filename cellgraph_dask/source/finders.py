@@ -19,7 +19,7 @@ from zlib_ng import zlib_ng
 
 from ..machine import buffers
 from ..machine.buffers import Array
-from .chunked import Encoded
+from .chunked import Encoded, Finder
 from .codecs import ChunkError, inflate
 
 _MOST_AT_ONCE = 2**30
@@ -69,7 +69,7 @@ class LocalObjects(Objects, Protocol):
         """Return the names of what is directly below a prefix, sorted."""
 
 
-class ObjectFinder:
+class ObjectFinder(Finder):
     """Finds the chunks of a zarr array; see `chunked.Finder`.
 
     Parameters
@@ -102,7 +102,7 @@ class ObjectFinder:
         return self._objects.files(self._path)
 
 
-class Extent:
+class Extent(Encoded):
     """A stretch of a file; see `chunked.Encoded`.
 
     Parameters
@@ -120,16 +120,12 @@ class Extent:
     def __init__(
         self, fd: int, begin: int, size: int, checksum: int | None = None, mask: int = 0
     ) -> None:
-        self.size: int | None = size
+        self.size = size
         self.mask = mask
         self._fd = fd
         self._begin = begin
         self._size = size
         self._checksum = checksum
-
-    def exists(self) -> bool:
-        """See `chunked.Encoded`."""
-        return True
 
     def whole(self) -> Array:
         """See `chunked.Encoded`."""
@@ -160,11 +156,11 @@ class Extent:
         os.close(self._fd)
 
 
-class Packed:
+class Packed(Encoded):
     """A member of a zip archive that is compressed there; see `chunked.Encoded`.
 
-    It is unpacked as a whole, and kept by the thread until its next one, so that a shard is not
-    unpacked again for each of its chunks.
+    It has no random access. Where parts are asked for, as of a shard, the thread keeps the whole of
+    it until it unpacks another, so that it is not unpacked again for each chunk.
 
     Parameters
     ----------
@@ -176,28 +172,21 @@ class Packed:
         Path of the archive.
     """
 
-    mask = 0
-
     def __init__(self, stored: Extent, info: zipfile.ZipInfo, archive: str) -> None:
-        self.size: int | None = info.file_size
+        self.size = info.file_size
         self._stored = stored
         self._info = info
-        self._name = (archive, info.filename, info.header_offset)
-
-    def exists(self) -> bool:
-        """See `chunked.Encoded`."""
-        return True
+        self._name = (archive, info.filename, info.header_offset, info.CRC)
 
     def whole(self) -> Array:
         """See `chunked.Encoded`."""
-        if getattr(_here, "name", None) != self._name:
-            _here.name = None
-            content = buffers.take("unpacked member", self._info.file_size, np.uint8)
-            inflate(self._stored.whole(), content)
-            if zlib_ng.crc32(content) != self._info.CRC:
-                raise ChunkError("its checksum in the zip archive does not match")
-            _here.name = self._name
-        return buffers.take("unpacked member", self._info.file_size, np.uint8)
+        return self._unpack(buffers.take("unpacked member", self._info.file_size, np.uint8))
+
+    def _unpack(self, out: Array) -> Array:
+        inflate(self._stored.whole(), out)
+        if zlib_ng.crc32(out) != self._info.CRC:
+            raise ChunkError("its checksum in the zip archive does not match")
+        return out
 
     def fill(self, out: Array, offset: int) -> None:
         """See `chunked.Encoded`."""
@@ -205,7 +194,12 @@ class Packed:
         begin = offset + size if offset < 0 else offset
         if begin < 0 or begin + out.size > size:
             raise ChunkError(f"it has {size} bytes, but should end at {begin + out.size}")
-        out[:] = self.whole()[begin : begin + out.size]
+        name, content = getattr(_here, "last", (None, None))
+        if content is None or name != self._name:
+            _here.last = (None, None)  # let go of it before asking for more
+            content = self._unpack(np.empty(size, np.uint8))
+            _here.last = (self._name, content)
+        out[:] = content[begin : begin + out.size]
 
     def close(self) -> None:
         """Close the file."""

@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
 from .arrays import STEP, Span, StoredArray, cut_spans
-from .chunked import ChunkedArray, Encoded
+from .chunked import ChunkedArray, Encoded, Finder
 from .codecs import ChunkCodecs, chunk_codecs
 from .finders import Extent
 from .layout import told
@@ -144,11 +144,8 @@ def _codec(dataset: h5py.Dataset) -> str | None:
     return ", ".join(names) or None
 
 
-class _Contiguous:
+class _Contiguous(Finder):
     """Finds steps of a dataset that lies in one stretch; see `chunked.Finder`."""
-
-    is_local = True
-    work_bytes = 0
 
     def __init__(self, path: str, offset: int | None, dtype: np.dtype[Any]) -> None:
         self._path = path
@@ -156,26 +153,17 @@ class _Contiguous:
         self._n_bytes = STEP * dtype.itemsize
 
     def find(self, number: int) -> Encoded | None:
-        """See `chunked.Finder`."""
         if self._offset is None:
             return None
         fd = os.open(self._path, os.O_RDONLY)
         return Extent(fd, self._offset + number * self._n_bytes, self._n_bytes)
 
-    def key_of(self, number: int) -> str:
-        """See `chunked.Finder`."""
-        return "0"
-
     def files(self) -> Iterator[Path]:
-        """See `chunked.Finder`."""
         yield Path(self._path)
 
 
-class _Chunks:
+class _Chunks(Finder):
     """Finds the chunks of a dataset; see `chunked.Finder`."""
-
-    is_local = True
-    work_bytes = 0
 
     def __init__(self, path: str, name: str, chunk: int) -> None:
         self._path = path
@@ -190,36 +178,31 @@ class _Chunks:
         """Number, offset in the file, length and skipped filters of each chunk, by number."""
         with h5py.File(self._path, "r") as file:
             dataset = file[self._name].id
-            table = np.zeros((dataset.get_num_chunks(), 4), np.int64)
+            table = np.zeros((4, dataset.get_num_chunks()), np.int64)
             at = 0
 
             def note(info: Any) -> None:
                 nonlocal at
                 number = info.chunk_offset[0] // self._chunk
-                table[at] = number, info.byte_offset, info.size, info.filter_mask
+                table[:, at] = number, info.byte_offset, info.size, info.filter_mask
                 at += 1
 
             if hasattr(dataset, "chunk_iter"):
                 dataset.chunk_iter(note)
             else:
-                for k in range(len(table)):
+                for k in range(table.shape[1]):
                     note(dataset.get_chunk_info(k))
-        return table[np.argsort(table[:, 0], kind="stable")]
+        return table[:, np.argsort(table[0], kind="stable")]
 
     def find(self, number: int) -> Encoded | None:
-        """See `chunked.Finder`."""
-        at = int(np.searchsorted(self._table[:, 0], number))
-        if at == len(self._table) or self._table[at, 0] != number:
+        numbers = self._table[0]
+        at = int(numbers.searchsorted(number))
+        if at == numbers.size or numbers[at] != number:
             return None
-        _, offset, length, mask = (int(value) for value in self._table[at])
+        _, offset, length, mask = self._table[:, at].tolist()
         return Extent(os.open(self._path, os.O_RDONLY), offset, length, mask=mask)
 
-    def key_of(self, number: int) -> str:
-        """See `chunked.Finder`."""
-        return str(number)
-
     def files(self) -> Iterator[Path]:
-        """See `chunked.Finder`."""
         yield Path(self._path)
 
 
