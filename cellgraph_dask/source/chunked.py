@@ -66,7 +66,7 @@ class Encoded(ABC):
     def fill(self, out: Array, offset: int) -> None:
         """Fill `out`, uint8, with the bytes from `offset` on; from the end, if it is negative."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (remote ones have nothing to close)
         """Let go of what was opened for it."""
 
 

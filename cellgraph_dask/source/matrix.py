@@ -161,7 +161,7 @@ class Source:
 
     @property
     def chunk_size(self) -> int:
-        """Entries in a chunk; of `indices` or `data`, the larger."""
+        """Entries in a chunk of `indices` or `data`, the larger."""
         return max(self.indices.chunk_size, self.data.chunk_size)
 
     @property
@@ -261,15 +261,13 @@ class Source:
         As zeros they leave everything before the next chunk to one row. That is believed if the
         row is no longer than the longest after it.
         """
-        indptr = self.indptr
         at = absent_until - first
-        if indptr.chunk_size <= _TINY_CHUNK:
+        if self.indptr.chunk_size <= _TINY_CHUNK:
             return
         lengths = np.diff(values[max(at, 0) :])
         if values[at] > (lengths.max() if lengths.size else 0):
-            raise DamagedGraphError(
-                self._missing(indptr, 0, f"{values[at]} entries lose their rows")
-            )
+            loss = f"{values[at]} entries lose their rows"
+            raise DamagedGraphError(self._missing(self.indptr, 0, loss))
 
     def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
         """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
@@ -359,10 +357,9 @@ class Source:
         """
         indptr = self._indptr_of(block).copy()
         indices = self._read_indices(block, indptr).copy()
-        array = self.data
-        data = np.empty(block.stop - block.start, array.dtype)
-        for a, b in array.spans(block.start, block.stop):
-            self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
+        data = np.empty(block.stop - block.start, self.data.dtype)
+        for a, b in self.data.spans(block.start, block.stop):
+            self._read_weights_of_span(a, b, data[a - block.start : b - block.start])
         return indptr, indices, data
 
     def _read_indices(self, block: Block, indptr: Array) -> Array:
@@ -406,7 +403,7 @@ class Source:
         has_negative = False
         for a, b in array.spans(block.start, block.stop):
             stored = buffers.take("stored weights", b - a, array.dtype)
-            self._read_weights_of_span(array, a, b, stored)
+            self._read_weights_of_span(a, b, stored)
             weights = _comparable(stored)
             not_finite, n_zeros, n_negative = checks.scan_weights(weights)
             if not_finite >= 0:
@@ -424,11 +421,11 @@ class Source:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
 
-    def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
-        for c, d in array.read(a, b, out):
-            if array.chunk_size > _TINY_CHUNK:
+    def _read_weights_of_span(self, a: int, b: int, out: Array) -> None:
+        for c, d in self.data.read(a, b, out):
+            if self.data.chunk_size > _TINY_CHUNK:
                 loss = f"the edges of its {d - c} entries would be lost"
-                raise DamagedGraphError(self._missing(array, c, loss))
+                raise DamagedGraphError(self._missing(self.data, c, loss))
 
     def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
