@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .edge_pairs.format import MANIFEST
-from .errors import SourceError
+from .errors import CellgraphError, SourceError
 from .export.record import RUN
+from .machine.remote import is_url
 from .publish.work_folder import WORK_FOLDER
-from .runtime.progress import Progress, progress_bars
+from .runtime.progress import progress_bars
 from .source.embeddings import stored_embeddings
-from .source.layout import is_array
+from .source.layout import Node, find_matrix, format_of, is_array, open_array, sparse_layout
+from .source.opening import ARRAYS, Root, open_root
 from .verify.api import allowed
 from .verify.checks import VerifyReport, verify
 
-if TYPE_CHECKING:
-    import zarr
-
 _PREFIXES = ("cellgraph-dask-", WORK_FOLDER)
 _MOST_RUN_BYTES = 2**20
-_ARRAYS = ("indptr", "indices", "data")
 
 
 @dataclass(frozen=True)
 class MatrixInfo:
-    """A member of `obsp`.
+    """A matrix in a store.
 
     Attributes
     ----------
     key : str
-        Its key.
+        Its key in `obsp`, or its path from the root if it is elsewhere.
     format : str
         ``"csr_matrix"``, ``"csc_matrix"``, ``"array"``, or whatever it says it is.
     shape : tuple of int
@@ -72,9 +71,9 @@ class InspectReport:
     kind : {"store", "export", "scratch"}
         What is there.
     zarr_format : int or None
-        Of a store.
+        Of a zarr store; None for an HDF5 file.
     matrices : tuple of MatrixInfo
-        Of a store: what `obsp` holds.
+        Of a store: what `obsp` holds, or the one matrix that was asked for.
     embeddings : tuple of str
         Of a store: what `verify` could hold the graph against.
     export : VerifyReport or None
@@ -105,43 +104,6 @@ class InspectReport:
         return json.dumps(self.to_dict())
 
 
-def inspect(path: Path, progress: Progress, *, limit: int, threads: int) -> InspectReport:
-    """Say what is at a path; an export is checked as `verify` does, with its components.
-
-    Parameters
-    ----------
-    path
-        A folder.
-    progress
-        Told of the edges of an export.
-    limit, threads
-        As for `verify.verify`.
-
-    Raises
-    ------
-    SourceError
-        If it is nothing that this package knows.
-    """
-    if (path / MANIFEST).exists():
-        report = verify(path, progress, limit=limit, threads=threads, components=True)
-        run = _read_run(path / WORK_FOLDER)
-        return InspectReport(str(path), "export", export=report, run=run)
-    for folder in (path, path / WORK_FOLDER):
-        if folder.is_dir() and (folder.name.startswith(_PREFIXES) or (folder / RUN).exists()):
-            return _inspect_scratch(folder)
-    if not path.exists():
-        raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
-    import zarr
-
-    try:
-        group = zarr.open_group(path, mode="r")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, zarr.errors.BaseZarrError):
-        raise SourceError(
-            f"{path} is neither a zarr store nor an export nor a scratch folder; name one of these."
-        ) from None
-    return _inspect_store(path, group)
-
-
 def _inspect_scratch(folder: Path) -> InspectReport:
     """Describe a scratch folder; other processes may be changing it."""
     run = _read_run(folder)
@@ -167,63 +129,79 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _inspect_store(path: Path, group: zarr.Group) -> InspectReport:
-    matrices: list[MatrixInfo] = []
-    n_cells = 0
-    if "obsp" in group and not is_array(group["obsp"]):
-        for key in sorted(group["obsp"].keys()):
-            try:
-                matrices.append(_describe(key, group["obsp"][key]))
-            except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-                matrices.append(MatrixInfo(key, problem=f"its metadata cannot be used: {error!r}"))
-        n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
+def _inspect_store(
+    path: str | Path,
+    key: str | None,
+    neighbors_key: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> InspectReport:
+    """Describe the matrices in a store, by their metadata."""
+    with open_root(path, storage_options) as root:
+        if key is not None or neighbors_key is not None:
+            found = find_matrix(root.node, str(path), key or "connectivities", neighbors_key)
+            members = {found.key.removeprefix("obsp/"): found.node}
+        else:
+            members = _members_of_obsp(root)
+        matrices = tuple(_describe(root, name, node) for name, node in members.items())
+    n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
     return InspectReport(
         str(path),
         "store",
-        zarr_format=int(group.metadata.zarr_format),
-        matrices=tuple(matrices),
-        embeddings=tuple(e.name for e in stored_embeddings(str(path), n_cells)),
+        zarr_format=root.zarr_format,
+        matrices=matrices,
+        embeddings=tuple(e.name for e in stored_embeddings(path, n_cells, storage_options)),
     )
 
 
-def _describe(key: str, member: Any) -> MatrixInfo:
-    """Describe a member of obsp by its metadata alone."""
-    kind = str(member.attrs.get("encoding-type", "unknown"))
-    if is_array(member):
-        return MatrixInfo(
-            key, kind, tuple(member.shape), dtype=str(member.dtype), codec=_codec(member)
-        )
-    _, indices, data = (member[name] for name in _ARRAYS)
+def _members_of_obsp(root: Root) -> dict[str, Node | CellgraphError]:
+    """Return what `obsp` holds, or why a member cannot be opened."""
+    try:
+        obsp = root.node["obsp"]
+    except KeyError:
+        return {}
+    members: dict[str, Node | CellgraphError] = {}
+    for name in [] if is_array(obsp) else sorted(obsp.keys()):
+        try:
+            members[name] = obsp[name]
+        except CellgraphError as error:
+            members[name] = error
+    return members
+
+
+def _describe(root: Root, key: str, member: Node | CellgraphError) -> MatrixInfo:
+    """Describe a matrix by its metadata alone."""
+    try:
+        if isinstance(member, CellgraphError):
+            raise member
+        _, encoding = format_of(member)
+        kind = "unknown" if encoding is None else str(encoding)
+        if is_array(member):
+            dense = root.dense(member)
+            shape = tuple(int(n) for n in dense.shape)
+            return MatrixInfo(key, kind, shape, dtype=str(dense.dtype), codec=dense.codec)
+        _, n_rows, n_columns = sparse_layout(key, member)
+        _, indices, data = (root.dense(open_array(member, key, name)) for name in ARRAYS)
+    except (CellgraphError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        return MatrixInfo(key, problem=f"its metadata cannot be used: {error}")
     return MatrixInfo(
         key,
         kind,
-        tuple(int(n) for n in member.attrs["shape"]),
+        (n_rows, n_columns),
         n_entries=int(data.shape[0]),
         dtype=str(data.dtype),
         index_dtype=str(indices.dtype),
-        chunk=int(indices.chunks[0]),
+        chunk=int(indices.chunks[0]) if indices.chunks else None,
         shard=int(indices.shards[0]) if indices.shards else None,
-        codec=_codec(indices),
+        codec=indices.codec,
     )
-
-
-def _codec(array: zarr.Array) -> str | None:
-    """Return the names of an array's compressors, such as "blosc (lz4)"."""
-    names = []
-    for codec in array.compressors:
-        if hasattr(codec, "get_config"):  # of numcodecs, in format 2
-            config = codec.get_config()
-            name, inner = config["id"], config.get("cname")
-        else:
-            config = codec.to_dict()
-            name, inner = config["name"], (config.get("configuration") or {}).get("cname")
-        names.append(f"{name} ({getattr(inner, 'value', inner)})" if inner else str(name))
-    return ", ".join(names) or None
 
 
 def inspect_path(
     path: str | Path,
     *,
+    key: str | None = None,
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     progress: bool | None = False,
@@ -233,9 +211,13 @@ def inspect_path(
     Parameters
     ----------
     path
-        The folder.
+        A folder; of a store anything that `export_connectivities` takes by a path or URL.
+    key, neighbors_key
+        As for `export_connectivities`: describe this matrix of a store only.
+    storage_options
+        As for `export_connectivities`.
     memory_limit, threads
-        As for `plan_export`; an export is read as a whole.
+        As for `plan_export`; an export is read as a whole, and checked as `verify_export` does.
     progress
         As for `export_connectivities`.
 
@@ -244,6 +226,27 @@ def inspect_path(
     SourceError
         If it is none of these.
     """
-    limit, n_threads = allowed(memory_limit, threads)
-    with progress_bars(progress) as bars:
-        return inspect(Path(path), bars, limit=limit, threads=n_threads)
+    if key is not None and neighbors_key is not None:
+        raise ValueError("give key or neighbors_key, not both")
+    if isinstance(path, str) and is_url(path):
+        return _inspect_store(path, key, neighbors_key, storage_options)
+    folder = Path(path)
+    if (folder / MANIFEST).exists():
+        limit, n_threads = allowed(memory_limit, threads)
+        with progress_bars(progress) as bars:
+            report = verify(folder, bars, limit=limit, threads=n_threads, components=True)
+        run = _read_run(folder / WORK_FOLDER)
+        return InspectReport(str(folder), "export", export=report, run=run)
+    for scratch in (folder, folder / WORK_FOLDER):
+        if scratch.is_dir() and (scratch.name.startswith(_PREFIXES) or (scratch / RUN).exists()):
+            return _inspect_scratch(scratch)
+    if not folder.exists():
+        raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
+    try:
+        return _inspect_store(path, key, neighbors_key, storage_options)
+    except SourceError as error:
+        if key is not None or neighbors_key is not None:
+            raise
+        raise SourceError(
+            f"{path} is neither an export nor a scratch folder, nor a store: {error}"
+        ) from error

@@ -77,11 +77,10 @@ _key_option = click.option(
     help="Matrix in obsp; with slashes, a path inside the store.",
 )  # fmt: skip
 _source_options = _options(
-    _key_option,
     click.option("--neighbors-key", metavar="NAME",
                  help="Instead of --key: one of scanpy's neighbor graphs, by its name in uns."),
     click.option("--storage-options", type=_Json(), metavar="JSON",
-                 help="For fsspec, if SOURCE is a URL: endpoint, credentials and so on."),
+                 help="For fsspec, if the source is a URL: endpoint, credentials and so on."),
 )  # fmt: skip
 _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
@@ -91,6 +90,7 @@ _size_options = _options(
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
+    _key_option,
     _source_options,
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
@@ -128,7 +128,7 @@ def cli() -> None:
 
 
 def _check_keys(options: dict[str, Any]) -> None:
-    if options["neighbors_key"] is not None and options["key"] != "connectivities":
+    if options["neighbors_key"] is not None and options["key"] not in (None, "connectivities"):
         raise click.UsageError("give --key or --neighbors-key, not both")
 
 
@@ -283,6 +283,7 @@ def export(
     metavar="SOURCE",
     help="Prove that the edges are exactly those of this matrix.",
 )
+@_key_option
 @_source_options
 @_size_options
 @click.option(
@@ -323,12 +324,15 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 
 @cli.command(context_settings=_HELP)
 @click.argument("path")
+@click.option("--key", help="Only this matrix of a store; with slashes, a path inside it.")
+@_source_options
 @_size_options
 @_json_option
 @_progress_option
 @click.pass_context
 def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
     """Show what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
+    _check_keys(options)
     with _errors(context):
         with _imports():
             from ..inspection import inspect_path

@@ -122,19 +122,21 @@ def describe_inspection(report: Any) -> str:
             ":" if run else " that left no record."
         )
         return f"{head}\n{rows(facts)}"
-    lines = [f"{report.path} is a zarr store, format {report.zarr_format}."]
+    kind = f"a zarr store, format {report.zarr_format}" if report.zarr_format else "an HDF5 file"
+    lines = [f"{report.path} is {kind}."]
     if not report.matrices:
         lines.append("obsp holds no matrix; scanpy.pp.neighbors computes one.")
     for matrix in report.matrices:
+        name = matrix.key if "/" in matrix.key else f"obsp/{matrix.key}"
         if matrix.problem:
-            lines.append(f"obsp/{matrix.key}: {matrix.problem}")
+            lines.append(f"{name}: {matrix.problem}")
             continue
         facts = [
-            ("matrix", f"obsp/{matrix.key}"),
+            ("matrix", name),
             ("format", f"{matrix.format}, {' by '.join(f'{n:,}' for n in matrix.shape)}"),
         ]
         if matrix.n_entries is not None:
-            chunk = f"{matrix.chunk:,} entries"
+            chunk = f"{matrix.chunk:,} entries" if matrix.chunk else "none"
             shard = f" in shards of {matrix.shard:,}" if matrix.shard else ""
             facts += [
                 ("stored entries", f"{matrix.n_entries:,}"),

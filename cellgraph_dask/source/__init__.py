@@ -1,6 +1,7 @@
 """Where a matrix comes from, and how its entries are read, with every value checked.
 
-It knows no stage, no executor and no output.
+`opening` finds and opens it, whatever holds it; what comes out is a `matrix.Source` of three stored
+arrays. It knows no stage, no executor and no output.
 """
 
-__all__ = ["blocks", "checks", "embeddings", "in_memory", "layout", "matrix", "opening", "spool"]
+__all__ = ["blocks", "checks", "embeddings", "layout", "matrix", "opening", "spool"]

@@ -68,27 +68,31 @@ def read_connectivities(
         raise ValueError(f"layout must be 'gcxs' or 'csr', not {layout!r}")
     if block_entries < 1:
         raise ValueError(f"block_entries must be at least 1, not {block_entries}")
-    import dask.array as da
-
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if isinstance(opened, LazyMatrix):
         raise SourceError(
             f"{opened.key} is a dense matrix or a Dask array, which has no sparse blocks to read. "
             "Make a Dask array of it with dask.array.from_array, or use the one there is."
         )
-    blocks = cut_rows(opened, block_entries)
-    by_columns = opened.layout == "csc"
+    return _in_blocks(opened, block_entries, layout)
+
+
+def _in_blocks(source: Source, block_entries: int, layout: Layout) -> dask.array.Array:
+    import dask.array as da
+
+    blocks = cut_rows(source, block_entries)
+    by_columns = source.layout == "csc"
     sizes = tuple(block.last_row - block.first_row for block in blocks)
-    name = f"connectivities-{da.core.tokenize(opened.path, opened.key, block_entries, layout)}"
+    name = f"connectivities-{da.core.tokenize(source.path, source.key, block_entries, layout)}"
     name += f"-{np.random.default_rng().integers(2**32):08x}"  # the file may be written again
-    graph: dict[Any, Any] = {f"source-{name}": opened}
+    graph: dict[Any, Any] = {f"source-{name}": source}
     for k, block in enumerate(blocks):
         at = (name, 0, k) if by_columns else (name, k, 0)
         graph[at] = (read_rows, f"source-{name}", tuple(block), layout)
-    chunks = ((opened.n_cells,), sizes) if by_columns else (sizes, (opened.n_cells,))
+    chunks = ((source.n_cells,), sizes) if by_columns else (sizes, (source.n_cells,))
     meta = _as_block(
-        np.zeros(1, np.int64), np.zeros(0, opened.row_dtype),
-        np.zeros(0, _kept_dtype(opened)), (0, 0), layout, by_columns,
+        np.zeros(1, np.int64), np.zeros(0, source.row_dtype),
+        np.zeros(0, _kept_dtype(source)), (0, 0), layout, by_columns,
     )  # fmt: skip
     return da.Array(graph, name, chunks, meta=meta)
 
@@ -199,9 +203,9 @@ _MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is pl
 
 
 def looks_symmetric(source: Source) -> bool:
-    """Look for the mirror images of a few entries, all over the matrix.
+    """Whether a few entries, all over the matrix, have mirror images.
 
-    It only decides which way is tried first, so that directed graphs seldom pay for two passes.
+    It only decides which method is tried first, so that directed graphs seldom pay for two passes.
     """
     if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
         return False

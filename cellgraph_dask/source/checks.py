@@ -1,4 +1,4 @@
-"""To be described."""
+"""What the arrays of a matrix must be: lengths and dtypes, and the values, in compiled loops."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> i
         )
     if shape[0] != shape[1]:
         raise SourceError(
-            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbour graph has one row "
+            f"{full_key} is not square: {shape[0]} by {shape[1]}; a neighbor graph has one row "
             "and one column for each cell."
         )
     return shape[0]
@@ -126,7 +126,7 @@ def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: A
     for name, array in (("indptr", indptr), ("indices", indices)):
         if array.dtype.kind not in "iu":
             raise DamagedGraphError(
-                f"{full_key}/{name} has dtype {array.dtype}; whole numbers are needed. Write the "
+                f"{full_key}/{name} has dtype {array.dtype}; integers are needed. Write the "
                 "matrix again with integer indices."
             )
     check_weights(full_key, data.dtype)

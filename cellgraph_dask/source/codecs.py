@@ -24,7 +24,6 @@ from numcodecs import Blosc
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
-from .arrays import ChunkError
 
 _BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, typesize, nbytes, blocksize, cbytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -35,6 +34,10 @@ _LZMA_MEMORY = 2**27  # for its dictionary: 65 MiB at the highest level
 _COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "lzma", "bz2", "lz4", "lzf"})
 _CHECKSUMS = frozenset({"crc32", "crc32c", "adler32", "fletcher32"})
 _KNOWN = _COMPRESSORS | _CHECKSUMS | {"delta", "shuffle"}
+
+
+class ChunkError(ValueError):
+    """A chunk's bytes are not what its codec writes."""
 
 
 class _Codec(NamedTuple):
@@ -139,7 +142,7 @@ class ChunkCodecs:
         ------
         ChunkError
             If it does not decode to exactly the bytes of `out`. Codecs raise others of
-            `arrays.DECODE_ERRORS`.
+            `chunked.DECODE_ERRORS`.
         """
         data: Any = encoded
         for k, (name, codec, n_bytes) in reversed(list(enumerate(self._codecs))):
@@ -230,7 +233,10 @@ def _streamed(make: Callable[[], Any], magic: bytes = b"") -> Callable[[Any, Arr
         while True:
             given = encoded[at : at + _STREAM_IN].tobytes() if stream.needs_input else b""
             at += len(given)
-            part = stream.decompress(given, min(_STREAM_OUT, out.size - position + 1))
+            try:
+                part = stream.decompress(given, min(_STREAM_OUT, out.size - position + 1))
+            except (igzip_lib.IsalError, lzma.LZMAError) as error:  # type: ignore[misc]
+                raise ChunkError(str(error)) from error
             if position + len(part) > out.size:
                 raise ChunkError(f"it holds more than {out.size} bytes")
             out[position : position + len(part)] = np.frombuffer(part, np.uint8)

@@ -19,8 +19,8 @@ from zlib_ng import zlib_ng
 
 from ..machine import buffers
 from ..machine.buffers import Array
-from .arrays import ChunkError, Encoded
-from .codecs import inflate
+from .chunked import Encoded, Finder
+from .codecs import ChunkError, inflate
 
 _MOST_AT_ONCE = 2**30
 _STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
@@ -69,8 +69,8 @@ class LocalObjects(Objects, Protocol):
         """Return the names of what is directly below a prefix, sorted."""
 
 
-class ObjectFinder:
-    """Finds the chunks of a zarr array; see `arrays.Finder`.
+class ObjectFinder(Finder):
+    """Finds the chunks of a zarr array; see `chunked.Finder`.
 
     Parameters
     ----------
@@ -90,20 +90,20 @@ class ObjectFinder:
         self.work_bytes = objects.work_bytes(f"{path}/")
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return self._objects.open(f"{self._path}/{self.key_of(number)}".lstrip("/"))
 
     def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return f"{self._key_prefix}{number}"
 
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
+        """See `chunked.Finder`."""
         return self._objects.files(self._path)
 
 
-class Extent:
-    """A stretch of a file; see `arrays.Encoded`.
+class Extent(Encoded):
+    """A stretch of a file; see `chunked.Encoded`.
 
     Parameters
     ----------
@@ -114,31 +114,27 @@ class Extent:
     checksum
         The CRC-32 of all of it, if known.
     mask
-        See `arrays.Encoded`.
+        See `chunked.Encoded`.
     """
 
     def __init__(
         self, fd: int, begin: int, size: int, checksum: int | None = None, mask: int = 0
     ) -> None:
-        self.size: int | None = size
+        self.size = size
         self.mask = mask
         self._fd = fd
         self._begin = begin
         self._size = size
         self._checksum = checksum
 
-    def exists(self) -> bool:
-        """See `arrays.Encoded`."""
-        return True
-
     def whole(self) -> Array:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         out = buffers.take("encoded chunk", self._size, np.uint8)
         self.fill(out, 0)
         return out
 
     def fill(self, out: Array, offset: int) -> None:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         if offset < 0:
             offset += self._size
         if offset < 0 or offset + out.size > self._size:
@@ -160,11 +156,11 @@ class Extent:
         os.close(self._fd)
 
 
-class Packed:
-    """A member of a zip archive that is compressed there; see `arrays.Encoded`.
+class Packed(Encoded):
+    """A member of a zip archive that is compressed there; see `chunked.Encoded`.
 
-    It is unpacked as a whole, and kept by the thread until its next one, so that a shard is not
-    unpacked again for each of its chunks.
+    It has no random access. Where parts are asked for, as of a shard, the thread keeps the whole of
+    it until it unpacks another, so that it is not unpacked again for each chunk.
 
     Parameters
     ----------
@@ -176,36 +172,34 @@ class Packed:
         Path of the archive.
     """
 
-    mask = 0
-
     def __init__(self, stored: Extent, info: zipfile.ZipInfo, archive: str) -> None:
-        self.size: int | None = info.file_size
+        self.size = info.file_size
         self._stored = stored
         self._info = info
-        self._name = (archive, info.filename, info.header_offset)
-
-    def exists(self) -> bool:
-        """See `arrays.Encoded`."""
-        return True
+        self._name = (archive, info.filename, info.header_offset, info.CRC)
 
     def whole(self) -> Array:
-        """See `arrays.Encoded`."""
-        if getattr(_here, "name", None) != self._name:
-            _here.name = None
-            content = buffers.take("unpacked member", self._info.file_size, np.uint8)
-            inflate(self._stored.whole(), content)
-            if zlib_ng.crc32(content) != self._info.CRC:
-                raise ChunkError("its checksum in the zip archive does not match")
-            _here.name = self._name
-        return buffers.take("unpacked member", self._info.file_size, np.uint8)
+        """See `chunked.Encoded`."""
+        return self._unpack(buffers.take("unpacked member", self._info.file_size, np.uint8))
+
+    def _unpack(self, out: Array) -> Array:
+        inflate(self._stored.whole(), out)
+        if zlib_ng.crc32(out) != self._info.CRC:
+            raise ChunkError("its checksum in the zip archive does not match")
+        return out
 
     def fill(self, out: Array, offset: int) -> None:
-        """See `arrays.Encoded`."""
+        """See `chunked.Encoded`."""
         size = self._info.file_size
         begin = offset + size if offset < 0 else offset
         if begin < 0 or begin + out.size > size:
             raise ChunkError(f"it has {size} bytes, but should end at {begin + out.size}")
-        out[:] = self.whole()[begin : begin + out.size]
+        name, content = getattr(_here, "last", (None, None))
+        if content is None or name != self._name:
+            _here.last = (None, None)  # let go of it before asking for more
+            content = self._unpack(np.empty(size, np.uint8))
+            _here.last = (self._name, content)
+        out[:] = content[begin : begin + out.size]
 
     def close(self) -> None:
         """Close the file."""

@@ -22,7 +22,8 @@ import numpy as np
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
-from .arrays import STEP, ChunkedArray, Encoded, Span, StoredArray, cut_spans
+from .arrays import STEP, Span, StoredArray, cut_spans
+from .chunked import ChunkedArray, Encoded, Finder
 from .codecs import ChunkCodecs, chunk_codecs
 from .finders import Extent
 from .layout import told
@@ -132,22 +133,19 @@ def _require_filters(dataset: h5py.Dataset) -> None:
             )
 
 
-def info_of(dataset: h5py.Dataset) -> tuple[int | None, int | None, str | None]:
-    """Return the values in a chunk of the last dimension, None (no shards), and its filters."""
+def _codec(dataset: h5py.Dataset) -> str | None:
+    """Return the names of its filters, or None."""
     properties = dataset.id.get_create_plist()
     names = []
     for k in range(properties.get_nfilters()):
         code, _, _, label = properties.get_filter(k)
-        text = label.decode(errors="replace").strip("\0") if label else ""
-        names.append(_FILTERS.get(code) or text or f"filter {code}")
-    return (int(dataset.chunks[-1]) if dataset.chunks else None), None, ", ".join(names) or None
+        text = label.decode(errors="replace").strip("\0") if label else f"filter {code}"
+        names.append("shuffle" if code == _SHUFFLE else _FILTERS.get(code, text))
+    return ", ".join(names) or None
 
 
-class _Contiguous:
-    """Finds steps of a dataset that lies in one stretch; see `arrays.Finder`."""
-
-    is_local = True
-    work_bytes = 0
+class _Contiguous(Finder):
+    """Finds steps of a dataset that lies in one stretch; see `chunked.Finder`."""
 
     def __init__(self, path: str, offset: int | None, dtype: np.dtype[Any]) -> None:
         self._path = path
@@ -155,26 +153,17 @@ class _Contiguous:
         self._n_bytes = STEP * dtype.itemsize
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
         if self._offset is None:
             return None
         fd = os.open(self._path, os.O_RDONLY)
         return Extent(fd, self._offset + number * self._n_bytes, self._n_bytes)
 
-    def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
-        return "0"
-
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
         yield Path(self._path)
 
 
-class _Chunks:
-    """Finds the chunks of a dataset; see `arrays.Finder`."""
-
-    is_local = True
-    work_bytes = 0
+class _Chunks(Finder):
+    """Finds the chunks of a dataset; see `chunked.Finder`."""
 
     def __init__(self, path: str, name: str, chunk: int) -> None:
         self._path = path
@@ -189,36 +178,31 @@ class _Chunks:
         """Number, offset in the file, length and skipped filters of each chunk, by number."""
         with h5py.File(self._path, "r") as file:
             dataset = file[self._name].id
-            table = np.zeros((dataset.get_num_chunks(), 4), np.int64)
+            table = np.zeros((4, dataset.get_num_chunks()), np.int64)
             at = 0
 
             def note(info: Any) -> None:
                 nonlocal at
                 number = info.chunk_offset[0] // self._chunk
-                table[at] = number, info.byte_offset, info.size, info.filter_mask
+                table[:, at] = number, info.byte_offset, info.size, info.filter_mask
                 at += 1
 
             if hasattr(dataset, "chunk_iter"):
                 dataset.chunk_iter(note)
             else:
-                for k in range(len(table)):
+                for k in range(table.shape[1]):
                     note(dataset.get_chunk_info(k))
-        return table[np.argsort(table[:, 0], kind="stable")]
+        return table[:, np.argsort(table[0], kind="stable")]
 
     def find(self, number: int) -> Encoded | None:
-        """See `arrays.Finder`."""
-        at = int(np.searchsorted(self._table[:, 0], number))
-        if at == len(self._table) or self._table[at, 0] != number:
+        numbers = self._table[0]
+        at = int(numbers.searchsorted(number))
+        if at == numbers.size or numbers[at] != number:
             return None
-        _, offset, length, mask = (int(value) for value in self._table[at])
+        _, offset, length, mask = self._table[:, at].tolist()
         return Extent(os.open(self._path, os.O_RDONLY), offset, length, mask=mask)
 
-    def key_of(self, number: int) -> str:
-        """See `arrays.Finder`."""
-        return str(number)
-
     def files(self) -> Iterator[Path]:
-        """See `arrays.Finder`."""
         yield Path(self._path)
 
 
@@ -288,7 +272,7 @@ class DenseDataset:
         self.dtype = dataset.dtype
         self.chunks = dataset.chunks
         self.shards = None
-        _require_filters(dataset)
+        self.codec = _codec(dataset)
 
     def __getitem__(self, index: Any) -> Any:
         """Return the values at an index."""

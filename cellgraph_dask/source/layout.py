@@ -1,4 +1,4 @@
-"""Where AnnData keeps a neighbour graph: today's `obsp`, the `uns` of old files, scanpy's names.
+"""Where AnnData keeps a neighbor graph: today's `obsp`, the `uns` of old files, scanpy's names.
 
 It works on whatever has groups with attributes and arrays in them: zarr, HDF5, and `Tree`, which
 makes an AnnData in memory look the same.
@@ -7,6 +7,7 @@ makes an AnnData in memory look the same.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -90,7 +91,7 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
     key
         A key of `obsp`, or with slashes a path from the root.
     neighbors_key
-        The name of one of scanpy's neighbour graphs, in `uns`; it says where the matrix is.
+        The name of one of scanpy's neighbor graphs, in `uns`; it says where the matrix is.
 
     Raises
     ------
@@ -105,7 +106,7 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
     notes: tuple[str, ...] = ()
     if node is None and "/" not in key and neighbors_key is None:
         node = _get(root, f"{_OLD}/{key}")
-        if node is not None and (is_array(node) or _format(node)[0]):
+        if node is not None and (is_array(node) or format_of(node)[0]):
             full_key = f"{_OLD}/{key}"
         else:
             node = None
@@ -160,12 +161,12 @@ def _get(group: Node, path: str) -> Node | None:
 
 
 def is_array(node: Node) -> bool:
-    """Tell arrays from groups."""
+    """Whether a node is an array, and not a group."""
     return hasattr(node, "shape")
 
 
-def _format(node: Node) -> tuple[str | None, Any]:
-    """Return the format of a sparse group, or None, and what it says itself."""
+def format_of(node: Node) -> tuple[str | None, Any]:
+    """Return the layout of a sparse group, or None, and what a node says of itself."""
     attributes = node.attrs
     encoding = attributes.get("encoding-type", attributes.get("h5sparse_format"))
     encoding = encoding.decode(errors="replace") if isinstance(encoding, bytes) else encoding
@@ -181,7 +182,7 @@ def _children(root: Node, path: str) -> list[str]:
 
 
 def _graphs(root: Node) -> Iterator[str]:
-    """Yield the names in `uns` of what scanpy calls neighbours."""
+    """Yield the names in `uns` of what scanpy calls neighbors."""
     for name in _children(root, "uns"):
         if {"connectivities_key", "connectivities", "distances"} & set(
             _children(root, f"uns/{name}")
@@ -190,10 +191,14 @@ def _graphs(root: Node) -> Iterator[str]:
 
 
 def _follow(root: Node, path: str, neighbors_key: str) -> str:
-    """Return where the connectivities of one of scanpy's neighbour graphs are."""
-    named = _get(root, f"uns/{neighbors_key}/connectivities_key")
+    """Return where the connectivities of one of scanpy's neighbor graphs are."""
+    where = f"uns/{neighbors_key}/connectivities_key"
+    named = _get(root, where)
     if named is not None:
-        value = named[()] if is_array(named) else named
+        if is_array(named) and math.prod(named.shape) != 1:
+            raise SourceError(f"{where} has the shape {_short(named.shape)}; one name is needed.")
+        with metadata_of(where):
+            value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
     old = f"uns/{neighbors_key}/connectivities"
@@ -268,7 +273,7 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
         If it does not say that it is one.
     """
     with metadata_of(full_key):
-        layout, encoding = _format(node)
+        layout, encoding = format_of(node)
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
         shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
     if layout is None:
@@ -282,8 +287,7 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
         or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
     ):
         raise SourceError(
-            f"{full_key} has the shape {_short(shape)} in its attributes; two whole numbers are "
-            "needed."
+            f"{full_key} has the shape {_short(shape)} in its attributes; two integers are needed."
         )
     return layout, shape[0], shape[1]
 

@@ -1,8 +1,7 @@
-"""Where a matrix comes from, whatever it is: stores, files, and what is in memory already.
+"""A matrix as an export sees it, whatever it comes from.
 
-It opens a source, checks what metadata can tell, and reads *blocks*: runs of stored entries, cut
-without regard to rows, so that a row of any length is nothing special. Every value that leaves it
-has been checked; the compiled loops rely on that.
+It is read in *blocks*: runs of stored entries, cut without regard to rows, so that a row of any
+length is nothing special. Every value of a block has been checked; compiled loops rely on that.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
-# No graph has more cells without neighbours before its first one: it is indptr that was lost.
+# No graph has more cells without neighbors before its first one: it is indptr that was lost.
 _MOST_ABSENT_ROWS = 2**28
 
 
@@ -157,12 +156,12 @@ class Source:
         if self.origin.file is None:  # the first, a middle and the last chunk of each
             for array in self._arrays:
                 for at in (0, array.size // 2, max(array.size - 1, 0)):
-                    digest.update(_chunk_of(array, at).tobytes())
+                    digest.update(array.chunk_at(at).tobytes())
         return digest.hexdigest()
 
     @property
     def chunk_size(self) -> int:
-        """Entries in a chunk; of `indices` or `data`, the larger."""
+        """Entries in a chunk of `indices` or `data`, the larger."""
         return max(self.indices.chunk_size, self.data.chunk_size)
 
     @property
@@ -187,7 +186,7 @@ class Source:
 
     @property
     def probe_bytes(self) -> int:
-        """Most bytes that `entry` and `has_entry` need."""
+        """Upper bound on the working memory of `entry` and `has_entry`."""
         work = max(array.work_bytes for array in self._arrays)
         rows = min(self.indptr.chunk_size, self.n_cells) + 1
         return int(work + 16 * rows + 8 * _INDPTR_SLICE)
@@ -199,14 +198,13 @@ class Source:
         )
 
     def block_bytes(self, n_entries: int, n_rows: int, *, signed: bool) -> int:
-        """Return the most bytes `read_block` needs for a block of that size on one thread."""
-        indices, data = self.indices, self.data
+        """Upper bound on the working memory of `read_block`, on one thread and for that size."""
         total = n_entries * self.row_dtype.itemsize + (n_rows + 2) * 16
-        if indices.dtype != self.row_dtype:
-            total += min(indices.step, n_entries) * indices.dtype.itemsize
+        if self.indices.dtype != self.row_dtype:
+            total += min(self.indices.step, n_entries) * self.indices.dtype.itemsize
         if signed:
             total += n_entries * 8
-        total += min(data.step, n_entries) * (data.dtype.itemsize + 4)
+        total += min(self.data.step, n_entries) * (self.data.dtype.itemsize + 4)
         return int(total + max(array.work_bytes for array in self._arrays))
 
     def scan_indptr(self) -> Iterator[tuple[int, Array]]:
@@ -263,15 +261,13 @@ class Source:
         As zeros they leave everything before the next chunk to one row. That is believed if the
         row is no longer than the longest after it.
         """
-        indptr = self.indptr
         at = absent_until - first
-        if indptr.chunk_size <= _TINY_CHUNK:
+        if self.indptr.chunk_size <= _TINY_CHUNK:
             return
         lengths = np.diff(values[max(at, 0) :])
         if values[at] > (lengths.max() if lengths.size else 0):
-            raise DamagedGraphError(
-                self._missing(indptr, 0, f"{values[at]} entries lose their rows")
-            )
+            loss = f"{values[at]} entries lose their rows"
+            raise DamagedGraphError(self._missing(self.indptr, 0, loss))
 
     def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
         """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
@@ -295,14 +291,12 @@ class Source:
             low, high = 0, self.n_cells
             while high - low > chunk:
                 middle = (low + high) // 2
-                low, high = (
-                    (middle, high) if _value_of(self.indptr, middle) <= at else (low, middle)
-                )
+                low, high = (middle, high) if self.indptr.value_at(middle) <= at else (low, middle)
             values, _ = self._read_indptr(low, high)
-        return low + int(np.searchsorted(values, at, side="right")) - 1, _value_of(self.indices, at)
+        return low + int(np.searchsorted(values, at, side="right")) - 1, self.indices.value_at(at)
 
     def has_entry(self, row: int, column: int) -> bool:
-        """Tell whether an entry is stored at a row and column, looking at no more than 2²⁰."""
+        """Whether an entry is stored at a row and column, among the first 2²⁰ of the row."""
         if not 0 <= row < self.n_cells:
             return False
         values, _ = self._read_indptr(row, row + 1)
@@ -363,10 +357,9 @@ class Source:
         """
         indptr = self._indptr_of(block).copy()
         indices = self._read_indices(block, indptr).copy()
-        array = self.data
-        data = np.empty(block.stop - block.start, array.dtype)
-        for a, b in array.spans(block.start, block.stop):
-            self._read_weights_of_span(array, a, b, data[a - block.start : b - block.start])
+        data = np.empty(block.stop - block.start, self.data.dtype)
+        for a, b in self.data.spans(block.start, block.stop):
+            self._read_weights_of_span(a, b, data[a - block.start : b - block.start])
         return indptr, indices, data
 
     def _read_indices(self, block: Block, indptr: Array) -> Array:
@@ -393,7 +386,7 @@ class Source:
         return out
 
     def _believable_zero_columns(self, block: Block, indptr: Array, a: int, b: int) -> bool:
-        """Tell whether entries ``[a, b)`` may all be in column 0: no row has two of them."""
+        """Whether entries ``[a, b)`` may all be in column 0: no row has two of them."""
         if self.indices.chunk_size <= _TINY_CHUNK:
             return True
         inside = np.clip(indptr, a - block.start, b - block.start)
@@ -410,7 +403,7 @@ class Source:
         has_negative = False
         for a, b in array.spans(block.start, block.stop):
             stored = buffers.take("stored weights", b - a, array.dtype)
-            self._read_weights_of_span(array, a, b, stored)
+            self._read_weights_of_span(a, b, stored)
             weights = _comparable(stored)
             not_finite, n_zeros, n_negative = checks.scan_weights(weights)
             if not_finite >= 0:
@@ -419,7 +412,7 @@ class Source:
                 raise DamagedGraphError(
                     f"the weight of cells {cells if self.layout == 'csr' else cells[::-1]} in "
                     f"{self.key} is {stored[not_finite]}; weights must be finite. Compute the "
-                    "neighbours again, or replace such weights."
+                    "neighbors again, or replace such weights."
                 )
             has_negative |= n_negative > 0
             if n_zeros:
@@ -428,11 +421,11 @@ class Source:
                 kept[a - block.start : b - block.start] = stored
         return kept, has_negative
 
-    def _read_weights_of_span(self, array: StoredArray, a: int, b: int, out: Array) -> None:
-        for c, d in array.read(a, b, out):
-            if array.chunk_size > _TINY_CHUNK:
+    def _read_weights_of_span(self, a: int, b: int, out: Array) -> None:
+        for c, d in self.data.read(a, b, out):
+            if self.data.chunk_size > _TINY_CHUNK:
                 loss = f"the edges of its {d - c} entries would be lost"
-                raise DamagedGraphError(self._missing(array, c, loss))
+                raise DamagedGraphError(self._missing(self.data, c, loss))
 
     def _missing(self, array: StoredArray, at: int, loss: str) -> str:
         return (
@@ -440,20 +433,6 @@ class Source:
             "store again from where it came. If those values really are zeros, write it again "
             "with zarr.config.set({'array.write_empty_chunks': True})."
         )
-
-
-def _chunk_of(array: StoredArray, at: int) -> Array:
-    """Return the values of the chunk that holds value `at`."""
-    first = at // array.chunk_size * array.chunk_size
-    values = np.empty(min(array.chunk_size, array.size - first), array.dtype)
-    array.read(first, first + values.size, values)
-    return values
-
-
-def _value_of(array: StoredArray, at: int) -> int:
-    value = np.empty(1, array.dtype)
-    array.read(at, at + 1, value)
-    return int(value[0])
 
 
 def _row_of(block: Block, indptr: Array, entry: int) -> int:

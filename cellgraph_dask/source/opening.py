@@ -51,12 +51,15 @@ class Root(NamedTuple):
         Returns a one-dimensional array of it as blocks are read from it.
     dense : callable
         Returns an array of it in a form that can be sliced later, and elsewhere.
+    zarr_format : int or None
+        Of a zarr store.
     """
 
     node: Node
     origin: Origin
     stored: Callable[[Any], StoredArray]
     dense: Callable[[Any], Any]
+    zarr_format: int | None = None
 
 
 def open_source(
@@ -267,7 +270,7 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
             f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
             f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
         ) from error
-    return Root(group, origin, zarr_store.stored_array, lambda node: node)
+    return Root(group, origin, zarr_store.stored_array, lambda node: node, group.zarr_format)
 
 
 def _open_node(root: Root, found: Found) -> Source | LazyMatrix:

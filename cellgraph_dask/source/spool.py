@@ -25,11 +25,10 @@ from ..errors import SourceError
 from ..machine.buffers import Array
 from ..machine.files import write_at
 from ..runtime.progress import Progress
-from .arrays import MemoryArray
+from .arrays import EvenIndptr, MemoryArray, RawArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
 from .matrix import Origin, Source
-from .raw_files import EvenIndptr, RawArray, read_file
 
 Compute = Callable[[list[Any], Callable[[Any], None]], list[Any]]
 

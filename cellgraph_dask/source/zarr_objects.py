@@ -19,7 +19,8 @@ from zarr.core.sync import sync
 
 from ..errors import SourceError
 from ..machine.buffers import Array
-from .arrays import ChunkError
+from .chunked import Encoded
+from .codecs import ChunkError
 from .finders import LocalObjects, NotAFileError
 
 # Metadata are read whole, and take ten times their size as Python's objects.
@@ -57,13 +58,10 @@ class RemoteObjects:
         yield from ()
 
 
-class _Requested:
-    """An object that is read by requests to its store; see `arrays.Encoded`."""
-
-    mask = 0
+class _Requested(Encoded):
+    """An object that is read by requests to its store; see `chunked.Encoded`."""
 
     def __init__(self, store: Store, key: str) -> None:
-        self.size: int | None = None
         self._store = store
         self._key = key
 
@@ -109,9 +107,6 @@ class _Requested:
                     ) from error
                 time.sleep(wait)
         raise AssertionError
-
-    def close(self) -> None:
-        pass
 
 
 class LocalMetadata(Store):  # type: ignore[misc]

@@ -19,8 +19,9 @@ from zarr.abc.store import Store
 
 from ..errors import CellgraphError, SourceError
 from ..machine.buffers import Array
-from .arrays import ChunkedArray, ChunkError, Encoded, StoredArray
-from .codecs import ChunkCodecs, chunk_codecs
+from .arrays import StoredArray
+from .chunked import ChunkedArray, Encoded
+from .codecs import ChunkCodecs, ChunkError, chunk_codecs
 from .finders import Archive, Folder, LocalObjects, ObjectFinder, Objects
 from .layout import Node, metadata_of, told
 from .zarr_objects import LocalMetadata, RemoteObjects, has
@@ -176,6 +177,11 @@ class ZarrArray:
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
         return tuple(self.array.shape)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Its attributes."""
+        return dict(self.array.attrs)
 
     @property
     def ndim(self) -> int:

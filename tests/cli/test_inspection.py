@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import ExitStack
+from typing import Any
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
+from anndata import AnnData
 from scipy import sparse
 
 from cellgraph_dask import export_connectivities, inspect_path
 from cellgraph_dask.errors import SourceError
 from tests.helpers.command import run
 from tests.helpers.planting import plant
+from tests.helpers.servers import serving
 from tests.helpers.stores import add_matrix, directed_graph, symmetric_graph, write_store
 
 
@@ -125,6 +132,53 @@ def test_an_export_that_a_run_was_to_replace(scratch):
     assert inspect_path(scratch.parent).kind == "export"
     text = run("inspect", scratch.parent).stdout
     assert "A run to replace it, started 2026-11-22 12:00:00, was interrupted" in text
+
+
+@pytest.mark.parametrize("kind", ["zip", "HTTP", "h5ad", "h5mu"])
+def test_whatever_can_be_exported(tmp_path, kind):
+    graph, prefix = symmetric_graph(40, 5), ""
+    adata = AnnData(obs=pd.DataFrame(index=[str(k) for k in range(40)]))
+    adata.obsp["connectivities"], adata.obsp["distances"] = graph, graph * 2
+    adata.obsp["dense"] = graph.toarray()
+    adata.obsm["X_umap"] = np.zeros((40, 2))
+    adata.uns["neighbors"] = {"connectivities_key": "connectivities"}
+    with ExitStack() as stack:
+        if kind in ("h5ad", "h5mu"):
+            source: Any = tmp_path / f"c.{kind}"
+            adata.write_h5ad(tmp_path / "c.h5ad", compression="gzip")
+            if kind == "h5mu":
+                prefix = "mod/rna/"
+                with h5py.File(source, "w") as file, h5py.File(tmp_path / "c.h5ad") as other:
+                    other.copy("/", file.create_group("mod"), "rna")
+        else:
+            adata.write_zarr(tmp_path / "s.zarr")
+            if kind == "zip":
+                source = shutil.make_archive(str(tmp_path / "s"), "zip", tmp_path / "s.zarr")
+            else:
+                source = f"{stack.enter_context(serving(tmp_path))}/s.zarr"
+        report = inspect_path(source)
+        assert report.kind == "store"
+        assert report.zarr_format == (None if kind in ("h5ad", "h5mu") else 2)
+        if not prefix:
+            assert [m.key for m in report.matrices] == ["connectivities", "dense", "distances"]
+            assert report.embeddings == ("obsm/X_umap",)
+            assert report.matrices[1].shape == (40, 40)
+        key = f"{prefix}obsp/connectivities"
+        (matrix,) = inspect_path(source, key=key).matrices
+        assert (matrix.n_entries, matrix.format, matrix.dtype) == (
+            graph.nnz,
+            "csr_matrix",
+            "float32",
+        )
+        assert matrix.codec.startswith("zlib" if kind.startswith("h5") else "blosc")
+        if not prefix:
+            assert inspect_path(source, neighbors_key="neighbors").matrices == (matrix,)
+        text = run("inspect", source, "--key", key).stdout
+        assert ("HDF5 file" if kind.startswith("h5") else "zarr store, format 2") in text
+        assert f"{graph.nnz:,}" in text
+        outcome = run("inspect", source, "--key", "nothing")
+        assert outcome.exit_code == 1
+        assert "has no obsp/nothing" in outcome.stderr
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty", "file"])

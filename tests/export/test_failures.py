@@ -160,7 +160,7 @@ CASES: dict[str, Case] = {
     "a shape of three": (
         damaged(set_attribute("shape", [40, 40, 1]), consolidated=False),
         [],
-        r"shape \[40, 40, 1\].*two whole numbers",
+        r"shape \[40, 40, 1\].*two integers",
     ),
     "no shape": (damaged(set_attribute("shape", None), consolidated=False), [], r"shape None"),
     "broken metadata": (
@@ -229,7 +229,7 @@ CASES: dict[str, Case] = {
     "float indptr": (
         written(changed(indptr=GRAPH.indptr.astype(float))),
         [],
-        r"indptr has dtype float64; whole numbers",
+        r"indptr has dtype float64; integers",
     ),
     "fewer weights than indices": (
         written(changed(data=GRAPH.data[:-3])),
@@ -259,7 +259,7 @@ CASES: dict[str, Case] = {
     "float indices": (
         written(changed(indices=GRAPH.indices.astype(np.float32))),
         [],
-        r"indices has dtype float32; whole numbers",
+        r"indices has dtype float32; integers",
     ),
     "complex weights": (
         written(changed(data=GRAPH.data.astype(np.complex64))),

@@ -49,7 +49,7 @@ LIBRARIES = {
     "distributed": {"runtime/cluster", "plan/options", "export/api", "export/run"},
     "click": {"cli/commands"},
     "rich": {"runtime/progress"},
-    "isal": {"edge_pairs/gzip_member", "source/arrays", "source/codecs"},
+    "isal": {"edge_pairs/gzip_member", "source/codecs"},
     "sparse": {"source/blocks"},
     "scanpy": set(),
     "cellucid": set(),

@@ -212,7 +212,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no shape": (edit(f"{OBSP}/indices/.zarray", shape=None), r"connectivities/indices"),
     "a matrix of NaN": (edit(f"{OBSP}/.zattrs", shape=[float("nan")] * 2), r"shape \[nan, nan\]"),
     "a matrix of true": (edit(f"{OBSP}/.zattrs", shape=[True, True]), r"shape \[True, True\]"),
-    "a matrix of 2^70": (edit(f"{OBSP}/.zattrs", shape=[2**70] * 2), r"two whole numbers"),
+    "a matrix of 2^70": (edit(f"{OBSP}/.zattrs", shape=[2**70] * 2), r"two integers are needed"),
     "a list for a type": (
         edit(f"{OBSP}/.zattrs", **{"encoding-type": [["csr_matrix"]]}),
         r"encoding-type \[\['csr_matrix'\]\]",
@@ -247,11 +247,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "pickle for a compressor": (
         edit(f"{OBSP}/data/.zarray", compressor={"id": "pickle"}),
-        r"data is encoded with 'pickle', which is not known|data cannot be used \(.*pickle",
+        r"data is encoded with 'pickle', which is not for numbers|data cannot be used \(.*pickle",
     ),
     "pickle for a filter": (
         edit(f"{OBSP}/data/.zarray", filters=[{"id": "pickle"}]),
-        r"data is encoded with 'pickle', which is not known|data cannot be used \(.*pickle",
+        r"data is encoded with 'pickle', which is not for numbers|data cannot be used \(.*pickle",
     ),
     "two compressors": (
         edit(f"{OBSP}/data/.zarray", filters=[{"id": "zlib", "level": 1}]),
@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "all fields missing": (
         lambda store: (store / OBSP / "indices/.zarray").write_text('{"zarr_format": 2}'),
-        r"the metadata of obsp/connectivities/indices cannot be used \(KeyError",
+        r"indices is not a one-dimensional array by its metadata",  # zarr takes it for a group
     ),
 }
 

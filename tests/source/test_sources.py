@@ -134,6 +134,14 @@ SOURCES: dict[str, Callable[[Path, Any], Any]] = {
     "zarr zip of shards": lambda f, m: zipped(
         f, write_store(f / "s.zarr", m, chunk=100, shard=400, zarr_format=3)
     ),
+    "zarr zip of shards, deflated": lambda f, m: zipped(
+        f,
+        write_store(f / "s.zarr", m, chunk=100, shard=400, zarr_format=3),
+        method=zipfile.ZIP_DEFLATED,
+    ),
+    "zarr zip, plain, deflated": lambda f, m: zipped(
+        f, write_store(f / "s.zarr", m, chunk=100, codec="none"), method=zipfile.ZIP_DEFLATED
+    ),
     "zarr over HTTP": lambda f, m: write_store(f / "s.zarr", m, chunk=100),
     "zarr shards over HTTP": lambda f, m: write_store(
         f / "s.zarr", m, chunk=100, shard=400, zarr_format=3

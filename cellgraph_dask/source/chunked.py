@@ -1,0 +1,274 @@
+"""One-dimensional arrays of chunks, of zarr and of HDF5, decoded on the calling thread.
+
+Slices are cut at chunk borders, a *finder* says where the bytes of a chunk are, or that there are
+none, and codecs decode them straight into the caller's memory. The libraries' own slices go through
+a lock (HDF5), or an event loop and thread pools (zarr) that multiply with Dask's threads and with
+the memory of a task; and they read chunks that are not in the store as zeros without a word,
+whether the writer left them out on purpose or they were lost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from ..errors import DamagedGraphError
+from ..machine import buffers
+from ..machine.buffers import Array
+from .arrays import Span, StoredArray, cut_spans
+from .codecs import ChunkCodecs, ChunkError
+
+_EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
+_MOST_INDEXES = 4  # of shards, that are remembered
+_INDEX_BYTES = 16  # of a chunk in a shard's index
+
+# What codecs raise on damaged bytes, and files.
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
+    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
+    ZeroDivisionError,
+)  # fmt: skip
+
+
+class Encoded(ABC):
+    """The bytes of a chunk, or shard, as they are stored.
+
+    Attributes
+    ----------
+    size : int or None
+        Their number, if it is known without reading them.
+    mask : int
+        Bits of codecs that were skipped when it was written: HDF5's filter mask.
+    """
+
+    size: int | None = None
+    mask = 0
+
+    def exists(self) -> bool:
+        """Whether they are in the store; a request, if they are remote."""
+        return True
+
+    @abstractmethod
+    def whole(self) -> Array:
+        """Return all of them as uint8, good until this thread's next chunk.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such object.
+        """
+
+    @abstractmethod
+    def fill(self, out: Array, offset: int) -> None:
+        """Fill `out`, uint8, with the bytes from `offset` on; from the end, if it is negative."""
+
+    def close(self) -> None:  # noqa: B027 (remote ones have nothing to close)
+        """Let go of what was opened for it."""
+
+
+class Finder(ABC):
+    """Finds the chunks (or shards) of an array by their number; small and picklable.
+
+    Attributes
+    ----------
+    is_local : bool
+        Whether parts of chunks can be read without memory of their own.
+    work_bytes : int
+        Upper bound on the memory that finding and reading bytes take on one thread.
+    """
+
+    is_local = True
+    work_bytes = 0
+
+    @abstractmethod
+    def find(self, number: int) -> Encoded | None:
+        """Return a chunk, or None if it is certain that there is none."""
+
+    @abstractmethod
+    def files(self) -> Iterator[Path]:
+        """Yield the files that the chunks are in; see `StoredArray.files`."""
+
+    def key_of(self, number: int) -> str:
+        """Return what the store calls a chunk."""
+        return str(number)
+
+
+class ChunkedArray(StoredArray):
+    """A stored array of chunks, decoded on the calling thread.
+
+    Parameters
+    ----------
+    name, size
+        See `StoredArray`.
+    dtype
+        Of the stored values, with their byte order.
+    chunk_size
+        Values in a chunk.
+    finder
+        Finds the bytes of chunks (or shards).
+    codecs
+        Decode a chunk.
+    fill_value
+        What stands where a chunk is not in the store; None if that is not said.
+    shard_size
+        Values in a shard, if chunks are in shards with a checksummed index.
+    index_at_start
+        Whether a shard begins with its index, and does not end with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        dtype: np.dtype[Any],
+        chunk_size: int,
+        finder: Finder,
+        codecs: ChunkCodecs,
+        *,
+        fill_value: Any = None,
+        shard_size: int | None = None,
+        index_at_start: bool = False,
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.dtype = dtype.newbyteorder("=")
+        self.chunk_size = chunk_size
+        self._stored_dtype = dtype
+        self._finder = finder
+        self._codecs = codecs
+        self._fill = fill_value
+        self._is_sharded = shard_size is not None
+        self._shard_size = shard_size or chunk_size
+        self._index_at_start = index_at_start
+        self._shard_indexes: dict[int, Array] = {}
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one decoded chunk."""
+        return int(self.chunk_size * self.dtype.itemsize)
+
+    @property
+    def work_bytes(self) -> int:
+        """See `StoredArray`."""
+        found = self._finder.work_bytes
+        if self._is_sharded:  # the indexes remembered, and one as it is read
+            found += (_MOST_INDEXES + 2) * _INDEX_BYTES * (self._shard_size // self.chunk_size)
+        if not self._codecs and self._stored_dtype.isnative:
+            return found + (0 if self._finder.is_local else 2 * self.chunk_bytes)
+        # Encoded, what codecs put out, decoded.
+        return found + self._codecs.most_encoded_bytes + self._codecs.n_buffers * self.chunk_bytes
+
+    def key_of(self, at: int) -> str:
+        """Return what the store calls the chunk (or shard) that holds value `at`."""
+        return self._finder.key_of(at // self._shard_size)
+
+    def files(self) -> Iterator[Path]:
+        """See `StoredArray`."""
+        return self._finder.files()
+
+    def read(self, start: int, stop: int, out: Array) -> list[Span]:
+        """Read the values ``[start, stop)`` into `out`; see `StoredArray.read`."""
+        absent = []
+        for a, b in cut_spans(start, stop, self.chunk_size):
+            target = out[a - start : b - start]
+            try:
+                present = self._read_span(a, b, target)
+            except DECODE_ERRORS as error:
+                raise DamagedGraphError(
+                    f"chunk {self.key_of(a)} of {self.name} does not decode: {error}. The store is "
+                    "damaged there; copy it again from where it came, or write it again."
+                ) from error
+            if not present:
+                if self._fill:
+                    raise DamagedGraphError(
+                        f"chunk {self.key_of(a)} of {self.name} is missing from the store, and its "
+                        f"fill value is {self._fill!r}, not 0; write the store again."
+                    )
+                target[:] = 0
+                absent.append((a, b))
+        return absent
+
+    def _read_span(self, a: int, b: int, target: Array) -> bool:
+        """Read values of one chunk; False if the chunk is not there."""
+        found = self._finder.find(a // self._shard_size)
+        if found is None:
+            return False
+        try:
+            return self._read_found(found, a, b, target)
+        except FileNotFoundError:
+            return False
+        finally:
+            found.close()
+
+    def _read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
+        """Read values of one chunk in an object that was found, as `_read_span` does."""
+        if not self._is_sharded:
+            self._decode(found, None, a, b, target)
+            return True
+        place = self._place(found, a)
+        if place is None:  # the writer noted in the shard that all of it is fill value
+            target[:] = self._fill or 0
+        else:
+            self._decode(found, place, a, b, target)
+        return True
+
+    def _place(self, shard: Encoded, at: int) -> tuple[int, int] | None:
+        """Return offset and length of the chunk of value `at` in its shard; None if unwritten."""
+        n = self._shard_size // self.chunk_size
+        number = at // self._shard_size
+        index = self._shard_indexes.get(number)
+        if index is None:
+            index = self._read_shard_index(shard, n)
+            if len(self._shard_indexes) >= _MOST_INDEXES:
+                self._shard_indexes.clear()
+            self._shard_indexes[number] = index
+        offset, length = (int(v) for v in index[at // self.chunk_size % n])
+        if offset == _EMPTY and length == _EMPTY:
+            return None
+        if shard.size is not None and offset + length > shard.size:
+            raise ChunkError(
+                f"its shard has {shard.size} bytes, but it should end at {offset + length}"
+            )
+        return offset, length
+
+    def _read_shard_index(self, shard: Encoded, n: int) -> Array:
+        n_bytes = _INDEX_BYTES * n + 4
+        if shard.size is not None and shard.size < n_bytes:
+            raise ChunkError(f"its shard has {shard.size} bytes, fewer than its index of {n_bytes}")
+        out = np.empty(n_bytes, np.uint8)
+        shard.fill(out, 0 if self._index_at_start else -n_bytes)
+        raw = out.tobytes()
+        if google_crc32c.value(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+            raise ChunkError("the checksum of its shard's index does not match")
+        return np.frombuffer(raw[:-4], "<u8").reshape(n, 2)
+
+    def _decode(self, found: Encoded, place: Span | None, a: int, b: int, target: Array) -> None:
+        """Decode a chunk that is a whole object, or has a place (offset, length) in its shard."""
+        first = a % self.chunk_size
+        length = found.size if place is None else place[1]
+        codecs = self._codecs.without(found.mask) if found.mask else self._codecs
+        if not codecs:
+            if length is not None and length != self.chunk_bytes:
+                raise ChunkError(f"it has {length} bytes, not {self.chunk_bytes}")
+            begin = (0 if place is None else place[0]) + first * self.dtype.itemsize
+            found.fill(target.view(np.uint8), begin)
+            if not self._stored_dtype.isnative:
+                target.byteswap(inplace=True)
+            return
+        codecs.check_encoded(length)
+        if place is None:
+            encoded = found.whole()
+            codecs.check_encoded(encoded.size)
+        else:
+            encoded = buffers.take("encoded chunk", place[1], np.uint8)
+            found.fill(encoded, place[0])
+        if b - a == self.chunk_size and self._stored_dtype.isnative:
+            codecs.decode(encoded, target.view(np.uint8))
+            return
+        decoded = buffers.take("decoded chunk", self.chunk_size, self._stored_dtype)
+        codecs.decode(encoded, decoded.view(np.uint8))
+        target[:] = decoded[first : first + b - a]
