@@ -22,7 +22,7 @@ from ..errors import InvalidExportError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
-from ..machine.files import named_disk_errors, read_at, write_at
+from ..machine.files import named_disk_errors, opened, read_at, write_at
 from ..machine.remote import AnyPath, RemotePath
 from .format import (
     IDENTITY,
@@ -173,14 +173,12 @@ def _in_step(sides: list[Generator[bytes]], *, ahead: bool) -> Iterator[list[byt
 def unpack(out_dir: Path, manifest: Manifest, folder: Path, *, ahead: bool) -> PlainEdges:
     """Unpack the edges of an export into plain files in `folder`, and open those."""
     paths = [folder / f"{side}.bin" for side in SIDES]
-    fds = [os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) for path in paths]
-    try:
-        for position, *sides in stream_slabs(out_dir, manifest, ahead=ahead):
-            for fd, values in zip(fds, sides, strict=True):
-                write_at(fd, np.ascontiguousarray(values), position * manifest.dtype.itemsize)
-    finally:
-        for fd in fds:
-            os.close(fd)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    with opened(paths[0], flags, 0o600) as src_file, opened(paths[1], flags, 0o600) as dst_file:
+        for position, src, dst in stream_slabs(out_dir, manifest, ahead=ahead):
+            offset = position * manifest.dtype.itemsize
+            write_at(src_file, np.ascontiguousarray(src), offset)
+            write_at(dst_file, np.ascontiguousarray(dst), offset)
     return PlainEdges(paths, manifest)
 
 

@@ -99,23 +99,27 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """Open a file or folder for the length of a ``with``."""
+    fd = os.open(path, flags, mode)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
 
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
-    try:
+    with opened(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW) as fd:
         write_at(fd, text.encode(), 0)
         os.fsync(fd)
-    finally:
-        os.close(fd)
     with suppress(OSError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode):
