@@ -34,68 +34,15 @@ class StoppedError(Exception):
     """Another task has failed, so the one that waited has to end."""
 
 
-class _Positions:
-    """Hands out the position of each piece once the sizes of all before it are known."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._next_index = 0
-        self._next_position = 0
-        self._stopped = False
-        self._kept: dict[int, int] = {}
-
-    def keep(self, sizes: dict[int, int]) -> None:
-        """Set the sizes of pieces that will not come, because they are written already."""
-        with self._changed:
-            self._kept = dict(sizes)
-            self._pass_kept()
-
-    def _pass_kept(self) -> None:
-        while self._next_index in self._kept:
-            self._next_position += self._kept.pop(self._next_index)
-            self._next_index += 1
-
-    def take(self, index: int, size: int) -> int:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
-            if self._stopped:
-                raise StoppedError
-            position = self._next_position
-            self._next_index += 1
-            self._next_position += size
-            self._pass_kept()
-            self._changed.notify_all()
-            return position
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    @property
-    def total(self) -> int:
-        return self._next_position
-
-
 NotePart = Callable[[str, int, DeflatePart], None]
 
 
 class EdgeFiles:
-    """The edge files of one export while they are written.
+    """The edge files of one export while they are written; a `Delivery` and its `EdgeSink`.
 
-    Parameters
-    ----------
-    folder
-        Where they are written, under their final names. What an interrupted export has left there
-        is resumed.
-    dtype
-        Dtype of the indices.
-    compression
-        Level of gzip, or None.
-    parts
-        Deflate parts of each side that an interrupted export has left.
-    note
-        Called for each deflate part that is written: side, number, part.
+    They are written to `folder` under their final names. What an interrupted export has left there
+    is resumed: `parts` are its deflate parts, by side and number. For each deflate part that is
+    written `note` is called with side, number and part.
     """
 
     kind = "files"
@@ -110,72 +57,82 @@ class EdgeFiles:
         note: NotePart = lambda _side, _number, _part: None,
     ) -> None:
         self.sink: EdgeSink = self
-        self._positions = _Positions()
-        self._files: dict[str, _PlainFile | _GzipFile] = {}
-        for side in SIDES:
+        self._changed = threading.Condition()
+        self._next_index = 0
+        self._next_position = 0
+        self._kept: dict[int, int] = {}
+        self._stopped = False
+
+        def open_file(side: str) -> _PlainFile | _GzipFile:
             path = folder / file_name(side, compression)
             if compression is None:
-                self._files[side] = _PlainFile(path, dtype)
-            else:
-                known = dict(parts[side]) if parts else {}
-                self._files[side] = _GzipFile(path, dtype, compression, known, partial(note, side))
+                return _PlainFile(path, dtype)
+            known = dict(parts[side]) if parts else {}
+            return _GzipFile(path, dtype, compression, known, partial(note, side))
 
-        if parts:
-            with ThreadPoolExecutor(len(SIDES)) as pool:
-                list(pool.map(lambda file: file.drop_damaged(), self._files.values()))
+        with ThreadPoolExecutor(len(SIDES)) as pool:  # known parts are inflated
+            self._src, self._dst = pool.map(open_file, SIDES)
 
     def keep(self, sizes: dict[int, int]) -> None:
-        """Set the number of edges of each piece that is written already."""
-        self._positions.keep(sizes)
+        """Set the number of edges of each piece that will not come, as it is written already."""
+        with self._changed:
+            self._kept = dict(sizes)
+            self._pass_kept()
 
-    def read(self, position: int, src: Array, dst: Array) -> None:
-        """Read back edges that were written at a position.
-
-        Raises
-        ------
-        EOFError, ValueError
-            If they are not there, or damaged.
-        """
-        self._files["src"].read(position, src)
-        self._files["dst"].read(position, dst)
+    def _pass_kept(self) -> None:
+        while self._next_index in self._kept:
+            self._next_position += self._kept.pop(self._next_index)
+            self._next_index += 1
 
     def place(self, index: int, n_edges: int) -> int:
         """Return the position of piece `index`, waiting until all pieces before it were placed."""
-        return self._positions.take(index, n_edges)
-
-    def write(self, position: int, src: Array, dst: Array) -> None:
-        """Write edges at a position."""
-        self._files["src"].write(position, src)
-        self._files["dst"].write(position, dst)
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
+            if self._stopped:
+                raise StoppedError
+            position = self._next_position
+            self._next_index += 1
+            self._next_position += n_edges
+            self._pass_kept()
+            self._changed.notify_all()
+            return position
 
     def stop(self) -> None:
         """End the waiting of all tasks; they raise `StoppedError`."""
-        self._positions.stop()
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def read(self, position: int, src: Array, dst: Array) -> None:
+        """Read back edges that were written at a position; see `EdgeSink`."""
+        self._src.read(position, src)
+        self._dst.read(position, dst)
+
+    def write(self, position: int, src: Array, dst: Array) -> None:
+        """Write edges at a position."""
+        self._src.write(position, src)
+        self._dst.write(position, dst)
 
     def finish(self, counts: Sequence[int]) -> int:
         """Complete the files, make them durable, and return their size together.
 
         `counts` holds the edges of each piece; all have been placed.
         """
-        assert sum(counts) == self._positions.total
+        n_edges = sum(counts)
+        assert n_edges == self._next_position
         with ThreadPoolExecutor(len(SIDES)) as pool:  # it is compression and waiting for the disk
-            return sum(
-                pool.map(lambda file: file.finish(self._positions.total), self._files.values())
-            )
+            return sum(pool.map(lambda file: file.finish(n_edges), (self._src, self._dst)))
 
     def close(self) -> None:
         """Close the files, finished or not."""
-        for file in self._files.values():
+        for file in (self._src, self._dst):
             file.close()
 
 
 def _cut_at_parts(position: int, n_edges: int) -> Iterator[tuple[int, int, int, int]]:
     """Cut edges at the borders of deflate parts.
 
-    Yields
-    ------
-    part, first, at, n : int
-        Number of the part, where in it the edges begin, where in the edges, and how many.
+    Yields number of the part, where in it the edges begin, where in the edges, and how many.
     """
     at = 0
     while at < n_edges:
@@ -217,9 +174,6 @@ class _PlainFile:
         if stored is not out:
             out[:] = stored
 
-    def drop_damaged(self) -> None:
-        """Do nothing: whoever reads a piece back has its checksum."""
-
     def finish(self, n_edges: int) -> int:
         os.fsync(self._fd)
         return n_edges * self._dtype.itemsize
@@ -251,6 +205,7 @@ class _GzipFile:
         self._spool_end = max((part.offset + part.n_bytes for part in parts.values()), default=0)
         self._lock = threading.Lock()
         self._filling: dict[int, tuple[Array, int]] = {}
+        self._drop_damaged()
 
     def write(self, position: int, values: Array) -> None:
         values = values.astype(self._dtype, copy=False)
@@ -268,7 +223,7 @@ class _GzipFile:
                 raise EOFError(f"part {part} is not there")
             out[at : at + n] = self._inflate(self._parts[part])[first : first + n]
 
-    def drop_damaged(self) -> None:
+    def _drop_damaged(self) -> None:
         """Forget the parts of an interrupted export that do not inflate to their input."""
         for number, part in list(self._parts.items()):
             try:

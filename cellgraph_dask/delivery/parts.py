@@ -25,7 +25,7 @@ from ..edge_pairs.format import SIDES, file_name
 from ..edge_pairs.gzip_member import DeflatePart, deflate_edges, join_parts
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import read_at, write_at
+from ..machine.files import opened, read_at, write_at
 from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import EdgeSink
 from ..stages.runs import RunReader, Scratch, Written, holds, write_run
@@ -35,13 +35,7 @@ _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
 @dataclass(frozen=True)
 class PieceSink:
-    """Takes the edges of pieces from tasks anywhere; picklable.
-
-    Attributes
-    ----------
-    scratch : Scratch
-        Where the files of the pieces go.
-    """
+    """Takes the edges of pieces from tasks anywhere into files of the scratch folder; picklable."""
 
     scratch: Scratch
 
@@ -65,14 +59,7 @@ class PieceSink:
 class Stretch(NamedTuple):
     """Consecutive edges of the output, which one task writes.
 
-    Attributes
-    ----------
-    number : int
-        Number of the stretch.
-    first, last : int
-        Its deflate parts, ``[first, last)``; in plain files, ranges of as many edges.
-    n_edges : int
-        Edges in it.
+    They are the deflate parts ``[first, last)``; in plain files, ranges of as many edges.
     """
 
     number: int
@@ -102,20 +89,10 @@ class _Target:
 
 
 class PieceDelivery:
-    """Makes edge files of the files of pieces.
+    """Makes edge files of the files of pieces; a `Delivery`.
 
-    Parameters
-    ----------
-    folder
-        Where the edge files go; every worker sees it.
-    scratch
-        Where the pieces are; every worker sees it too.
-    dtype, cell_dtype
-        Dtypes of indices in the edge files and in the pieces.
-    compression
-        Level of gzip, or None.
-    executor
-        Runs the writing.
+    Every worker sees `folder`, where the edge files go, and `scratch`, where the pieces are. Cells
+    are of `dtype` in the edge files and of `cell_dtype` in the pieces.
     """
 
     kind = "pieces"
@@ -149,9 +126,8 @@ class PieceDelivery:
         target = replace(self._target, positions=positions)
         n_edges, is_plain = positions[-1], target.compression is None
         n_bytes = n_edges * target.dtype.itemsize
-        paths = [target.path(side) for side in SIDES]
-        for path in paths:
-            with path.open("ab") as file:
+        for side in SIDES:
+            with target.path(side).open("ab") as file:
                 file.truncate(n_bytes if is_plain else 0)
         stretches = cut_stretches(n_edges, target.compression)
         stage = Stage(
@@ -167,15 +143,12 @@ class PieceDelivery:
         self.scratch_bytes = len(SIDES) * n_edges * target.cell_dtype.itemsize
         if not is_plain:
             self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
-        for side, path in enumerate(paths):
-            fd = os.open(path, os.O_WRONLY)
-            try:
+        for number, side in enumerate(SIDES):
+            with opened(target.path(side), os.O_WRONLY) as fd:
                 if not is_plain:
-                    join_parts(fd, _deflated_parts(target, side, written), n_bytes)
+                    join_parts(fd, _deflated_parts(target, number, written), n_bytes)
                 os.fsync(fd)
-            finally:
-                os.close(fd)
-        return sum(path.stat().st_size for path in paths)
+        return sum(target.path(side).stat().st_size for side in SIDES)
 
 
 def _deflated_parts(
@@ -183,12 +156,9 @@ def _deflated_parts(
 ) -> Iterator[tuple[int, DeflatePart]]:
     """Yield the deflate parts of a file in order, each with the open file that holds it."""
     for number, stretch in enumerate(written):
-        fd = os.open(target.deflated(SIDES[side], number), os.O_RDONLY)
-        try:
+        with opened(target.deflated(SIDES[side], number), os.O_RDONLY) as fd:
             for part in stretch.parts[side]:
                 yield fd, DeflatePart(*part)
-        finally:
-            os.close(fd)
 
 
 def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
@@ -204,15 +174,10 @@ def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
 
 
 class StretchSummary(NamedTuple):
-    """What a written stretch leaves behind.
+    """What a written stretch leaves behind, for both sides.
 
-    Attributes
-    ----------
-    parts : list
-        The deflate parts of both sides; none in plain files.
-    written : list of Written
-        Of both sides size and checksum: of the stretch in the plain file, or of the file that
-        holds the deflate parts.
+    The deflate parts (none in plain files); and size and checksum of the stretch in the plain file,
+    or of the file that holds the deflate parts.
     """
 
     parts: list[list[DeflatePart]]
@@ -234,15 +199,12 @@ Side = tuple[list[DeflatePart], Written]
 
 def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
     n_bytes = crc = 0
-    fd = os.open(target.path(side), os.O_WRONLY)
-    try:
+    with opened(target.path(side), os.O_WRONLY) as fd:
         for start, stop in _parts(target, stretch):
             values = _read_edges(target, side, start, stop)
             n_bytes += values.nbytes
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
             write_at(fd, values, start * target.dtype.itemsize)
-    finally:
-        os.close(fd)
     return [], Written(n_bytes, crc)
 
 
@@ -275,14 +237,11 @@ def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool
 
 def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
     crc = 0
-    fd = os.open(target.path(side), os.O_RDONLY)
-    try:
+    with opened(target.path(side), os.O_RDONLY) as fd:
         for start, stop in _parts(target, stretch):
             values = buffers.take("written stretch", stop - start, target.dtype)
             read_at(fd, values, start * target.dtype.itemsize)
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
-    finally:
-        os.close(fd)
     return crc
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import is_readable
+from ..machine.remote import AnyPath
 
 MANIFEST = "connectivity_manifest.json"
 FOLDER = "connectivity"
@@ -26,23 +29,11 @@ FORMAT = "edge_pairs"
 
 # The name of an edge file, as `file_name` gives it.
 EDGE_FILE = re.compile(rf"edges\.({'|'.join(SIDES)})(\.(?P<tag>[0-9a-f]{{8}}))?\.bin(\.gz)?")
+_ABSENT = (FileNotFoundError, NotADirectoryError)
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
 # The viewer of cellucid 0.9.1 to 0.9.4 refuses graphs that need more than this while it loads them.
 VIEWER_LIMIT = 512 * 2**20
-
-
-class AnyPath(Protocol):
-    """A file or folder: a `pathlib.Path`, or one in remote storage."""
-
-    def __truediv__(self, name: str, /) -> AnyPath:
-        """Return a path below this one."""
-
-    def read_text(self, encoding: str) -> str:
-        """Return the text of a file."""
-
-    def open(self, mode: str) -> IO[Any]:
-        """Open a file."""
 
 
 def index_dtype(n_cells: int) -> np.dtype[Any]:
@@ -55,8 +46,7 @@ def index_dtype(n_cells: int) -> np.dtype[Any]:
 def file_name(side: str, compression: int | None, tag: str = "") -> str:
     """Return the name of an edge file inside the folder.
 
-    `side` is "src" or "dst". A `tag` tells apart the files of an export that is on its way to
-    replace another one under the same names.
+    A `tag` tells apart the files of an export that is to replace another one under the same names.
     """
     return f"edges.{side}{'.' if tag else ''}{tag}.bin" + (".gz" if compression else "")
 
@@ -89,6 +79,16 @@ class Manifest:
     tag: str = ""
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the cells in the edge files."""
+        return index_dtype(self.n_cells)
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of the edges of one side, without compression."""
+        return self.n_edges * self.dtype.itemsize
+
+    @property
     def files(self) -> list[str]:
         """Names of the edge files, relative to `FOLDER`."""
         return [file_name(side, self.compression, self.tag) for side in SIDES]
@@ -99,15 +99,14 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest's text: the keys, their order and the spacing of cellucid 0.0.9."""
-        dtype = index_dtype(self.n_cells)
         return json.dumps(
             {
                 "format": FORMAT,
                 "n_cells": self.n_cells,
                 "n_edges": self.n_edges,
                 "max_neighbors": self.max_neighbors,
-                "index_bytes": dtype.itemsize,
-                "index_dtype": dtype.name,
+                "index_bytes": self.dtype.itemsize,
+                "index_dtype": self.dtype.name,
                 "sourcesPath": self.path("src"),
                 "destinationsPath": self.path("dst"),
                 "compression": self.compression,
@@ -116,23 +115,14 @@ class Manifest:
 
 
 def read_manifest(out_dir: AnyPath) -> Manifest:
-    """Read and check the manifest of an export.
-
-    Raises
-    ------
-    InvalidExportError
-        If it is missing, or not exactly what this format's manifest is.
-    """
+    """Return the manifest of an export; InvalidExportError if it is not exactly of this format."""
     path = out_dir / MANIFEST
-    check_readable(path, out_dir)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found = _read_json(path, out_dir)
+    except _ABSENT:
         raise InvalidExportError(
             f"{out_dir} holds no {MANIFEST}; there is no export, or it was never finished."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InvalidExportError(f"{path} holds {type(found).__name__}, not an object.")
     numbers = {}
@@ -157,38 +147,52 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
     return manifest
 
 
-def check_readable(path: Any, out_dir: Any) -> None:
-    """Refuse a file of an export that is a link out of its folder, a pipe or a device.
+def _read_json(path: AnyPath, out_dir: AnyPath) -> Any:
+    """Return what a file of an export holds; one of `_ABSENT` if it is not there."""
+    check_readable(path, out_dir)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except _ABSENT:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
 
-    Raises
-    ------
-    InvalidExportError
-        If it is one.
-    """
-    if isinstance(path, Path) and not is_readable(path, out_dir):
+
+def check_readable(path: AnyPath, out_dir: AnyPath) -> None:
+    """Refuse a file of an export that is a link out of its folder, a pipe or a device."""
+    if isinstance(path, Path) and not is_readable(path, Path(str(out_dir))):
         raise InvalidExportError(
             f"{path} is not a file inside {out_dir}; links that leave the folder are not followed."
         )
 
 
+@contextmanager
+def named_read_errors(path: AnyPath) -> Iterator[None]:
+    """Turn the system's refusal to read a file of an export into an InvalidExportError."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def check_length(path: AnyPath, found: int, expected: int) -> None:
+    """Refuse an edge file that does not hold the bytes of the edges that the manifest tells."""
+    if found != expected:
+        more = "more than" if found > expected else f"{found} instead of"
+        raise InvalidExportError(f"{path} holds {more} {expected} bytes of edges.")
+
+
 def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
     """Return the content of ``dataset_identity.json``, or None if there is none.
 
-    Raises
-    ------
-    InvalidExportError
-        If it is not an object with `stats`.
-    OutputError
-        If it belongs to a dataset with another number of cells.
+    An InvalidExportError says that it is not an object with `stats`, an OutputError that it belongs
+    to a dataset with another number of cells.
     """
     path = out_dir / IDENTITY
-    check_readable(path, out_dir)
     try:
-        identity = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        identity = _read_json(path, out_dir)
+    except _ABSENT:
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
         raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")
     found = identity["stats"].get("n_cells")

@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,8 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
-from ..machine.remote import find_path
-from .format import SIDES, AnyPath, Manifest, index_dtype, read_manifest
+from ..machine.remote import AnyPath, find_path
+from .format import SIDES, Manifest, check_length, named_read_errors, read_manifest
 from .reader import first_bad_edge, read_edges
 
 if TYPE_CHECKING:
@@ -272,17 +271,16 @@ def open_export(
 
 def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:
     """Map the edge files, or copies of them."""
-    dtype = index_dtype(manifest.n_cells)
+    dtype, n_bytes = manifest.dtype, manifest.side_bytes
     if isinstance(origin, Path) and manifest.compression is None:
-        return [_FileColumn.of(origin / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
-    n_bytes = manifest.n_edges * dtype.itemsize
+        return [_open_file(origin / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
 
     def copy(side: str) -> _Column:
         with tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder) as file:
             for part in read_edges(origin / manifest.path(side), manifest.compression, n_bytes):
                 file.write(part)
             file.flush()
-            return _CopiedColumn(_map(file, dtype, manifest.n_edges), os.urandom(16).hex())
+            return _Column(_map(file, dtype, manifest.n_edges), os.urandom(16).hex())
 
     with named_disk_errors(folder):
         free = free_bytes(folder)
@@ -295,92 +293,56 @@ def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Co
             return list(pool.map(copy, SIDES))
 
 
-def _map(file: Any, dtype: np.dtype[Any], n: int) -> Array:
-    """Map a file of `n` values; an empty one cannot be."""
-    return np.memmap(file, dtype, "r", shape=(n,)) if n else np.empty(0, dtype)
-
-
-@dataclass(frozen=True)
 class _Column:
-    """Sources or destinations, as an array that Dask takes parts of."""
+    """Sources or destinations, as an array that Dask takes parts of.
 
-    values: Array
+    A plain file travels as its path, and is opened where it arrives; a private copy cannot travel.
+    The stamp tells whether two columns are the same.
+    """
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.values.dtype
+    ndim = 1
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def ndim(self) -> int:
-        return 1
+    def __init__(self, values: Array, stamp: Any, path: Path | None = None) -> None:
+        self.values, self.dtype, self.shape = values, values.dtype, values.shape
+        self.stamp, self._path = stamp, path
 
     def __getitem__(self, key: Any) -> Array:
         """Return a part, read."""
         return np.array(self.values[key])
 
-
-@dataclass(frozen=True)
-class _FileColumn(_Column):
-    """An edge file; it travels as its path, and is opened where it arrives."""
-
-    path: Path
-    stamp: tuple[int, int]
-
-    @classmethod
-    def of(cls, path: Path, dtype: np.dtype[Any], n: int) -> _FileColumn:
-        """Map an edge file of `n` edges.
-
-        Raises
-        ------
-        InvalidExportError
-            If it is missing, or has another size.
-        """
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size != n * dtype.itemsize:
-                    raise InvalidExportError(
-                        f"{path} holds {status.st_size} instead of {n * dtype.itemsize} bytes of "
-                        "edges."
-                    )
-                values = _map(file, dtype, n)
-        except OSError as error:
-            raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
-        return cls(values, path.absolute(), (status.st_mtime_ns, status.st_size))
-
     def __reduce__(self) -> Any:
-        return _open_again, (self.path, self.dtype, self.values.size, self.stamp)
+        if self._path is None:
+            raise TypeError(
+                "the edges of a gzip or remote export are in a temporary file of this process: "
+                "compute them on its threads, or make a plain export on storage that the workers "
+                "see."
+            )
+        return _open_again, (self._path, self.dtype, self.values.size, self.stamp)
 
     def __dask_tokenize__(self) -> Any:
-        return str(self.path), self.stamp, self.dtype.str
+        return str(self._path), self.stamp, self.dtype.str
 
 
-def _open_again(path: Path, dtype: np.dtype[Any], n: int, stamp: tuple[int, int]) -> _FileColumn:
+def _map(file: Any, dtype: np.dtype[Any], n: int) -> Array:
+    """Map a file of `n` values; an empty one cannot be."""
+    return np.memmap(file, dtype, "r", shape=(n,)) if n else np.empty(0, dtype)
+
+
+def _open_file(path: Path, dtype: np.dtype[Any], n: int) -> _Column:
+    """Map a plain file of `n` edges."""
+    with named_read_errors(path), path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        check_length(path, status.st_size, n * dtype.itemsize)
+        stamp = status.st_mtime_ns, status.st_size
+        return _Column(_map(file, dtype, n), stamp, path.absolute())
+
+
+def _open_again(path: Path, dtype: np.dtype[Any], n: int, stamp: tuple[int, int]) -> _Column:
     """Map an edge file in another process, if it is still the same."""
-    column = _FileColumn.of(path, dtype, n)
+    column = _open_file(path, dtype, n)
     if column.stamp != stamp:
         raise InvalidExportError(f"{path} has been replaced since it was opened.")
     return column
-
-
-@dataclass(frozen=True)
-class _CopiedColumn(_Column):
-    """A private copy; it cannot travel."""
-
-    token: str
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            "the edges of a gzip or remote export are in a temporary file of this process: compute "
-            "them on its threads, or make a plain export on storage that the workers see."
-        )
-
-    def __dask_tokenize__(self) -> Any:
-        return self.token
 
 
 @compiled()

@@ -23,7 +23,8 @@ from zlib_ng import zlib_ng
 from ..errors import InvalidExportError
 from ..machine.buffers import Array
 from ..machine.files import write_at
-from .format import AnyPath
+from ..machine.remote import AnyPath
+from .format import named_read_errors
 
 Buffer = Any
 
@@ -61,18 +62,8 @@ _LADDERS = (
 def deflate_part(data: Buffer, level: int, *, last: bool) -> bytes:
     """Return `data` as raw deflate blocks that may be joined to those of other parts.
 
-    Parameters
-    ----------
-    data
-        Bytes of a part.
-    level
-        1 to 9. At any level the size is about zlib's at that level, or less.
-    last
-        Whether the stream ends with this part; if not, it ends in a sync flush.
-
-    Returns
-    -------
-    bytes
+    The size is about zlib's at that level, or less. If it is not the last part of its stream, it
+    ends in a sync flush.
     """
     ladder, most = _LADDERS[level]
     middle = max(0, (len(data) - _SAMPLE_BYTES) // 2)
@@ -85,15 +76,7 @@ def deflate_part(data: Buffer, level: int, *, last: bool) -> bytes:
 
 
 class DeflatePart(NamedTuple):
-    """A deflate part in a file: where, how long, and what its input was.
-
-    Attributes
-    ----------
-    offset, n_bytes : int
-        Its bytes in the file that holds it.
-    crc, n_raw : int
-        CRC-32 and length of its input.
-    """
+    """A deflate part: its place in the file that holds it, CRC-32 and length of its input."""
 
     offset: int
     n_bytes: int
@@ -110,19 +93,8 @@ def deflate_edges(values: Array, level: int, *, last: bool) -> tuple[bytes, int]
 def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) -> int:
     """Write one gzip member to `fd`: a header, all parts, the checksum of their input.
 
-    Parameters
-    ----------
-    fd
-        The open output file.
-    parts
-        The parts in order, each with the open file that holds it.
-    n_raw
-        Bytes of input in all parts.
-
-    Returns
-    -------
-    int
-        Bytes written.
+    Each part comes with the open file that holds it; `n_raw` are the bytes of input in all. Returns
+    the bytes written.
     """
     end = write_at(fd, GZIP_HEADER, 0)
     crc = 0
@@ -137,17 +109,8 @@ def join_parts(fd: int, parts: Iterable[tuple[int, DeflatePart]], n_raw: int) ->
 def inflate_member(file: Any, path: AnyPath) -> Iterator[bytes]:
     """Yield what one gzip member holds, in parts of at most 4 MiB.
 
-    Parameters
-    ----------
-    file
-        The open file.
-    path
-        Its name in messages.
-
-    Raises
-    ------
-    InvalidExportError
-        If it is not one whole member with a right checksum and nothing after it.
+    The open file must be one whole member with a right checksum and nothing after it; an
+    InvalidExportError says what it is instead.
     """
     inflate = zlib_ng.decompressobj(wbits=31)
     pending = b""
@@ -171,17 +134,9 @@ def check_gzip_header(path: Path) -> None:
 
     Nothing in the checksum covers the header, and readers skip most of it. Python's gzip module,
     with which cellucid writes, notes time and name there.
-
-    Raises
-    ------
-    InvalidExportError
-        If it is another one, or cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    with named_read_errors(path), path.open("rb") as file:
+        head = file.read(64)
     by_cellucid = (
         head[:4] == b"\x1f\x8b\x08\x08"
         and head[8:9] in (b"\x00", b"\x02", b"\x04")

@@ -22,15 +22,15 @@ from ..errors import InvalidExportError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
-from ..machine.files import named_disk_errors, read_at, write_at
-from ..machine.remote import RemotePath
+from ..machine.files import named_disk_errors, opened, read_at, write_at
+from ..machine.remote import AnyPath, RemotePath
 from .format import (
     IDENTITY,
     MANIFEST,
     SIDES,
-    AnyPath,
     Manifest,
-    index_dtype,
+    check_length,
+    named_read_errors,
     read_manifest,
 )
 from .gzip_member import inflate_member
@@ -40,46 +40,28 @@ Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinatio
 SLAB_EDGES = 1 << 17  # edges looked at in one go; both sides of them fit a core's cache
 
 
-def slabs_bytes() -> int:
+def stream_bytes() -> int:
     """Return the most bytes that `stream_slabs` holds: parts of 4 MiB, coming and in use."""
     return len(SIDES) * 6 * 2**22
 
 
 class PlainEdges:
-    """The two plain edge files, open for reading; any thread may read at any place.
+    """The plain files of sources and destinations, open; any thread may read at any place.
 
-    Parameters
-    ----------
-    paths
-        The files of sources and of destinations.
-    dtype
-        Dtype of the cells in them.
-    n_edges
-        How many edges each must hold.
-
-    Raises
-    ------
-    InvalidExportError
-        If a file is missing or of another length.
+    An InvalidExportError says that a file is missing or not as long as the manifest tells.
     """
 
-    def __init__(self, paths: list[Path], dtype: np.dtype[Any], n_edges: int) -> None:
-        self.dtype = dtype
-        self.n_edges = n_edges
+    def __init__(self, paths: list[Path], manifest: Manifest) -> None:
+        self.dtype = manifest.dtype
+        self.n_edges = manifest.n_edges
         self._fds: list[int] = []
         self._starts: Array | None = None
         self._shift = 0
-        n_bytes = n_edges * dtype.itemsize
         try:
             for path in paths:
-                try:
+                with named_read_errors(path):
                     self._fds.append(os.open(path, os.O_RDONLY))
-                except OSError as error:
-                    raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
-                found = os.fstat(self._fds[-1]).st_size
-                if found != n_bytes:
-                    more = "more than" if found > n_bytes else f"{found} instead of"
-                    raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
+                check_length(path, os.fstat(self._fds[-1]).st_size, manifest.side_bytes)
         except BaseException:
             self.close()
             raise
@@ -140,29 +122,18 @@ class PlainEdges:
 
 def open_plain(out_dir: Path, manifest: Manifest) -> PlainEdges:
     """Open the edge files of an export without compression."""
-    paths = [out_dir / manifest.path(side) for side in SIDES]
-    return PlainEdges(paths, index_dtype(manifest.n_cells), manifest.n_edges)
+    return PlainEdges([out_dir / manifest.path(side) for side in SIDES], manifest)
 
 
 def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[Slab]:
-    """Yield all edges of an export in slabs, in order.
+    """Yield all edges of an export in slabs, in order, compressed or not; see `read_edges`.
 
-    Parameters
-    ----------
-    out_dir, manifest
-        The export; compressed or not.
-    ahead
-        Whether a thread for each file unpacks the next part while one is looked at.
-
-    Raises
-    ------
-    InvalidExportError
-        As for `read_edges`.
+    `ahead` has a thread for each file unpack the next part while one is looked at.
     """
-    dtype = index_dtype(manifest.n_cells)
-    n_bytes = manifest.n_edges * dtype.itemsize
+    dtype = manifest.dtype
     sides = [
-        read_edges(out_dir / manifest.path(side), manifest.compression, n_bytes) for side in SIDES
+        read_edges(out_dir / manifest.path(side), manifest.compression, manifest.side_bytes)
+        for side in SIDES
     ]
     pending = [b"", b""]
     position = 0
@@ -202,49 +173,30 @@ def _in_step(sides: list[Generator[bytes]], *, ahead: bool) -> Iterator[list[byt
 def unpack(out_dir: Path, manifest: Manifest, folder: Path, *, ahead: bool) -> PlainEdges:
     """Unpack the edges of an export into plain files in `folder`, and open those."""
     paths = [folder / f"{side}.bin" for side in SIDES]
-    fds = [os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) for path in paths]
-    try:
-        item = index_dtype(manifest.n_cells).itemsize
-        for position, *sides in stream_slabs(out_dir, manifest, ahead=ahead):
-            for fd, values in zip(fds, sides, strict=True):
-                write_at(fd, np.ascontiguousarray(values), position * item)
-    finally:
-        for fd in fds:
-            os.close(fd)
-    return PlainEdges(paths, index_dtype(manifest.n_cells), manifest.n_edges)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    with opened(paths[0], flags, 0o600) as src_file, opened(paths[1], flags, 0o600) as dst_file:
+        for position, src, dst in stream_slabs(out_dir, manifest, ahead=ahead):
+            offset = position * manifest.dtype.itemsize
+            write_at(src_file, np.ascontiguousarray(src), offset)
+            write_at(dst_file, np.ascontiguousarray(dst), offset)
+    return PlainEdges(paths, manifest)
 
 
 def read_edges(path: AnyPath, compression: int | None, n_bytes: int) -> Generator[bytes]:
-    """Yield the decompressed bytes of an edge file in parts of at most 4 MiB.
+    """Yield the decompressed bytes of an edge file, `n_bytes` in parts of at most 4 MiB.
 
-    Parameters
-    ----------
-    path
-        The file.
-    compression
-        As in the manifest.
-    n_bytes
-        How many there must be.
-
-    Raises
-    ------
-    InvalidExportError
-        If the file is missing, shorter, longer, or not one whole gzip member with a right checksum.
+    An InvalidExportError says that it is missing, shorter, longer, or not one whole gzip member
+    with a right checksum.
     """
-    try:
-        with path.open("rb") as file:
-            n = 0
-            plain = iter(lambda: file.read(2**22), b"")
-            for part in inflate_member(file, path) if compression else plain:
-                n += len(part)
-                if n > n_bytes:
-                    break
-                yield part
-    except OSError as error:
-        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
-    if n != n_bytes:
-        more = "more than" if n > n_bytes else f"{n} instead of"
-        raise InvalidExportError(f"{path} holds {more} {n_bytes} bytes of edges.")
+    n = 0
+    with named_read_errors(path), path.open("rb") as file:
+        plain = iter(lambda: file.read(2**22), b"")
+        for part in inflate_member(file, path) if compression else plain:
+            n += len(part)
+            if n > n_bytes:
+                break
+            yield part
+    check_length(path, n, n_bytes)
 
 
 @compiled(int)
@@ -286,23 +238,10 @@ _SPARE_BYTES = 1 << 20
 
 @contextmanager
 def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Iterator[Path]:
-    """Give a folder with the files of a remote export as they are, and remove it afterwards.
+    """Yield a folder with the files of a remote export as they are, and remove it afterwards.
 
-    Files that are not there are left out, and ones that are much longer than their export is cut.
-
-    Parameters
-    ----------
-    origin
-        The export.
-    scratch_dir
-        Where to make the folder; by default the system's folder for temporary files.
-
-    Raises
-    ------
-    InvalidExportError
-        If something that is there cannot be read.
-    OutputError, DiskSpaceError
-        If the folder cannot be written.
+    Files that are not there are left out, and much longer ones than the manifest tells are cut. The
+    folder is made in `scratch_dir`, by default the system's folder for temporary files.
     """
     parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     with named_disk_errors(parent):
@@ -323,9 +262,8 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
         return texts
-    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
     # What does not compress becomes longer by 5 bytes for each 16 kB or more.
-    most = n_bytes + n_bytes // 1000 + _SPARE_BYTES
+    most = manifest.side_bytes + manifest.side_bytes // 1000 + _SPARE_BYTES
     return [*texts, *((manifest.path(side), most) for side in SIDES)]
 
 

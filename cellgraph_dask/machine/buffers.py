@@ -19,18 +19,9 @@ _here = threading.local()
 
 
 def take(name: str, size: int, dtype: DTypeLike) -> Array:
-    """Return this thread's buffer `name` as an uninitialized array.
+    """Return `size` elements of this thread's buffer `name`, uninitialized.
 
-    The array is good until the same thread takes the same name again.
-
-    Parameters
-    ----------
-    name
-        What the buffer is for; one name, one purpose at a time.
-    size
-        Number of elements wanted.
-    dtype
-        Their dtype.
+    They are good until the same thread takes the same name again.
     """
     buffers: dict[str, NDArray[np.uint8]] = _here.__dict__.setdefault("buffers", {})
     n_bytes = size * np.dtype(dtype).itemsize

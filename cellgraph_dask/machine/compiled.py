@@ -41,15 +41,14 @@ _missing: list[Exception] = []  # what was said when a private name of numba or 
 Signature = tuple[str, ...]  # "i" for an integer, "<i4 1" for an array and its dimensions
 
 
+Run = Callable[[tuple[Any, ...], list[Any]], tuple[Any, ...]]  # of the arguments, plain and flat
+
+
 class Loop:
     """A function that is compiled for the types of its arguments when it is first called.
 
-    Parameters
-    ----------
-    function
-        Python source of the loop. Of its module it uses constants, modules, and other loops.
-    returns
-        Types of its results: `int` and `bool`; none, one, or several.
+    Of its module it uses constants, modules, and other loops. Its results are `int` and `bool`:
+    none, one, or several.
     """
 
     def __init__(self, function: FunctionType, returns: tuple[type, ...]) -> None:
@@ -57,19 +56,28 @@ class Loop:
         self.__doc__ = function.__doc__
         self.__name__ = function.__name__
         self._returns = returns
-        self._ready: dict[Signature, Callable[..., tuple[Any, ...]]] = {}
+        self._ready: dict[Signature, Run] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Run the loop, without the GIL."""
-        args = tuple(arg if isinstance(arg, np.ndarray) else int(arg) for arg in args)
-        signature = tuple("i" if isinstance(a, int) else f"{a.dtype.str} {a.ndim}" for a in args)
-        if not all(isinstance(arg, int) or arg.flags.c_contiguous for arg in args):
-            raise ValueError(f"{self.__name__} takes contiguous arrays only")
-        run = self._ready.get(signature) or self._load(signature)
-        values = tuple(kind(v) for kind, v in zip(self._returns, run(*args), strict=True))
+        kinds: list[str] = []
+        flat: list[Any] = []  # as numba's native functions take them
+        for arg in args:
+            if isinstance(arg, np.ndarray):
+                if not arg.flags.c_contiguous:
+                    raise ValueError(f"{self.__name__} takes contiguous arrays only")
+                kinds.append(f"{arg.dtype.str} {arg.ndim}")
+                flat += (None, None, arg.size, arg.itemsize, arg.ctypes.data)
+                flat += (*arg.shape, *arg.strides)
+            else:
+                kinds.append("i")
+                flat.append(int(arg))
+        signature = tuple(kinds)
+        found = (self._ready.get(signature) or self._load(signature))(args, flat)
+        values = tuple([kind(value) for kind, value in zip(self._returns, found, strict=True)])
         return values if len(values) > 1 else values[0] if values else None
 
-    def _load(self, signature: Signature) -> Callable[..., tuple[Any, ...]]:
+    def _load(self, signature: Signature) -> Run:
         """Return the loop for a signature: from the cache, newly compiled, or numba's own."""
         with _lock:
             if signature not in self._ready and not _missing:
@@ -81,14 +89,18 @@ class Loop:
                 self._ready[signature] = self._ordinary()
             return self._ready[signature]
 
-    def _native(self, signature: Signature) -> Callable[..., tuple[Any, ...]]:
+    def _native(self, signature: Signature) -> Run:
         """Return a function that calls the object code of the loop."""
         if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
             return self._ordinary()
+        import llvmlite.binding as llvm
+
         name = f"loop-{self._digest(signature)}.o"
         kept = _read_cache(name)
         symbol, code = kept or self._compile(signature)
-        address = _address(symbol, code)
+        engine = _engine()
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
         if not kept:
             _write_cache(name, symbol, code)
         kinds: list[Any] = [ctypes.c_void_p, ctypes.c_void_p]
@@ -98,19 +110,21 @@ class Loop:
             else:
                 kinds += [ctypes.c_void_p] * 2 + [ctypes.c_int64] * 2 + [ctypes.c_void_p]
                 kinds += [ctypes.c_int64] * (2 * int(kind.split()[1]))
-        native = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(address)  # lets go of the GIL
-        fields = [(f"r{k}", _C_TYPES[kind]) for k, kind in enumerate(self._returns)]
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)  # lets go of the GIL
+        native = prototype(engine.get_function_address(symbol))
+        names = [f"r{k}" for k in range(len(self._returns))]
+        fields = [(name, _C_TYPES[kind]) for name, kind in zip(names, self._returns, strict=True)]
         result_type = type("Result", (ctypes.Structure,), {"_fields_": fields})
 
-        def run(*args: Any) -> tuple[Any, ...]:
+        def run(_args: tuple[Any, ...], flat: list[Any]) -> tuple[Any, ...]:
             result, exception = result_type(), ctypes.c_void_p()
-            if native(ctypes.addressof(result), ctypes.addressof(exception), *_flat(args)):
+            if native(ctypes.addressof(result), ctypes.addressof(exception), *flat):
                 raise RuntimeError(f"{self.__name__} failed")
-            return tuple(getattr(result, name) for name, _ in fields)
+            return tuple([getattr(result, name) for name in names])
 
         return run
 
-    def _ordinary(self) -> Callable[..., tuple[Any, ...]]:
+    def _ordinary(self) -> Run:
         """Return the loop as a function of ``numba.njit``: Python, if numba does not compile."""
         from numba import njit
 
@@ -123,9 +137,10 @@ class Loop:
         except RuntimeError:  # no folder that numba could write
             function = self._built(njit(nogil=True))
 
-        def run(*args: Any) -> tuple[Any, ...]:
+        def run(args: tuple[Any, ...], _flat: list[Any]) -> tuple[Any, ...]:
+            plain = [arg if isinstance(arg, np.ndarray) else int(arg) for arg in args]
             with np.errstate(over="ignore"):  # Python warns where compiled integers wrap around
-                found = function(*args)
+                found = function(*plain)
             return found if isinstance(found, tuple) else () if found is None else (found,)
 
         return run
@@ -199,26 +214,6 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
     for const in code.co_consts:
         if isinstance(const, CodeType):
             yield from _codes(const)
-
-
-def _flat(args: tuple[Any, ...]) -> Iterator[Any]:
-    """Yield arguments as numba's native functions take them."""
-    for arg in args:
-        if isinstance(arg, int):
-            yield arg
-        else:
-            yield from (None, None, arg.size, arg.itemsize, arg.ctypes.data)
-            yield from (*arg.shape, *arg.strides)
-
-
-def _address(symbol: str, code: bytes) -> int:
-    """Load object code; return the address of a symbol in it."""
-    import llvmlite.binding as llvm
-
-    engine = _engine()
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    return int(engine.get_function_address(symbol))
 
 
 @cache

@@ -31,13 +31,7 @@ def _bytes_of(data: Array | bytes) -> memoryview:
 
 
 class FullError(OSError):
-    """A write that found no room.
-
-    Attributes
-    ----------
-    needed, free : int
-        Bytes that were still to be written, and those that were free.
-    """
+    """A write that found no room: bytes that were still to be written, and those that were free."""
 
     needed = 0
     free = 0
@@ -45,22 +39,18 @@ class FullError(OSError):
 
 def _full(error: OSError, fd: int, needed: int) -> FullError:
     """Return an error that also tells the file, and how much room there was and should be."""
-    path = ""
+    path = None
     with suppress(OSError):
         path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
-    full = FullError(error.errno, error.strerror, path or None)
-    status = os.fstatvfs(fd)
-    full.needed, full.free = needed, status.f_bavail * status.f_frsize
+    full = FullError(error.errno, error.strerror, path)
+    full.needed, full.free = needed, _available(os.fstatvfs(fd))
     return full
 
 
 def write_at(fd: int, data: Array | bytes, offset: int) -> int:
     """Write all of `data` to `fd` at `offset` and return the offset after it.
 
-    Raises
-    ------
-    FullError
-        If the disk or the quota is used up.
+    Where the disk or the quota is used up, a FullError is raised.
     """
     view = _bytes_of(data)
     while view:
@@ -86,30 +76,12 @@ def begin_writeback(fd: int, start: int, stop: int) -> None:
 
 
 def append(fd: int, data: bytes) -> None:
-    """Write all of `data` to the end of a file that was opened for appending.
-
-    Raises
-    ------
-    FullError
-        If the disk or the quota is used up.
-    """
-    while data:
-        try:
-            data = data[os.write(fd, data) :]
-        except OSError as error:
-            if error.errno in _FULL:
-                raise _full(error, fd, len(data)) from error
-            raise
+    """Write all of `data` to the end of a file that nobody else writes."""
+    write_at(fd, data, os.fstat(fd).st_size)
 
 
 def read_at(fd: int, out: Array, offset: int) -> None:
-    """Fill `out` from `fd` at `offset`.
-
-    Raises
-    ------
-    EOFError
-        If the file ends before.
-    """
+    """Fill `out` from `fd` at `offset`; an EOFError if the file ends before."""
     view = _bytes_of(out)
     while view:
         n = os.preadv(fd, [view[:_MOST_AT_ONCE]], offset)
@@ -127,30 +99,27 @@ def make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextmanager
+def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+    """Open a file or folder for the length of a ``with``."""
+    fd = os.open(path, flags, mode)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
 
 
-def replace_text(path: Path, text: str, *, aside: Path) -> None:
-    """Replace a small file as a whole: written to `aside`, fsynced, renamed over `path`."""
-    write_aside(path, text, aside=aside)
-    aside.replace(path)
-    fsync_folder(path.parent)
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
 
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    fd = os.open(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW, 0o666)
-    try:
+    with opened(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW) as fd:
         write_at(fd, text.encode(), 0)
         os.fsync(fd)
-    finally:
-        os.close(fd)
     with suppress(OSError):
         status = path.lstat()
         if stat.S_ISREG(status.st_mode):
@@ -169,27 +138,28 @@ def is_readable(path: Path, folder: Path) -> bool:
         return not path.is_symlink()
 
 
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that this user may still write to the disk of `folder`.
+def _disk_of(path: Path) -> os.statvfs_result:
+    """Return the figures of the disk of a path, or of its nearest parent that is there."""
+    while not path.exists():
+        path = path.parent
+    return os.statvfs(path)
 
-    A folder that is not there yet counts as its nearest parent that is.
-    """
-    while not folder.exists():
-        folder = folder.parent
-    status = os.statvfs(folder)
-    return status.f_bavail * status.f_frsize
+
+def _available(disk: os.statvfs_result) -> int:
+    return disk.f_bavail * disk.f_frsize
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that this user may still write to the disk of `folder`."""
+    return _available(_disk_of(folder))
 
 
 @contextmanager
 def named_disk_errors(folder: Path) -> Iterator[None]:
     """Turn the system's refusals to write below `folder` into our own errors.
 
-    Raises
-    ------
-    DiskSpaceError
-        If the disk, the quota or the inodes are used up.
-    OutputError
-        If writing failed in another way.
+    What is raised is a DiskSpaceError if the disk, the quota or the inodes are used up, else an
+    OutputError.
     """
     try:
         yield
@@ -202,21 +172,18 @@ def named_disk_errors(folder: Path) -> Iterator[None]:
 
 def _no_room(folder: Path, error: OSError) -> str:
     """Say what a disk lacks: path, needed and free."""
-    where = Path(os.fsdecode(error.filename)) if error.filename else folder
     remedy = "Free some space, or name another disk for temporary files with --scratch-dir."
     if isinstance(error, FullError):
+        where = os.fsdecode(error.filename or folder)
         return (
             f"the disk of {folder} is full: {format_bytes(error.free)} are free, but "
             f"{format_bytes(error.needed)} or more are needed ({where}). {remedy}"
         )
-    while not where.exists():
-        where = where.parent
-    status = os.statvfs(where)
-    free = format_bytes(status.f_bavail * status.f_frsize)
-    files = f", and room for {status.f_favail} more files (inodes)" if status.f_files else ""
+    disk = _disk_of(Path(os.fsdecode(error.filename or folder)))
+    files = f", and room for {disk.f_favail} more files (inodes)" if disk.f_files else ""
     return (
-        f"the disk of {folder} is full: {free} are free{files}, but another file is needed "
-        f"({error.filename or folder}). {remedy}"
+        f"the disk of {folder} is full: {format_bytes(_available(disk))} are free{files}, but "
+        f"another file is needed ({error.filename or folder}). {remedy}"
     )
 
 

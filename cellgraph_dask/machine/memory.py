@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = ["", "K", "M", "G", "T"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?\s*$", re.IGNORECASE)
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -27,10 +26,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 def parse_bytes(size: int | str) -> int:
     """Return a size in bytes: ``"512MB"`` is 512·10⁶, ``"512MiB"`` 512·2²⁰, an int is itself.
 
-    Raises
-    ------
-    ValueError
-        If `size` is not a positive number with an optional unit.
+    What is not a positive number with an optional unit raises a ValueError.
     """
     if isinstance(size, int):
         value = size
@@ -39,7 +35,7 @@ def parse_bytes(size: int | str) -> int:
         if match is None:
             raise ValueError(f"{size!r} is not a size; write it as 512MB, 4GiB or a byte count")
         number, unit, binary = match.groups()
-        value = int(float(number) * (_BINARY if binary else _UNITS)[unit.upper()])
+        value = int(float(number) * (1024 if binary else 1000) ** _UNITS.index(unit.upper()))
     if value <= 0:
         raise ValueError(f"a size must be positive, not {size!r}")
     return value
@@ -47,12 +43,10 @@ def parse_bytes(size: int | str) -> int:
 
 def format_bytes(n: int) -> str:
     """Return `n` bytes for a person: ``"512 MB"``, ``"1.2 GB"`` (decimal units)."""
-    value = float(n)
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    unit = units[0]
+    value, unit = float(n), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
     digits = 0 if unit == "bytes" or value >= 100 else 1
     return f"{value:.{digits}f} {unit}"
 
@@ -87,18 +81,13 @@ def _cgroup_limits() -> Iterator[Path]:
             yield root / folder / file
 
 
-def default_limit() -> int:
-    """Return the limit when the user names none: half of what the machine or cgroup has."""
-    return machine_memory() // 2
-
-
 def limit_bytes(memory_limit: int | str | None) -> int:
-    """Return the limit that the user names, or the default."""
-    return default_limit() if memory_limit is None else parse_bytes(memory_limit)
+    """Return the limit that the user names, or half of what the machine or cgroup has."""
+    return machine_memory() // 2 if memory_limit is None else parse_bytes(memory_limit)
 
 
 def resident_bytes() -> int:
-    """Return the resident bytes of this process now (its peak, where the kernel hides "now")."""
+    """Return the resident bytes of this process now (its peak, where /proc is not available)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

@@ -23,21 +23,11 @@ _LOCAL = ("file", "local")
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or folder in remote storage.
+    """A file or folder in remote storage."""
 
-    Attributes
-    ----------
-    files : fsspec.AbstractFileSystem
-        The storage.
-    path : str
-        Path in it.
-    url : str
-        What the user calls it.
-    """
-
-    files: Any
-    path: str
-    url: str
+    files: Any  # fsspec.AbstractFileSystem
+    path: str  # in it
+    url: str  # what the user calls it
 
     def __str__(self) -> str:
         return self.url
@@ -67,6 +57,9 @@ class RemotePath:
     def exists(self) -> bool:
         """Whether there is such a file."""
         return self.size() is not None
+
+
+AnyPath = Path | RemotePath
 
 
 class _Reader:
@@ -102,20 +95,11 @@ def local_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> Path | RemotePath:
+def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> AnyPath:
     """Return a path of this machine, or one in remote storage.
 
-    Parameters
-    ----------
-    name
-        Path or URL.
-    options
-        For fsspec's file system, if it is a URL: endpoint, credentials and the like.
-
-    Raises
-    ------
-    OutputError
-        If no package for such URLs is installed, or it refuses the URL or the options.
+    The options are for fsspec's file system: endpoint, credentials and the like. An OutputError
+    says that no package for such URLs is installed, or that it refuses the URL or the options.
     """
     if not is_url(name):
         return local_path(name)

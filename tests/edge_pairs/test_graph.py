@@ -180,7 +180,7 @@ def test_dask_arrays_of_a_plain_export_travel_as_a_path(tmp_path, long_path):
     out_dir = write_export(tmp_path / "out", 9, [(0, 1), (3, 5)], PLAIN)
     sent = pickle.dumps(open_export(out_dir).to_dask()[0])
     write_export(out_dir, 9, [(0, 1), (3, 5), (4, 5)], PLAIN)
-    with pytest.raises(InvalidExportError, match=r"edges\.src\.bin holds 6 instead of 4 bytes"):
+    with pytest.raises(InvalidExportError, match=r"edges\.src\.bin holds more than 4 bytes"):
         pickle.loads(sent)
     sent = pickle.dumps(open_export(out_dir).to_dask()[0])
     (out_dir / "connectivity/edges.src.bin").touch()
@@ -234,7 +234,7 @@ def append(out_dir: Path) -> None:
         (damage_manifest(n_edges=3), "edges"),
         (lambda d: next(d.glob("connectivity/edges.src*")).unlink(), "cannot be read: No such"),
         (cut, "(instead of 8 bytes|ends inside its gzip member)"),
-        (append, "(instead of 8 bytes|goes on after its gzip member)"),
+        (append, "(more than 8 bytes|goes on after its gzip member)"),
     ],
 )
 def test_what_is_no_whole_export_is_refused(tmp_path, compression, damage, message):
