@@ -40,7 +40,7 @@ Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinatio
 SLAB_EDGES = 1 << 17  # edges looked at in one go; both sides of them fit a core's cache
 
 
-def stream_bytes() -> int:
+def slabs_bytes() -> int:
     """Return the most bytes that `stream_slabs` holds: parts of 4 MiB, coming and in use."""
     return len(SIDES) * 6 * 2**22
 
