@@ -171,7 +171,7 @@ def test_memory_is_shared_out(tmp_path):
 def test_what_is_said_of_the_graph(tmp_path):
     out_dir = plant(tmp_path / "out", [(0, 1), (0, 2), (3, 4)], 7)
     outcome = run("verify", out_dir)
-    assert "components:     4, the largest of 3 cells; with a disconnected graph" in outcome.stdout
+    assert "components:     4, the largest of 3 cells; in a disconnected graph" in outcome.stdout
     assert "isolated:       2 cells" in outcome.stdout
     report = json.loads(run("verify", out_dir, "--json").stdout)
     assert report["n_components"] == 4
