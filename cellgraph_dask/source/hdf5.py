@@ -232,6 +232,10 @@ class SlicedDataset(StoredArray):
                 _require_filters(dataset)
                 for a, b in cut_spans(start, stop, self.chunk_size):
                     if _is_absent(dataset, a):
+                        if dataset.fillvalue:
+                            raise ValueError(
+                                f"it was never written; fill value {dataset.fillvalue!r}, not 0"
+                            )
                         absent.append((a, b))
                     dataset.read_direct(out, np.s_[a:b], np.s_[a - start : b - start])
         except SourceError:

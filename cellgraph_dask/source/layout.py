@@ -195,9 +195,9 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     where = f"uns/{neighbors_key}/connectivities_key"
     named = _get(root, where)
     if named is not None:
-        if is_array(named) and math.prod(named.shape) != 1:
-            raise SourceError(f"{where} has the shape {_short(named.shape)}; one name is needed.")
         with metadata_of(where):
+            if is_array(named) and math.prod(named.shape) != 1:
+                raise ValueError(f"one name was expected, not an array of shape {named.shape}")
             value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
