@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..edge_pairs.format import FOLDER
 from ..errors import CellgraphError, OutputError
-from ..machine.remote import RemotePath, describe
+from ..machine.remote import AnyPath, RemotePath, describe
 from ..runtime.progress import Progress
 
 _PART_BYTES = 8 * 2**20
@@ -37,7 +37,7 @@ class StorageTarget:
     upload_bytes = _AT_ONCE * _COPIES * _PART_BYTES
 
     def __init__(self, path: RemotePath) -> None:
-        self.path: Path | RemotePath = path
+        self.path: AnyPath = path
         self._path = path
         self._folder = path / FOLDER
 
@@ -160,13 +160,7 @@ class _Upload:
             raise
 
     def complete(self) -> None:
-        """Let the object appear.
-
-        Raises
-        ------
-        OutputError
-            If what appears is not what was sent.
-        """
+        """Let the object appear; an OutputError if it is not what was sent."""
         try:
             self._file.commit()
         except Exception:
