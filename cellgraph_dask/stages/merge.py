@@ -22,22 +22,12 @@ from .split import BAND_BITS, LOWER, ROWS, UPPER, SplitRuns
 
 
 class MergeSummary(NamedTuple):
-    """What a merged piece leaves behind.
+    """What a merged piece leaves behind."""
 
-    Attributes
-    ----------
-    position, n_edges : int
-        Where its edges are in the sink, and how many.
-    crc : int
-        CRC-32 of their sources and then their destinations.
-    n_bytes, degrees_crc : int
-        Size and checksum of the temporary file for the degrees.
-    """
-
-    position: int
+    position: int  # of its edges in the sink
     n_edges: int
-    crc: int
-    n_bytes: int
+    crc: int  # of their sources and then their destinations
+    n_bytes: int  # of the temporary file for the degrees
     degrees_crc: int
 
 
@@ -156,34 +146,17 @@ _SLAB = 1 << 18  # entries looked at in one go where a partition is read in part
 class Packed:
     """The entries of consecutive partitions from all runs, run after run, as they were packed.
 
-    Attributes
-    ----------
-    first_rows : ndarray
-        First row of each run; int64, shape ``(n_runs,)``.
-    upper : dict of ndarray
-        dst and, if there are any, weight.
-    upper_starts : ndarray
-        Where each partition of each run starts in `upper`; int64, ``(n_runs, n_partitions + 1)``.
-    in_row : ndarray
-        Upper entries of each row; uint32.
-    row_starts : ndarray
-        Where each partition of each run starts in `in_row`; like `upper_starts`.
-    lower : dict of ndarray
-        src (inside the partition), row (inside the band) and, if there are any, weight.
-    lower_starts : ndarray
-        Where each band starts in `lower`; int64, ``(n_runs, n_partitions * n_bands + 1)``.
-    bases : ndarray
-        First row of each band; int64, ``(n_runs, n_bands)``.
+    The tables of starts, and all first rows, are int64.
     """
 
-    first_rows: Array
-    upper: dict[str, Array]
-    upper_starts: Array
-    in_row: Array
-    row_starts: Array
-    lower: dict[str, Array]
-    lower_starts: Array
-    bases: Array
+    first_rows: Array  # of each run; (n_runs,)
+    upper: dict[str, Array]  # dst and, if there are any, weight
+    upper_starts: Array  # of each partition in `upper`; (n_runs, n_partitions + 1)
+    in_row: Array  # upper entries of each row; uint32
+    row_starts: Array  # of each partition in `in_row`; (n_runs, n_partitions + 1)
+    lower: dict[str, Array]  # src in the partition, row in the band, weight if there are any
+    lower_starts: Array  # of each band in `lower`; (n_runs, n_partitions * n_bands + 1)
+    bases: Array  # first row of each band; (n_runs, n_bands)
 
 
 def gather(runs: SplitRuns, first: int, last: int) -> Packed:
