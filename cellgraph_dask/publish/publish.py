@@ -51,8 +51,11 @@ log = logging.getLogger(__name__)
 class Target(Protocol):
     """A folder that an export is published to; edge files go by their names in `FOLDER`."""
 
-    path: AnyPath
     upload_bytes: int  # memory that `bring` takes at most
+
+    @property
+    def path(self) -> AnyPath:
+        """The folder."""
 
     def named_errors(self) -> AbstractContextManager[None]:
         """Turn what the disk or the storage refuses into our own errors, inside a ``with``."""
@@ -184,13 +187,13 @@ class DiskTarget:
     upload_bytes = 0
 
     def __init__(self, held: WorkFolder) -> None:
-        self.path: AnyPath = held.folder
+        self.path = held.folder
         self._held = held
         self._folder = held.folder / FOLDER
 
     def named_errors(self) -> AbstractContextManager[None]:
         """Raise a full disk as `DiskSpaceError`, other errors as `OutputError`."""
-        return named_disk_errors(self._held.folder)
+        return named_disk_errors(self.path)
 
     def try_to_write(self) -> None:
         """Do nothing: the work folder has been made on this disk."""
@@ -230,13 +233,12 @@ class DiskTarget:
 
     def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
         """Rename texts; all of them are written before the first one is shown."""
-        folder = self._held.folder
         asides = [self._held.path / f"{name}.{k}" for k, (name, _) in enumerate(texts)]
         for aside, (name, text) in zip(asides, texts, strict=True):
-            write_aside(folder / name, text, aside=aside)
+            write_aside(self.path / name, text, aside=aside)
         for aside, (name, _) in zip(asides, texts, strict=True):
-            aside.replace(folder / name)
-            fsync_folder(folder)
+            aside.replace(self.path / name)
+            fsync_folder(self.path)
 
     def remove(self, name: str) -> None:
         """Remove an edge file."""

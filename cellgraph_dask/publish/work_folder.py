@@ -25,18 +25,9 @@ _LOCK_ATTEMPTS = 100
 class WorkFolder:
     """The work folder of an export; held by one process at a time, from `take` to `release`.
 
-    Attributes
-    ----------
-    folder, path : Path
-        The export's folder, or that of files to be uploaded; and the work folder in it. Both are
-        made if they are not there.
-    resume : bool
-        Whether what a killed run has left in the work folder stays there.
-    created : list of Path
-        Folders that were made, deepest first.
-
-    Messages call the folder `name`. If it is `temporary`, so there for this alone, it must be the
-    user's own, and is removed in the end if it is empty.
+    It is in the export's folder, or in that of files to be uploaded, which messages call `name`. If
+    that one is `temporary`, so there for this alone, it must be the user's own, and is removed in
+    the end if it is empty. With `resume` what a killed run has left in the work folder stays there.
     """
 
     def __init__(
@@ -44,7 +35,7 @@ class WorkFolder:
     ) -> None:
         self.folder = folder
         self.path = folder / WORK_FOLDER
-        self.created: list[Path] = []
+        self.created: list[Path] = []  # folders that were made, deepest first
         self._name = name
         self.resume = resume
         self._temporary = temporary
