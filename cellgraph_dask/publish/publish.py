@@ -206,7 +206,7 @@ class DiskTarget:
     def list(self) -> list[str]:
         """Names of all files beside the edge files, and theirs."""
         check_no_link(self._folder)
-        return [path.name for path in self._folder.iterdir()] if self._folder.exists() else []
+        return [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
 
     def bring(self, made: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
         """Rename files, which are durable already."""

@@ -351,13 +351,7 @@ def merge_signed(
 
 @compiled(int)
 def select_range(
-    src: Array,
-    dst: Array,
-    low_src: int,
-    low_dst: int,
-    high_src: int,
-    high_dst: int,
-    kept: Array,
+    src: Array, dst: Array, low_src: int, low_dst: int, high_src: int, high_dst: int, kept: Array
 ) -> int:
     """Write the positions (int64) of the edges in ``[(low_src, low_dst), (high_src, high_dst))``.
 

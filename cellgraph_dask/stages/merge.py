@@ -73,14 +73,11 @@ def merge_holds(
 
 def _merge(job: Job, first: int, packed: Packed, out_src: Array, out_dst: Array) -> int:
     width = 1 << job.shift
-    per_partition = [
-        np.diff(starts, axis=1).sum(axis=0).reshape(-1, n_bands).sum(axis=1)
-        for starts, n_bands in (
-            (packed.upper_starts, 1),
-            (packed.lower_starts, packed.bases.shape[1]),
-        )
-    ]
-    n_upper, n_lower = (int(n.max(initial=0)) for n in per_partition)
+    # The longest partition's upper entries, and the longest one's lower ones.
+    n_upper = int(np.diff(packed.upper_starts, axis=1).sum(axis=0).max(initial=0))
+    per_band = np.diff(packed.lower_starts, axis=1).sum(axis=0)
+    n_bands = packed.bases.shape[1]
+    n_lower = int(per_band.reshape(-1, n_bands).sum(axis=1).max(initial=0))
     grouped = buffers.take("grouped", n_upper + n_lower, job.cell_dtype)
     n: int = loops.merge_partitions(
         first, job.shift, packed.first_rows,
@@ -161,31 +158,25 @@ class Packed:
 
 def gather(runs: SplitRuns, first: int, last: int) -> Packed:
     """Read the partitions ``[first, last)`` from all runs; good until this thread's next piece."""
-    n_partitions = last - first
-    spans = {UPPER: (first, last), LOWER: (first * runs.n_bands, last * runs.n_bands)}
-    spans[ROWS] = spans[UPPER]
-    starts = {
-        section: np.empty((len(runs), b - a + 1), np.int64) for section, (a, b) in spans.items()
-    }
+    # Of the upper entries, the lower ones and the rows, in the order of the sections.
+    spans = [(first, last), (first * runs.n_bands, last * runs.n_bands), (first, last)]
+    starts = [np.empty((len(runs), to - from_ + 1), np.int64) for from_, to in spans]
     for b in range(len(runs)):
         with runs.open(b) as run:
-            for section, (from_, to) in spans.items():
-                starts[section][b] = run.starts(section, from_, to)
-    begins, places = {}, {}
-    for section, table in starts.items():
-        begins[section] = table[:, 0].copy()
-        ends = np.cumsum(table[:, -1] - table[:, 0])
-        places[section] = np.concatenate(([0], ends))
-        table += (places[section][:-1] - begins[section])[:, None]
-    sections = _room(runs, [int(places[section][-1]) for section in (UPPER, LOWER, ROWS)])
+            for section, span in enumerate(spans):
+                starts[section][b] = run.starts(section, *span)
+    begins = [table[:, 0].copy() for table in starts]
+    places = [np.concatenate(([0], np.cumsum(t[:, -1] - t[:, 0]))) for t in starts]
+    for table, begin, place in zip(starts, begins, places, strict=True):
+        table += (place[:-1] - begin)[:, None]
+    sections = _room(runs, [int(place[-1]) for place in places])
     for b in range(len(runs)):
         with runs.open(b) as run:
             for section, columns in enumerate(sections):
-                begin, end = (int(p) for p in places[section][b : b + 2])
-                if begin < end:
+                at, end = (int(p) for p in places[section][b : b + 2])
+                if at < end:
                     for name, column in columns.items():
-                        run.read(section, name, int(begins[section][b]), column[begin:end])
-    assert starts[ROWS].shape[1] == n_partitions + 1
+                        run.read(section, name, int(begins[section][b]), column[at:end])
     bands = np.arange(runs.n_bands, dtype=np.int64) << BAND_BITS
     return Packed(
         runs.first_rows, sections[UPPER], starts[UPPER], sections[ROWS]["n"], starts[ROWS],
