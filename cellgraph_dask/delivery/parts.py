@@ -45,15 +45,18 @@ class PieceSink:
 
     def write(self, position: int, src: Array, dst: Array) -> None:
         """Write the edges of piece `position` to a file of its own."""
-        write_run(self.scratch.run("piece", position), [({"src": src, "dst": dst}, np.zeros(0))])
+        path = self.scratch.run("piece", position)
+        write_run(path, [({"src": src, "dst": dst}, np.array([src.size]))])
 
     def read(self, position: int, src: Array, dst: Array) -> None:
         """Read the edges of piece `position` back."""
-        columns = {"src": src.dtype, "dst": dst.dtype}
-        path = self.scratch.run("piece", position)
-        with RunReader.of_columns(path, columns, src.size) as piece:
+        with _open_piece(self.scratch, position, src.dtype) as piece:
             piece.read(0, "src", 0, src)
             piece.read(0, "dst", 0, dst)
+
+
+def _open_piece(scratch: Scratch, number: int, cell_dtype: np.dtype[Any]) -> RunReader:
+    return RunReader(scratch.run("piece", number), [({"src": cell_dtype, "dst": cell_dtype}, 1)])
 
 
 class Stretch(NamedTuple):
@@ -254,17 +257,14 @@ def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
 
 def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
     """Read the edges ``[start, stop)`` of one side, in their final dtype, from their pieces."""
-    dtype = target.cell_dtype
-    out = buffers.take("stretch", stop - start, dtype)
+    out = buffers.take("stretch", stop - start, target.cell_dtype)
     number = bisect_right(target.positions, start) - 1
     at = start
     while at < stop:
         begin, end = target.positions[number], target.positions[number + 1]
         if end > at:
             n = min(end, stop) - at
-            path = target.scratch.run("piece", number)
-            columns = {"src": dtype, "dst": dtype}
-            with RunReader.of_columns(path, columns, end - begin) as piece:
+            with _open_piece(target.scratch, number, target.cell_dtype) as piece:
                 piece.read(0, side, at - begin, out[at - start : at - start + n])
             at += n
         number += 1

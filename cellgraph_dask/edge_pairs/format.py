@@ -58,25 +58,13 @@ def viewer_bytes(n_cells: int, n_edges: int) -> int:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``connectivity_manifest.json`` says.
-
-    Attributes
-    ----------
-    n_cells, n_edges : int
-        Numbers of cells and of undirected edges.
-    max_neighbors : int
-        The largest degree in the exported graph.
-    compression : int or None
-        Level of gzip, 1 to 9; None for plain files.
-    tag : str
-        Part of the file names; empty but for a moment while one export replaces another.
-    """
+    """What ``connectivity_manifest.json`` says."""
 
     n_cells: int
-    n_edges: int
-    max_neighbors: int
-    compression: int | None
-    tag: str = ""
+    n_edges: int  # undirected
+    max_neighbors: int  # the largest degree in the exported graph
+    compression: int | None  # level of gzip, 1 to 9; None for plain files
+    tag: str = ""  # in the file names; empty but for a moment while one export replaces another
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -29,7 +29,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -200,12 +200,7 @@ class Loop:
 
 def compiled(*returns: type) -> Callable[[Callable[..., Any]], Loop]:
     """Make a `Loop` of a function that returns these types."""
-
-    def make(function: Callable[..., Any]) -> Loop:
-        assert isinstance(function, FunctionType)
-        return Loop(function, returns)
-
-    return make
+    return lambda function: Loop(cast("FunctionType", function), returns)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

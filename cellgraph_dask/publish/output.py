@@ -11,7 +11,7 @@ from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
 from ..errors import CellgraphError, OutputError
-from ..machine.remote import RemotePath, find_path, is_url, local_path
+from ..machine.remote import AnyPath, RemotePath, find_path, is_url, local_path
 from ..runtime.progress import Progress, Quiet
 from .publish import DiskTarget, Target, publish
 from .upload import StorageTarget
@@ -39,27 +39,12 @@ def open_output(
     storage_options: Mapping[str, Any] | None = None,
     on_cluster: bool = False,
 ) -> Output:
-    """Return where an export goes, to be held for writing.
+    """Return where an export goes, a folder or a URL, to be held for writing.
 
-    Parameters
-    ----------
-    out_dir
-        Folder or URL.
-    force
-        Whether an export that is there may be replaced.
-    resume
-        Whether what a killed run has left stays there.
-    scratch_dir
-        Where the files of a remote export are made.
-    storage_options
-        For the storage of a URL.
-    on_cluster
-        Whether workers of a cluster make the files.
-
-    Raises
-    ------
-    OutputError
-        If there is an export already, or the storage cannot be used.
+    `force` lets an export that is there be replaced, `resume` keeps what a killed run has left. The
+    files of a remote export are made below `scratch_dir`, which the workers of a cluster must see
+    if they make them (`on_cluster`). An OutputError says that there is an export already, or that
+    the disk or the storage cannot be used.
     """
     path = find_path(out_dir, storage_options)
     folder = local_folder(out_dir, scratch_dir)
@@ -84,31 +69,23 @@ class Output:
         The export's folder, as the user gave it.
     name : str
         Its absolute path, or URL.
-    folder : Path
-        The folder of this machine that has the work folder in it; of a local export, its own.
-    work : Path
-        The work folder.
+    folder, work : Path
+        The folder of this machine that has the work folder in it (of a local export, its own), and
+        the work folder.
     keep : bool
         Set it to leave the work folder as it is in the end, for a run that resumes.
     upload_bytes : int
         Memory that uploading takes at most.
-
-    Raises
-    ------
-    OutputError
-        If there is an export already, or the disk or the storage cannot be read.
     """
 
-    def __init__(self, path: Path | RemotePath, folder: Path, *, force: bool, resume: bool) -> None:
+    def __init__(self, path: AnyPath, folder: Path, *, force: bool, resume: bool) -> None:
         self.out_dir = path
-        if isinstance(path, Path):
-            self.name = str(path.absolute())
-            self._held = WorkFolder(folder, str(path), resume=resume)
-            self._target: Target = DiskTarget(self._held)
-        else:
-            self.name = str(path)
-            self._held = WorkFolder(folder, self.name, resume=resume, temporary=True)
-            self._target = StorageTarget(path)
+        temporary = isinstance(path, RemotePath)
+        self._held = WorkFolder(folder, str(path), resume=resume, temporary=temporary)
+        self._target: Target = (
+            StorageTarget(path) if isinstance(path, RemotePath) else DiskTarget(self._held)
+        )
+        self.name = str(path.absolute() if isinstance(path, Path) else path)
         self.folder, self.work = folder, self._held.path
         self.keep = False
         self.upload_bytes = self._target.upload_bytes
@@ -138,20 +115,9 @@ class Output:
     ) -> None:
         """Show edge files to readers, as `manifest` describes them.
 
-        Parameters
-        ----------
-        manifest
-            The manifest.
-        made
-            Folder where they were made; the work folder if not given.
-        progress
-            Told what is uploaded.
-
-        Raises
-        ------
-        OutputError, DiskSpaceError
-            If that failed; the old export is then whole, or the new one is. What was to be uploaded
-            stays on this machine, for a run that resumes.
+        They were made in the folder `made`, by default the work folder. If that fails, the old
+        export is whole or the new one is, and what was to be uploaded stays on this machine, for a
+        run that resumes.
         """
         try:
             with self._target.named_errors():

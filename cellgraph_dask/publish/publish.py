@@ -41,7 +41,7 @@ from ..edge_pairs.format import (
 )
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
-from ..machine.remote import RemotePath
+from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
 from .work_folder import WorkFolder, check_no_link
 
@@ -49,18 +49,13 @@ log = logging.getLogger(__name__)
 
 
 class Target(Protocol):
-    """A folder that an export is published to; edge files go by their names in `FOLDER`.
+    """A folder that an export is published to; edge files go by their names in `FOLDER`."""
 
-    Attributes
-    ----------
-    path : Path or RemotePath
-        The folder.
-    upload_bytes : int
-        Memory that `bring` takes at most.
-    """
+    upload_bytes: int  # memory that `bring` takes at most
 
-    path: Path | RemotePath
-    upload_bytes: int
+    @property
+    def path(self) -> AnyPath:
+        """The folder."""
 
     def named_errors(self) -> AbstractContextManager[None]:
         """Turn what the disk or the storage refuses into our own errors, inside a ``with``."""
@@ -92,23 +87,9 @@ class Target(Protocol):
 
 
 def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
-    """Show edge files to readers, as `manifest` describes them.
+    """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
-    Parameters
-    ----------
-    target
-        Where they are shown.
-    manifest
-        The manifest, without a tag.
-    made
-        Folder where the files were made, under the names that the manifest gives them.
-    progress
-        Told what is uploaded.
-
-    Raises
-    ------
-    OutputError, InvalidExportError, OSError
-        If that failed; the old export is then whole, or the new one is.
+    The manifest has no tag. If that fails, the old export is whole, or the new one is.
     """
     sizes = [(made / name).stat().st_size for name in manifest.files]
     _remove_unnamed(target)  # of an export that was killed
@@ -191,13 +172,7 @@ def _has_manifest(target: Target) -> bool:
 
 
 def _shown(target: Target) -> Manifest | None:
-    """Return the manifest that readers find, or None if there is none, or none of this format.
-
-    Raises
-    ------
-    InvalidExportError
-        If reading it failed.
-    """
+    """Return the manifest that readers find, or None if there is none, or none of this format."""
     try:
         return read_manifest(target.path)
     except InvalidExportError as error:
@@ -212,16 +187,16 @@ class DiskTarget:
     upload_bytes = 0
 
     def __init__(self, held: WorkFolder) -> None:
-        self.path: Path | RemotePath = held.folder
+        self.path = held.folder
         self._held = held
         self._folder = held.folder / FOLDER
 
     def named_errors(self) -> AbstractContextManager[None]:
         """Raise a full disk as `DiskSpaceError`, other errors as `OutputError`."""
-        return named_disk_errors(self._held.folder)
+        return named_disk_errors(self.path)
 
     def try_to_write(self) -> None:
-        """Do nothing: there would be no work folder if the disk could not be written."""
+        """Do nothing: the work folder has been made on this disk."""
 
     def size(self, name: str) -> int | None:
         """Size of an edge file in bytes, or None if there is no such file."""
@@ -231,7 +206,7 @@ class DiskTarget:
     def list(self) -> list[str]:
         """Names of all files beside the edge files, and theirs."""
         check_no_link(self._folder)
-        return [path.name for path in self._folder.iterdir()] if self._folder.exists() else []
+        return [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
 
     def bring(self, made: Sequence[Path], names: Sequence[str], progress: Progress) -> None:
         """Rename files, which are durable already."""
@@ -258,13 +233,12 @@ class DiskTarget:
 
     def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
         """Rename texts; all of them are written before the first one is shown."""
-        folder = self._held.folder
         asides = [self._held.path / f"{name}.{k}" for k, (name, _) in enumerate(texts)]
         for aside, (name, text) in zip(asides, texts, strict=True):
-            write_aside(folder / name, text, aside=aside)
+            write_aside(self.path / name, text, aside=aside)
         for aside, (name, _) in zip(asides, texts, strict=True):
-            aside.replace(folder / name)
-            fsync_folder(folder)
+            aside.replace(self.path / name)
+            fsync_folder(self.path)
 
     def remove(self, name: str) -> None:
         """Remove an edge file."""

@@ -37,8 +37,7 @@ class StorageTarget:
     upload_bytes = _AT_ONCE * _COPIES * _PART_BYTES
 
     def __init__(self, path: RemotePath) -> None:
-        self.path: Path | RemotePath = path
-        self._path = path
+        self.path = path
         self._folder = path / FOLDER
 
     @contextmanager
@@ -50,14 +49,14 @@ class StorageTarget:
             raise
         except Exception as error:
             raise OutputError(
-                f"cannot write to {self._path}: {describe(error)}. Check the URL, and that "
+                f"cannot write to {self.path}: {describe(error)}. Check the URL, and that "
                 "--output-storage-options (or the environment) give the credentials to read, write "
                 "and delete there."
             ) from error
 
     def try_to_write(self) -> None:
         """Write a small object and delete it."""
-        trial = self._path / f".cellgraph-dask-{os.urandom(4).hex()}"
+        trial = self.path / f".cellgraph-dask-{os.urandom(4).hex()}"
         trial.files.pipe_file(trial.path, b"trial")
         trial.files.rm_file(trial.path)
 
@@ -108,7 +107,7 @@ class StorageTarget:
     def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
         """Write small objects; where that fails, make sure that the one before is there."""
         for name, text in texts:
-            path = self._path / name
+            path = self.path / name
             try:
                 before = path.files.cat_file(path.path)
             except FileNotFoundError:
@@ -160,13 +159,7 @@ class _Upload:
             raise
 
     def complete(self) -> None:
-        """Let the object appear.
-
-        Raises
-        ------
-        OutputError
-            If what appears is not what was sent.
-        """
+        """Let the object appear; an OutputError if it is not what was sent."""
         try:
             self._file.commit()
         except Exception:

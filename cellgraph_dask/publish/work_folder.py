@@ -25,26 +25,9 @@ _LOCK_ATTEMPTS = 100
 class WorkFolder:
     """The work folder of an export; held by one process at a time, from `take` to `release`.
 
-    Parameters
-    ----------
-    folder
-        Folder of the export, or of the files that are to be uploaded; made if it does not exist.
-    name
-        What the user calls it, for messages.
-    resume
-        Whether what a killed run has left in the work folder stays there.
-    temporary
-        Whether `folder` is there for this alone: it must be the user's own, and is removed in the
-        end if it is empty.
-
-    Attributes
-    ----------
-    folder, path : Path
-        The given folder, and the work folder in it.
-    resume : bool
-        As given.
-    created : list of Path
-        Folders that were made, deepest first.
+    It is in the export's folder, or in that of files to be uploaded, which messages call `name`. If
+    that one is `temporary`, so there for this alone, it must be the user's own, and is removed in
+    the end if it is empty. With `resume` what a killed run has left in the work folder stays there.
     """
 
     def __init__(
@@ -52,7 +35,7 @@ class WorkFolder:
     ) -> None:
         self.folder = folder
         self.path = folder / WORK_FOLDER
-        self.created: list[Path] = []
+        self.created: list[Path] = []  # folders that were made, deepest first
         self._name = name
         self.resume = resume
         self._temporary = temporary
@@ -61,10 +44,7 @@ class WorkFolder:
     def take(self) -> None:
         """Make the folder and lock it.
 
-        Raises
-        ------
-        OutputError, DiskSpaceError
-            If another run holds it, it cannot be written, or it belongs to another user.
+        An OutputError says that another run holds it, it cannot be written, or is another user's.
         """
         if self._temporary:
             with suppress(FileNotFoundError):
@@ -87,10 +67,7 @@ class WorkFolder:
     def release(self, *, keep: bool) -> None:
         """Let others in, if it is held; remove folders that are empty now.
 
-        Parameters
-        ----------
-        keep
-            Whether what is in the work folder stays, for a run that resumes.
+        With `keep` what is in the work folder stays, for a run that resumes.
         """
         held = self._lock >= 0
         with suppress(OSError):  # a disk that fails now has no say in what was done
@@ -152,13 +129,7 @@ class WorkFolder:
 
 
 def check_no_link(folder: Path) -> None:
-    """Refuse to write into a folder that is a symbolic link, which may lead anywhere.
-
-    Raises
-    ------
-    OutputError
-        If it is one.
-    """
+    """Refuse to write into a folder that is a symbolic link, which may lead anywhere."""
     if folder.is_symlink():
         raise OutputError(
             f"{folder} is a symbolic link; nothing outside the export's folder is replaced. Remove "
@@ -167,13 +138,7 @@ def check_no_link(folder: Path) -> None:
 
 
 def check_own_folder(folder: Path) -> None:
-    """Close a folder for temporary files to other users.
-
-    Raises
-    ------
-    OutputError
-        If it is a link, or open to others and not ours to close.
-    """
+    """Close a folder for temporary files to other users; refuse a link, and what is not ours."""
     check_no_link(folder)
     if folder.stat().st_mode & 0o077:
         try:

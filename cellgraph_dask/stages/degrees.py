@@ -9,7 +9,7 @@ counted, ordered by partition, and a stage of its own counts a range of cells at
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,13 +26,7 @@ COUNTER_BYTES = 4  # of one cell in `DegreeCounters`
 
 
 class DegreeCounters:
-    """Counters of all cells in memory, shared by threads.
-
-    Parameters
-    ----------
-    n_cells
-        Number of cells, less than 2³².
-    """
+    """Counters of all cells in memory, shared by threads."""
 
     kind = "counters"
 
@@ -43,7 +37,8 @@ class DegreeCounters:
     def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
         """Count the edges of a piece; no temporary file is made."""
         with self._lock:
-            loops.count_degrees(src, dst, self._counts)
+            for cells in (src, dst):  # both at once take half as long again
+                loops.count_values(cells, 0, self._counts)
         return Written(0, 0)
 
     def keep(self, job: Job, piece: Piece, src: Array, dst: Array, _written: Written) -> bool:
@@ -85,6 +80,9 @@ class DegreeRuns:
             [({"dst": local}, starts), ({"n": per_source}, source_starts * width)],
         )
 
+
+# Counts the edges of each cell, of a piece just merged (`add`) or in an earlier run (`keep`).
+DegreeSink = DegreeCounters | DegreeRuns
 
 _LAYOUT: list[dict[str, np.dtype[Any]]] = [{"dst": np.dtype(np.uint16)}, {"n": np.dtype(np.uint32)}]
 
@@ -134,13 +132,3 @@ def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
                 begin = int(has_counts[0]) * width
                 degrees[begin : begin + n] += counts
     return int(degrees.max(initial=0))
-
-
-class DegreeSink(Protocol):
-    """What counts the edges of each cell."""
-
-    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
-        """Count the edges of a merged piece; return what was written of temporary files for it."""
-
-    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written) -> bool:
-        """Count the edges of a piece that is kept; False if its temporary file is not there."""

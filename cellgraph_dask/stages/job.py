@@ -21,18 +21,10 @@ Method = Literal["symmetric", "general", "signed"]
 class Job:
     """One export, as its tasks see it.
 
-    Attributes
-    ----------
-    source : Source
-        The matrix.
-    scratch : Scratch
-        Where runs go.
-    shift : int
-        A partition is ``2**shift`` sources, at most 2¹⁶.
-    method : {"symmetric", "general", "signed"}
-        How the edges are found. "symmetric": one pass, hoping that the upper entries are all there
-        is. "general": split and merge. "signed": the same with the weights carried along, because
-        some are negative and entries may cancel each other.
+    A partition is ``2**shift`` sources, at most 2¹⁶. The method says how the edges are found.
+    "symmetric": one pass, hoping that the upper entries are all there is. "general": split and
+    merge. "signed": the same with the weights carried along, because some are negative and entries
+    may cancel each other.
     """
 
     source: Source
@@ -75,28 +67,14 @@ _MOST_PIECE_SOURCES = 1 << 20
 
 @dataclass(frozen=True)
 class Tuning:
-    """Sizes that follow from the memory limit, or are set by hand in tests.
+    """Sizes that follow from the memory limit, or are set by hand in tests."""
 
-    Attributes
-    ----------
-    block_entries, block_rows : int
-        Most stored entries and rows in a block.
-    piece_entries : int
-        Most contributions merged by one task.
-    shift : int
-        A partition is ``2**shift`` sources.
-    threads : int
-        Threads that work at once.
-    count_degrees : bool
-        Whether they share a counter for each cell in memory.
-    """
-
-    block_entries: int
-    block_rows: int
-    piece_entries: int
-    shift: int
-    threads: int
-    count_degrees: bool = False
+    block_entries: int  # most stored entries and
+    block_rows: int  # … rows in a block
+    piece_entries: int  # most contributions merged by one task
+    shift: int  # a partition is ``2**shift`` sources
+    threads: int  # that work at once
+    count_degrees: bool = False  # whether they share a counter for each cell in memory
 
     @property
     def piece_partitions(self) -> int:

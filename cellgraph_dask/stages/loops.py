@@ -40,16 +40,9 @@ def count_contributions(
 ) -> None:
     """Count a block's upper entries by row and by partition, its lower ones by partition and band.
 
-    Parameters
-    ----------
-    indices, indptr, first_row
-        The block, as in `drop_stored_zeros`.
-    shift, band
-        Binary logarithms of the cells in a partition and of the rows in a band.
-    in_row
-        Set to the upper entries of each row; uint32.
-    upper, lower
-        Added to; int64, by partition, and by partition and band.
+    The block is as in `drop_stored_zeros`; `shift` and `band` are the binary logarithms of the
+    cells in a partition and of the rows in a band. `in_row` (uint32) is set, `upper` by partition
+    and `lower` by partition and band (int64) are added to.
     """
     for r in range(indptr.size - 1):
         i = first_row + r
@@ -78,18 +71,10 @@ def split_block(
 ) -> None:
     """Write a block's entries as edges: upper ones in row order, lower ones by partition and band.
 
-    Parameters
-    ----------
-    indices, indptr, first_row, shift, band
-        As in `count_contributions`.
-    lower_next
-        Where the next lower entry of each partition and band goes; int64, changed in place.
-    upper_dst
-        Destinations; uint32 (uint64 above 2³² cells).
-    lower_src
-        Sources inside their partition; uint16.
-    lower_row
-        Destinations, which are rows, inside their band; uint16.
+    The block, `shift` and `band` are as in `count_contributions`. `lower_next` tells where the next
+    lower entry of each partition and band goes (int64, changed in place). Written are `upper_dst`,
+    destinations (uint32; uint64 above 2³² cells), `lower_src`, sources inside their partition, and
+    `lower_row`, destinations, which are rows, inside their band (both uint16).
     """
     mask = (1 << shift) - 1
     in_band = (1 << band) - 1
@@ -125,11 +110,7 @@ def split_signed_block(
     lower_row: Array,
     lower_weight: Array,
 ) -> None:
-    """Write a block's entries with their weights, as edges: placed as by `split_block`.
-
-    Parameters are those of `split_block`, with ``weights``, ``upper_weight`` and ``lower_weight``
-    of float64 or int64.
-    """
+    """Write a block's entries as `split_block` does, with their weights (float64 or int64)."""
     mask = (1 << shift) - 1
     in_band = (1 << band) - 1
     q = 0
@@ -268,25 +249,9 @@ def merge_partitions(
 ) -> int:
     """Merge the upper and lower entries of consecutive partitions into sorted, distinct edges.
 
-    Parameters
-    ----------
-    first_partition
-        The first partition.
-    first_rows, in_row, row_starts, upper_dst, upper_starts
-        The upper entries; see `merge.Packed`.
-    lower_src, lower_row, lower_starts, bases
-        The lower entries.
-    upper_ends, lower_ends
-        Working memory, ``2**shift + 1`` int64.
-    upper_grouped, lower_grouped
-        Working memory, as long as the longest partition, of the type of the destinations.
-    out_src, out_dst
-        The edges, at least as long as all entries together.
-
-    Returns
-    -------
-    int
-        Number of edges written.
+    The entries are as in `merge.Packed`. Working memory are the ends, ``2**shift + 1`` int64, and
+    the grouped entries, as long as the longest partition and of the type of the destinations. The
+    edges go to `out_src` and `out_dst`, at least as long as all entries; their number is returned.
     """
     n: Any = 0
     for f in range(upper_starts.shape[1] - 1):
@@ -349,19 +314,10 @@ def merge_signed(
 ) -> int:
     """Merge two sorted lists of weighted edges; an edge whose weights add up to zero is none.
 
-    Parameters
-    ----------
-    upper_keys, lower_keys
-        ``(source - first_source) << dst_bits | destination``; int64, rising, repeats allowed.
-    upper_high, upper_low, lower_high, lower_low
-        Their weights as ``high * 2**32 + low``. Integer weights are int64 in both parts, ``low``
-        below 2³²: sums are exact, and overflow in no less than 2³¹ repeats. Float weights are
-        float64, with zeros for ``high``.
-
-    Returns
-    -------
-    int
-        Number of edges written to `out_src` and `out_dst`.
+    Keys are ``(source - first_source) << dst_bits | destination``: int64, rising, repeats allowed.
+    Weights are ``high * 2**32 + low``. Integers are int64 in both parts, ``low`` below 2³²: sums
+    are exact, and overflow in no less than 2³¹ repeats. Floats are float64, with zeros for
+    ``high``. Returned is the number of edges written to `out_src` and `out_dst`.
     """
     zero = upper_high.dtype.type(0)
     n = 0
@@ -395,20 +351,11 @@ def merge_signed(
 
 @compiled(int)
 def select_range(
-    src: Array,
-    dst: Array,
-    low_src: int,
-    low_dst: int,
-    high_src: int,
-    high_dst: int,
-    kept: Array,
+    src: Array, dst: Array, low_src: int, low_dst: int, high_src: int, high_dst: int, kept: Array
 ) -> int:
-    """Write the positions of the edges in ``[(low_src, low_dst), (high_src, high_dst))``.
+    """Write the positions (int64) of the edges in ``[(low_src, low_dst), (high_src, high_dst))``.
 
-    Returns
-    -------
-    int
-        How many there are; `kept` (int64) holds their positions.
+    How many there are is returned.
     """
     n = 0
     for p in range(src.size):
@@ -424,7 +371,7 @@ def select_range(
 
 @compiled()
 def count_values(values: Array, shift: int, counts: Array) -> None:
-    """Add one to ``counts[value >> shift]`` for each value (int64, in place)."""
+    """Add one to ``counts[value >> shift]`` for each value, in place."""
     for k in range(values.size):
         counts[np.int64(values[k]) >> shift] += 1
 
@@ -442,15 +389,6 @@ def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None
     """Add one to ``counts[source - first_source]`` for each edge (uint32, in place)."""
     for k in range(src.size):
         counts[np.int64(src[k]) - first_source] += 1
-
-
-@compiled()
-def count_degrees(src: Array, dst: Array, degrees: Array) -> None:
-    """Add one to the degrees of both cells of each edge (uint32, in place)."""
-    for k in range(src.size):  # one after the other: together they take half as long again
-        degrees[np.int64(src[k])] += 1
-    for k in range(dst.size):
-        degrees[np.int64(dst[k])] += 1
 
 
 @compiled()
@@ -501,14 +439,8 @@ def _fill_rows(indptr: Array, first_row: int, rows: Array) -> None:
 def _weigh(indices: Array, rows: Array, seeds: Array, imbalance: Array) -> tuple[int, bool]:
     """Add the hashes of a block's entries to `imbalance`; see `stream_block`.
 
-    The loops have no branches and know nothing of rows, so they become vector code.
-
-    Returns
-    -------
-    n_diagonal : int
-        Number of entries on the diagonal.
-    unsorted : bool
-        Whether the columns of a row do not rise strictly.
+    The loops have no branches and know nothing of rows, so they become vector code. Returned are
+    the number of entries on the diagonal, and whether the columns of a row do not rise strictly.
     """
     sum_a = imbalance[0]
     sum_b = imbalance[1]
@@ -573,28 +505,16 @@ def stream_block(
 ) -> tuple[int, bool]:
     """Write a block's upper entries as edges, and weigh them against its lower ones.
 
-    Parameters
-    ----------
-    indices, indptr, first_row
-        The block, as in `drop_stored_zeros`; fewer than 2³² cells.
-    seeds
-        Two random uint64 values, the same for all blocks of a matrix.
-    out_src, out_dst
-        The edges; as long as the block.
-    imbalance
-        Two uint64 values, changed in place: a 128-bit sum of hashes, plus that of each upper entry
-        ``(i, j)`` and minus that of each mirrored lower one. Over a whole matrix without repeats
-        it comes to zero if the matrix is symmetric, and else with a chance of about 2⁻¹²⁸ only.
-    degrees
-        Three int64 values, written: the largest number of entries in a row, that of the first
-        row, and that of the last row, all off the diagonal.
+    The block is as in `drop_stored_zeros`, with fewer than 2³² cells; `out_src` and `out_dst` are
+    as long. The seeds are two random uint64 values, the same for all blocks of a matrix.
 
-    Returns
-    -------
-    n_edges : int
-        Number of edges written.
-    repeats : bool
-        Whether a row holds the same upper entry twice.
+    `imbalance` (two uint64 values, changed in place) is a 128-bit sum of hashes, plus that of each
+    upper entry ``(i, j)`` and minus that of each mirrored lower one. Over a whole matrix without
+    repeats it comes to zero if the matrix is symmetric, and else with a chance of about 2⁻¹²⁸ only.
+
+    `degrees` (three int64 values) is set to the largest number of entries in a row, that of the
+    first row, and that of the last row, all off the diagonal. Returned are the number of edges
+    written, and whether a row holds the same upper entry twice.
     """
     _fill_rows(indptr, first_row, out_src)
     n_diagonal, unsorted = _weigh(indices, out_src, seeds, imbalance)

@@ -22,22 +22,12 @@ from .split import BAND_BITS, LOWER, ROWS, UPPER, SplitRuns
 
 
 class MergeSummary(NamedTuple):
-    """What a merged piece leaves behind.
+    """What a merged piece leaves behind."""
 
-    Attributes
-    ----------
-    position, n_edges : int
-        Where its edges are in the sink, and how many.
-    crc : int
-        CRC-32 of their sources and then their destinations.
-    n_bytes, degrees_crc : int
-        Size and checksum of the temporary file for the degrees.
-    """
-
-    position: int
+    position: int  # of its edges in the sink
     n_edges: int
-    crc: int
-    n_bytes: int
+    crc: int  # of their sources and then their destinations
+    n_bytes: int  # of the temporary file for the degrees
     degrees_crc: int
 
 
@@ -83,14 +73,11 @@ def merge_holds(
 
 def _merge(job: Job, first: int, packed: Packed, out_src: Array, out_dst: Array) -> int:
     width = 1 << job.shift
-    per_partition = [
-        np.diff(starts, axis=1).sum(axis=0).reshape(-1, n_bands).sum(axis=1)
-        for starts, n_bands in (
-            (packed.upper_starts, 1),
-            (packed.lower_starts, packed.bases.shape[1]),
-        )
-    ]
-    n_upper, n_lower = (int(n.max(initial=0)) for n in per_partition)
+    # The longest partition's upper entries, and the longest one's lower ones.
+    n_upper = int(np.diff(packed.upper_starts, axis=1).sum(axis=0).max(initial=0))
+    per_band = np.diff(packed.lower_starts, axis=1).sum(axis=0)
+    n_bands = packed.bases.shape[1]
+    n_lower = int(per_band.reshape(-1, n_bands).sum(axis=1).max(initial=0))
     grouped = buffers.take("grouped", n_upper + n_lower, job.cell_dtype)
     n: int = loops.merge_partitions(
         first, job.shift, packed.first_rows,
@@ -156,63 +143,40 @@ _SLAB = 1 << 18  # entries looked at in one go where a partition is read in part
 class Packed:
     """The entries of consecutive partitions from all runs, run after run, as they were packed.
 
-    Attributes
-    ----------
-    first_rows : ndarray
-        First row of each run; int64, shape ``(n_runs,)``.
-    upper : dict of ndarray
-        dst and, if there are any, weight.
-    upper_starts : ndarray
-        Where each partition of each run starts in `upper`; int64, ``(n_runs, n_partitions + 1)``.
-    in_row : ndarray
-        Upper entries of each row; uint32.
-    row_starts : ndarray
-        Where each partition of each run starts in `in_row`; like `upper_starts`.
-    lower : dict of ndarray
-        src (inside the partition), row (inside the band) and, if there are any, weight.
-    lower_starts : ndarray
-        Where each band starts in `lower`; int64, ``(n_runs, n_partitions * n_bands + 1)``.
-    bases : ndarray
-        First row of each band; int64, ``(n_runs, n_bands)``.
+    The tables of starts, and all first rows, are int64.
     """
 
-    first_rows: Array
-    upper: dict[str, Array]
-    upper_starts: Array
-    in_row: Array
-    row_starts: Array
-    lower: dict[str, Array]
-    lower_starts: Array
-    bases: Array
+    first_rows: Array  # of each run; (n_runs,)
+    upper: dict[str, Array]  # dst and, if there are any, weight
+    upper_starts: Array  # of each partition in `upper`; (n_runs, n_partitions + 1)
+    in_row: Array  # upper entries of each row; uint32
+    row_starts: Array  # of each partition in `in_row`; (n_runs, n_partitions + 1)
+    lower: dict[str, Array]  # src in the partition, row in the band, weight if there are any
+    lower_starts: Array  # of each band in `lower`; (n_runs, n_partitions * n_bands + 1)
+    bases: Array  # first row of each band; (n_runs, n_bands)
 
 
 def gather(runs: SplitRuns, first: int, last: int) -> Packed:
     """Read the partitions ``[first, last)`` from all runs; good until this thread's next piece."""
-    n_partitions = last - first
-    spans = {UPPER: (first, last), LOWER: (first * runs.n_bands, last * runs.n_bands)}
-    spans[ROWS] = spans[UPPER]
-    starts = {
-        section: np.empty((len(runs), b - a + 1), np.int64) for section, (a, b) in spans.items()
-    }
+    # Of the upper entries, the lower ones and the rows, in the order of the sections.
+    spans = [(first, last), (first * runs.n_bands, last * runs.n_bands), (first, last)]
+    starts = [np.empty((len(runs), to - from_ + 1), np.int64) for from_, to in spans]
     for b in range(len(runs)):
         with runs.open(b) as run:
-            for section, (from_, to) in spans.items():
-                starts[section][b] = run.starts(section, from_, to)
-    begins, places = {}, {}
-    for section, table in starts.items():
-        begins[section] = table[:, 0].copy()
-        ends = np.cumsum(table[:, -1] - table[:, 0])
-        places[section] = np.concatenate(([0], ends))
-        table += (places[section][:-1] - begins[section])[:, None]
-    sections = _room(runs, [int(places[section][-1]) for section in (UPPER, LOWER, ROWS)])
+            for section, span in enumerate(spans):
+                starts[section][b] = run.starts(section, *span)
+    begins = [table[:, 0].copy() for table in starts]
+    places = [np.concatenate(([0], np.cumsum(t[:, -1] - t[:, 0]))) for t in starts]
+    for table, begin, place in zip(starts, begins, places, strict=True):
+        table += (place[:-1] - begin)[:, None]
+    sections = _room(runs, [int(place[-1]) for place in places])
     for b in range(len(runs)):
         with runs.open(b) as run:
             for section, columns in enumerate(sections):
-                begin, end = (int(p) for p in places[section][b : b + 2])
-                if begin < end:
+                at, end = (int(p) for p in places[section][b : b + 2])
+                if at < end:
                     for name, column in columns.items():
-                        run.read(section, name, int(begins[section][b]), column[begin:end])
-    assert starts[ROWS].shape[1] == n_partitions + 1
+                        run.read(section, name, int(begins[section][b]), column[at:end])
     bands = np.arange(runs.n_bands, dtype=np.int64) << BAND_BITS
     return Packed(
         runs.first_rows, sections[UPPER], starts[UPPER], sections[ROWS]["n"], starts[ROWS],

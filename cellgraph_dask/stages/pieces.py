@@ -7,6 +7,7 @@ destinations of one source. Pieces in order are the sorted edge list.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,19 +18,10 @@ from .split import SplitRuns
 
 
 class Piece(NamedTuple):
-    """A range of edges that one task merges.
+    """A range of edges that one task merges: the partitions ``[first, last)``, or a part of one.
 
-    Attributes
-    ----------
-    number : int
-        Number of the piece.
-    first, last : int
-        Its partitions, ``[first, last)``.
-    low, high : tuple of int or None
-        If it is a part of one partition: its first edge and the one after its last, as
-        ``(source inside the partition, destination)``.
-    n_contributions : int
-        Upper and lower entries in it, at most.
+    A part is that from the edge `low` up to but not including `high`, each of them a source inside
+    the partition and a destination. `n_contributions` are the upper and lower entries in it.
     """
 
     number: int
@@ -43,36 +35,35 @@ class Piece(NamedTuple):
 def cut_pieces(
     runs: SplitRuns, contributions: Array, capacity: int, max_partitions: int
 ) -> list[Piece]:
-    """Cut all edges into pieces of at most `capacity` contributions.
+    """Cut all edges into pieces of at most so many contributions and partitions.
 
-    Parameters
-    ----------
-    runs
-        Those of the split.
-    contributions
-        Upper and lower entries of each partition; int64.
-    capacity, max_partitions
-        Most contributions and partitions in a piece.
+    `contributions` are the upper and lower entries of each partition (int64).
     """
     pieces: list[Piece] = []
-
-    def add(first: int, last: int, n: int) -> None:
-        if n:
+    for first, last, n in _groups(contributions, capacity, max_partitions):
+        if n <= capacity:
             pieces.append(Piece(len(pieces), first, last, None, None, n))
-
-    first, n = 0, 0
-    for partition, size in enumerate(contributions.tolist()):
-        if n + size > capacity or partition - first == max_partitions:
-            add(first, partition, n)
-            first, n = partition, 0
-        if size > capacity:
-            for low, high, part in _cut_partition(runs, partition, capacity):
-                pieces.append(Piece(len(pieces), partition, partition + 1, low, high, part))
-            first, n = partition + 1, 0
-        else:
-            n += size
-    add(first, len(contributions), n)
+            continue
+        for low, high, part in _cut_partition(runs, first, capacity):
+            pieces.append(Piece(len(pieces), first, last, low, high, part))
     return pieces
+
+
+def _groups(sizes: Array, capacity: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Yield ranges ``[first, last)`` of sizes that add up to at most `capacity`, and their sum.
+
+    Each has at most `most` sizes. A size above the capacity is alone, and ranges of zeros are left
+    out.
+    """
+    first, n = 0, 0
+    for k, size in enumerate(sizes.tolist()):
+        if n + size > capacity or k - first == most:
+            if n:
+                yield first, k, n
+            first, n = k, 0
+        n += size
+    if n:
+        yield first, len(sizes), n
 
 
 Cut = tuple[tuple[int, int], tuple[int, int], int]
@@ -84,18 +75,11 @@ def _cut_partition(runs: SplitRuns, partition: int, capacity: int) -> list[Cut]:
     for _, slab in runs.slabs(partition):
         loops.count_values(slab["src"], 0, per_source)
     cuts: list[Cut] = []
-    low, n = 0, 0
-    for source, size in enumerate(per_source.tolist()):
-        if n and n + size > capacity:
-            cuts.append(((low, 0), (source, 0), n))
-            low, n = source, 0
-        if size > capacity:
-            cuts += _cut_source(runs, partition, source, capacity)
-            low, n = source + 1, 0
+    for first, last, n in _groups(per_source, capacity, per_source.size):
+        if n > capacity:
+            cuts += _cut_source(runs, partition, first, capacity)
         else:
-            n += size
-    if n:
-        cuts.append(((low, 0), (per_source.size, 0), n))
+            cuts.append(((first, 0), (last, 0), n))
     return cuts
 
 
@@ -106,12 +90,7 @@ def _cut_source(runs: SplitRuns, partition: int, source: int, capacity: int) -> 
     per_bin = np.zeros((n_cells >> shift) + 1, np.int64)
     for _, slab in runs.slabs(partition):
         loops.count_destinations_of(slab["src"], slab["dst"], source, shift, per_bin)
-    cuts: list[Cut] = []
-    low, n = 0, 0
-    for k, size in enumerate(per_bin.tolist()):
-        if n and n + size > capacity:
-            cuts.append(((source, low << shift), (source, k << shift), n))
-            low, n = k, 0
-        n += size
-    cuts.append(((source, low << shift), (source + 1, 0), n))
-    return cuts
+    return [
+        ((source, first << shift), (source, last << shift), n)
+        for first, last, n in _groups(per_bin, capacity, per_bin.size)
+    ]

@@ -18,20 +18,9 @@ import numpy as np
 from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage
 from ..source.matrix import Block, Source
+from . import loops
 from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
 from .job import EdgeSink, Job, Method, NotSymmetricError, Tuning
-from .loops import (
-    bucket_destinations,
-    count_contributions,
-    count_degrees,
-    count_edges_per_source,
-    count_values,
-    merge_partitions,
-    merge_signed,
-    split_block,
-    split_signed_block,
-    stream_block,
-)
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
 from .split import SplitRuns, SplitSummary, split, split_holds
@@ -39,21 +28,11 @@ from .stream import StreamSummary, prove_symmetry, stream, stream_holds
 
 
 class Delivery(Protocol):
-    """Makes the edge files.
+    """Makes the edge files."""
 
-    Attributes
-    ----------
-    sink : EdgeSink
-        Takes the edges from the tasks.
-    kind : str
-        Where it puts them.
-    scratch_bytes : int
-        Bytes of the temporary files that it has made.
-    """
-
-    sink: EdgeSink
-    kind: str
-    scratch_bytes: int
+    sink: EdgeSink  # takes the edges from the tasks
+    kind: str  # where it puts them
+    scratch_bytes: int  # of the temporary files that it has made
 
     def keep(self, sizes: dict[int, int]) -> None:
         """Count on pieces, by number their edges, that an interrupted run has delivered."""
@@ -66,20 +45,12 @@ class Delivery(Protocol):
 
 
 class Outcome(NamedTuple):
-    """What all stages together have done.
-
-    Attributes
-    ----------
-    n_edges, max_neighbors : int
-        Edges written, and the largest degree.
-    scratch_bytes, output_bytes : int
-        Bytes of runs and of the edge files.
-    """
+    """What all stages together have done."""
 
     n_edges: int
     max_neighbors: int
-    scratch_bytes: int
-    output_bytes: int
+    scratch_bytes: int  # of runs
+    output_bytes: int  # of the edge files
 
 
 def run_stages(
@@ -90,21 +61,10 @@ def run_stages(
     executor: ResumableExecutor,
     delivery: Delivery,
 ) -> Outcome:
-    """Find all edges of a matrix the job's method and deliver them.
+    """Find all edges of a matrix by the job's method and deliver them.
 
-    Parameters
-    ----------
-    job, blocks, tuning
-        The export, and how it is cut.
-    seeds
-        Of the hash that proves symmetry.
-    executor, delivery
-        What runs the stages, and what makes the edge files.
-
-    Raises
-    ------
-    NegativeWeightError, NotSymmetricError
-        If the method does not suit the matrix.
+    The seeds are of the hash that proves symmetry. A NegativeWeightError or NotSymmetricError says
+    that the method does not suit the matrix.
     """
     if job.method == "symmetric":
         return _run_symmetric(job, blocks, seeds, executor, delivery)
@@ -204,29 +164,28 @@ def warm_up(source: Source, method: Method) -> None:
     out = dst.copy()
     if method == "symmetric":
         pair = np.zeros(2, np.uint64)
-        stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
+        loops.stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
         return
     src = np.zeros(2, np.uint16)
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
-    count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
+    loops.count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
     if method == "signed":
         kept = np.zeros(2, np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
-        split_signed_block(indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy())
+        loops.split_signed_block(
+            indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy()
+        )
         none, parts = counts[:0], kept[:0]
-        merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
+        loops.merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
     else:
-        split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
+        loops.split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
         starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
-        merge_partitions(
-            0, 8, counts[:1], rows, starts, dst, starts, src, src, starts, starts[:, :1],
-            ends, ends, dst.copy(), dst, out, dst,
-        )  # fmt: skip
-        merge_partitions(  # a part of a partition comes unpacked
-            0, 8, counts[:1], rows, starts, dst, starts, src, dst, starts, starts[:, :1],
-            ends, ends, dst.copy(), dst, out, dst,
-        )  # fmt: skip
-    count_values(dst, 8, counts)
-    count_values(src, 0, counts)
-    count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
-    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
-    count_degrees(dst, dst, np.zeros(2, np.uint32))
+        for row in (src, dst):  # a part of a partition comes unpacked
+            loops.merge_partitions(
+                0, 8, counts[:1], rows, starts, dst, starts, src, row, starts, starts[:, :1],
+                ends, ends, dst.copy(), dst, out, dst,
+            )  # fmt: skip
+    loops.count_values(dst, 8, counts)
+    loops.count_values(src, 0, counts)
+    loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
+    loops.bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    loops.count_values(dst, 0, np.zeros(2, np.uint32))

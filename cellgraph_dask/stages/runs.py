@@ -12,7 +12,7 @@ A run appears under its name by rename, so one that is there is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import read_at, write_at
+from ..machine.files import opened, read_at, write_at
 
 Columns = Mapping[str, Array]
 
@@ -30,13 +30,7 @@ _CHECKED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Scratch:
-    """The folder of an export's temporary files.
-
-    Attributes
-    ----------
-    folder : str
-        It exists, is private to the user, and belongs to one export.
-    """
+    """The folder of an export's temporary files; it is private to the user and to one export."""
 
     folder: str
 
@@ -46,13 +40,7 @@ class Scratch:
 
 
 class Written(NamedTuple):
-    """What a file of a run holds.
-
-    Attributes
-    ----------
-    n_bytes, crc : int
-        Its size, and the CRC-32 of its bytes.
-    """
+    """What a file of a run holds: its size, and the CRC-32 of its bytes."""
 
     n_bytes: int
     crc: int
@@ -61,36 +49,24 @@ class Written(NamedTuple):
 def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> Written:
     """Write a run and return its size and checksum.
 
-    Parameters
-    ----------
-    path
-        Its name.
-    sections
-        For each section its columns, equally long, and a table of where each partition starts in
-        them; int64, the last one being their length.
+    A section is some columns, equally long, and a table of where each partition starts in them
+    (int64), the last value being their length.
     """
+    in_file_order = [column for columns, _ in sections for column in columns.values()]
+    in_file_order += [np.ascontiguousarray(starts, np.int64) for _, starts in sections]
     # Two attempts at one task may run at once: each writes a file of its own.
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-    fd = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        offset = crc = 0
-        for column in _in_file_order(sections):
-            crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
-            offset = write_at(fd, column, offset)
-        aside.rename(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
+    with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) as fd:
+        try:
+            offset = crc = 0
+            for column in in_file_order:
+                crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
+                offset = write_at(fd, column, offset)
+            aside.rename(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
     return Written(offset, crc)
-
-
-def _in_file_order(sections: list[tuple[Columns, Array]]) -> Iterator[Array]:
-    for columns, _ in sections:
-        yield from columns.values()
-    for _, starts in sections:
-        yield np.ascontiguousarray(starts, np.int64)
 
 
 def holds(path: Path, written: Written) -> bool:
@@ -110,13 +86,8 @@ def holds(path: Path, written: Written) -> bool:
 class RunReader:
     """Reads parts of a run.
 
-    Parameters
-    ----------
-    path
-        The run.
-    layout
-        For each section the dtypes of its columns, as they were written, and the length of its
-        table of starts.
+    The layout has for each section the dtypes of its columns, in the order in which they were
+    written, and the length of its table of starts.
     """
 
     def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
@@ -137,17 +108,6 @@ class RunReader:
                 offset += int(length[0]) * dtype.itemsize
             self._columns.append(places)
 
-    @classmethod
-    def of_columns(cls, path: Path, columns: dict[str, np.dtype[Any]], length: int) -> RunReader:
-        """Open a run of one section without partitions, whose length is known."""
-        reader = cls.__new__(cls)
-        reader._layout = [columns]
-        reader._fd = os.open(path, os.O_RDONLY)
-        reader._tables = []
-        sizes = [length * dtype.itemsize for dtype in columns.values()]
-        reader._columns = [dict(zip(columns, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))]
-        return reader
-
     def starts(self, section: int, first: int, last: int) -> Array:
         """Return the entries ``first … last`` (inclusive) of a section's table of starts."""
         out = np.empty(last - first + 1, np.int64)
@@ -159,12 +119,8 @@ class RunReader:
         item = self._layout[section][column].itemsize
         read_at(self._fd, out, self._columns[section][column] + start * item)
 
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
     def __enter__(self) -> RunReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        os.close(self._fd)

@@ -38,21 +38,11 @@ def count_bands(n_rows: int) -> int:
 
 @dataclass(frozen=True)
 class SplitRuns:
-    """All runs of the split; small enough to go with every task.
-
-    Attributes
-    ----------
-    job : Job
-        The export.
-    first_rows : ndarray
-        First row of each block; int64, shape ``(n_blocks,)``.
-    n_bands : int
-        Bands of each partition in every run.
-    """
+    """All runs of the split; small enough to go with every task."""
 
     job: Job
-    first_rows: Array
-    n_bands: int
+    first_rows: Array  # of the blocks; int64
+    n_bands: int  # of each partition, in every run
 
     @classmethod
     def of(cls, job: Job, blocks: Sequence[Block]) -> SplitRuns:
@@ -78,17 +68,10 @@ class SplitRuns:
     def write(
         self, block: Block, sections: Sequence[dict[str, Array]], upper: Array, lower: Array
     ) -> Written:
-        """Write the run of a block; return its size and checksum.
+        """Write the columns of the three sections as the run of a block.
 
-        Parameters
-        ----------
-        block
-            The block.
-        sections
-            The columns of the three sections.
-        upper, lower
-            Where each partition, and each of its bands, starts: ``n_partitions + 1`` and
-            ``n_partitions * n_bands + 1`` int64.
+        `upper` and `lower` tell where each partition, and each of its bands, starts:
+        ``n_partitions + 1`` and ``n_partitions * n_bands + 1`` int64.
         """
         borders = np.arange(self.job.n_partitions + 1) << self.job.shift
         rows = np.clip(borders - block.first_row, 0, block.last_row - block.first_row)
@@ -108,14 +91,10 @@ class SplitRuns:
         )
 
     def slabs(self, partition: int) -> Iterator[tuple[int, dict[str, Array]]]:
-        """Go through the entries of one partition in parts of bounded size, unpacked.
+        """Yield the entries of one partition, unpacked, in parts of bounded size: section, columns.
 
-        Yields
-        ------
-        section : int
-            Upper parts come first, then the lower ones; in either, run after run.
-        columns : dict of ndarray
-            src (uint16, inside the partition), dst, weight if there are any. Good until the next.
+        Upper parts come first, then the lower ones; in either, run after run. Columns are src
+        (uint16, inside the partition), dst, and weight if there are any; good until the next.
         """
         for section in (UPPER, LOWER):
             for b in range(len(self)):
@@ -159,18 +138,10 @@ class SplitRuns:
 
 
 class SplitSummary(NamedTuple):
-    """What a split block leaves behind: counts, never entries.
+    """What a split block leaves behind: counts, never entries."""
 
-    Attributes
-    ----------
-    contributions : ndarray
-        Upper and lower entries in each partition; int64, shape ``(n_partitions,)``.
-    n_bytes, crc : int
-        Size and checksum of the run.
-    """
-
-    contributions: np.ndarray[tuple[int], np.dtype[np.int64]]
-    n_bytes: int
+    contributions: Array  # upper and lower entries in each partition; int64
+    n_bytes: int  # of the run
     crc: int
 
 
@@ -182,15 +153,7 @@ def split_bytes(job: Job, n_entries: int, n_rows: int) -> int:
 
 
 def split(runs: SplitRuns, block: Block) -> SplitSummary:
-    """Read a block, check it, and write its edges and transpose contributions as a run.
-
-    Raises
-    ------
-    NegativeWeightError
-        If the job is not signed and a weight is negative.
-    DamagedGraphError
-        If the block breaks a rule.
-    """
+    """Read a block, check it, and write its edges and transpose contributions as a run."""
     job = runs.job
     entries = job.source.read_block(block, weights=job.signed)
     n_rows = block.last_row - block.first_row

@@ -24,36 +24,18 @@ _MASK = 2**64 - 1
 
 
 class StreamSummary(NamedTuple):
-    """What a streamed block leaves behind.
-
-    Attributes
-    ----------
-    first_row, last_row : int
-        Its first row, and its last one (inclusive); both may continue in other blocks.
-    position, n_edges : int
-        Where its upper entries are in the sink, and how many; all are edges.
-    crc : int
-        CRC-32 of their sources and then their destinations.
-    imbalance : tuple of int
-        The two halves of the sum of hashes.
-    repeats : bool
-        Whether an upper entry is stored twice.
-    largest, first, last : int
-        Entries off the diagonal: most in a row, in the first row, in the last row.
-    first_edge, last_edge : tuple of int or None
-        Source and destination of the first and of the last edge.
-    """
+    """What a streamed block leaves behind."""
 
     first_row: int
-    last_row: int
-    position: int
+    last_row: int  # inclusive; both may continue in other blocks
+    position: int  # of its upper entries in the sink; all are edges
     n_edges: int
-    crc: int
-    imbalance: tuple[int, int]
-    repeats: bool
-    largest: int
-    first: int
-    last: int
+    crc: int  # of their sources and then their destinations
+    imbalance: tuple[int, int]  # the two halves of the sum of hashes
+    repeats: bool  # whether an upper entry is stored twice
+    largest: int  # entries off the diagonal: most in a row,
+    first: int  # … in the first row,
+    last: int  # … in the last row
     first_edge: tuple[int, int] | None
     last_edge: tuple[int, int] | None
 
@@ -65,15 +47,7 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
 
 
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
-    """Read a block, check it, and write its upper entries to the output.
-
-    Raises
-    ------
-    NegativeWeightError
-        If a weight is negative.
-    DamagedGraphError
-        If the block breaks a rule.
-    """
+    """Read a block, check it, and write its upper entries to the output."""
     entries = job.source.read_block(block)
     src = buffers.take("stream src", block.stop - block.start, job.cell_dtype)
     dst = buffers.take("stream dst", block.stop - block.start, job.cell_dtype)
@@ -119,7 +93,7 @@ def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
         if summary.first_edge is not None and summary.last_edge is not None:
             if tuple(summary.first_edge) <= last_edge:  # a row in several blocks, not sorted
                 return None
-            last_edge = (summary.last_edge[0], summary.last_edge[1])
+            last_edge = (summary.last_edge[0], summary.last_edge[1])  # a list in a journal
         # Entries of a row that continues in the next block are counted together.
         degree = summary.first + (degree if summary.first_row == row else 0)
         largest = max(largest, summary.largest, degree)
