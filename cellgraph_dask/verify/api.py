@@ -68,16 +68,17 @@ def verify_export(
     """
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
-    matrix = None
+    matrix: Source | None = None
     if source is not None:
-        matrix = open_source(
+        opened = open_source(
             source, key, neighbors_key=neighbors_key, storage_options=storage_options
         )
-        if not isinstance(matrix, Source):
+        if not isinstance(opened, Source):
             raise SourceError(
-                f"{matrix.key} is a dense matrix or a Dask array; an export is compared with "
+                f"{opened.key} is a dense matrix or a Dask array; an export is compared with "
                 "sparse matrices in stores or in memory."
             )
+        matrix = opened
     with progress_bars(progress) as bars, ExitStack() as stack:
         if isinstance(path, Path):
             folder = path
