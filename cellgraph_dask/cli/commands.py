@@ -20,8 +20,7 @@ from ..errors import CellgraphError
 from ..machine.memory import format_bytes, no_collection, parse_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from collections.abc import Iterable, Iterator
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 
@@ -105,9 +104,9 @@ _cluster_options = _options(
     click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
                  help="The same, through the file that the scheduler has written."),
 )  # fmt: skip
-_output_options = _options(
-    click.option("--output-storage-options", type=_Json(), metavar="JSON",
-                 help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and so on."),
+_output_option = click.option(
+    "--output-storage-options", type=_Json(), metavar="JSON",
+    help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and so on.",
 )  # fmt: skip
 _json_option = _options(
     click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
@@ -127,6 +126,11 @@ def cli() -> None:
     """Export the neighbor graph of an AnnData store for the Cellucid viewer, out of core."""
 
 
+def _print_all(word: str, texts: Iterable[str]) -> None:
+    for text in texts:
+        click.echo(f"{word}: {text}", err=True)
+
+
 def _check_keys(options: dict[str, Any]) -> None:
     if options["neighbors_key"] is not None and options["key"] not in (None, "connectivities"):
         raise click.UsageError("give --key or --neighbors-key, not both")
@@ -141,8 +145,9 @@ def _imports() -> Iterator[None]:
 
 
 @contextmanager
-def _client(address: str | None, file: str | None) -> Iterator[Any]:
-    """Connect to the user's cluster, if there is one; give None if not."""
+def _client(options: dict[str, Any]) -> Iterator[Any]:
+    """Connect to the cluster that options name, which are taken out; give None if they do not."""
+    address, file = options.pop("scheduler_address"), options.pop("scheduler_file")
     if address is None and file is None:
         yield None
         return
@@ -203,19 +208,12 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
-@_output_options
+@_output_option
 @_cluster_options
 @_json_option
 @click.pass_context
 def plan(
-    context: click.Context,
-    /,
-    source: str,
-    out_dir: str | None,
-    as_json: bool,
-    scheduler_address: str | None,
-    scheduler_file: str | None,
-    **options: Any,
+    context: click.Context, /, source: str, out_dir: str | None, as_json: bool, **options: Any
 ) -> None:
     """Show what an export of SOURCE would do and need; write nothing."""
     _check_keys(options)
@@ -224,7 +222,7 @@ def plan(
             from ..export.api import plan_export
             from .words import describe_plan
 
-        with _client(scheduler_address, scheduler_file) as client:
+        with _client(options) as client:
             result = plan_export(source, out_dir, client=client, **options)
         click.echo(result.to_json() if as_json else describe_plan(result))
 
@@ -236,20 +234,13 @@ def plan(
 @click.option("--keep-scratch", is_flag=True, help="Do not delete temporary files.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--resume", is_flag=True, help="Resume an interrupted run.")
-@_output_options
+@_output_option
 @_cluster_options
 @_json_option
 @_progress_option
 @click.pass_context
 def export(
-    context: click.Context,
-    /,
-    source: str,
-    out_dir: str,
-    as_json: bool,
-    scheduler_address: str | None,
-    scheduler_file: str | None,
-    **options: Any,
+    context: click.Context, /, source: str, out_dir: str, as_json: bool, **options: Any
 ) -> None:
     """Export the graph of SOURCE, an AnnData store, to OUT_DIR.
 
@@ -261,7 +252,7 @@ def export(
         with _imports():
             from ..export.api import export_connectivities
 
-        with _client(scheduler_address, scheduler_file) as client:
+        with _client(options) as client:
             report = export_connectivities(source, out_dir, client=client, **options)
         if as_json:
             click.echo(report.to_json())
@@ -271,33 +262,27 @@ def export(
                 f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
             )
             if report.kept_tasks:
-                click.echo(
-                    f"{report.kept_tasks:,} finished tasks of the interrupted run were kept."
-                )
+                n = report.kept_tasks
+                click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
 
 
 @cli.command(context_settings=_HELP)
 @click.argument("out_dir")
 @click.option(
-    "--source",
-    metavar="SOURCE",
-    help="Prove that the edges are exactly those of this matrix.",
+    "--source", metavar="SOURCE", help="Prove that the edges are exactly those of this matrix."
 )
 @_key_option
 @_source_options
 @_size_options
 @click.option(
-    "--scratch-dir",
-    type=click.Path(file_okay=False),
-    metavar="DIR",
+    "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
     help="Folder for temporary files, if --source needs any.  [default: in OUT_DIR]",
-)
+)  # fmt: skip
 @click.option(
-    "--components/--no-components",
-    default=None,
+    "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
-)
-@_output_options
+)  # fmt: skip
+@_output_option
 @_json_option
 @_progress_option
 @click.pass_context
@@ -315,10 +300,8 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         elif report.ok:
             click.echo(describe_verification(out_dir, report))
         else:
-            for problem in report.problems:
-                click.echo(f"Wrong: {problem}", err=True)
-        for warning in report.warnings:
-            click.echo(f"Warning: {warning}", err=True)
+            _print_all("Wrong", report.problems)
+        _print_all("Warning", report.warnings)
         context.exit(0 if report.ok else DIFFERENT)
 
 
@@ -342,10 +325,8 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
         click.echo(report.to_json() if as_json else describe_inspection(report))
         export = report.export
         if export is not None and not as_json:
-            for text in export.problems:
-                click.echo(f"Wrong: {text}", err=True)
-            for text in export.warnings:
-                click.echo(f"Warning: {text}", err=True)
+            _print_all("Wrong", export.problems)
+            _print_all("Warning", export.warnings)
 
 
 @cli.command(context_settings=_HELP)

@@ -55,17 +55,7 @@ class Alignment:
 
 
 def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embedding]:
-    """Return the embeddings that could be looked at, best first.
-
-    Parameters
-    ----------
-    out_dir
-        Folder of the export; cellucid puts ``points_2d.bin`` there and the like.
-    n_cells
-        Number of cells.
-    store
-        The source, whose `obsm` comes next.
-    """
+    """Return the embeddings that could be looked at, best first: files of cellucid, then `obsm`."""
     found = []
     for dim in (2, 3):
         for suffix in ("", ".gz"):
@@ -76,15 +66,7 @@ def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embe
 
 
 def align(samples: Array, embedding: Embedding) -> Alignment | None:
-    """Compare sampled edges with random pairs; None if there are too few.
-
-    Parameters
-    ----------
-    samples
-        ``(2, n)``: sources and destinations of edges picked at random.
-    embedding
-        The embedding.
-    """
+    """Compare sampled edges, ``(2, n)``, with random pairs; None if there are too few."""
     n = samples.shape[1]
     if n < LEAST_SAMPLES:
         return None

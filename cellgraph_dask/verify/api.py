@@ -68,7 +68,17 @@ def verify_export(
     """
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
-    matrix = _open(source, key, neighbors_key, storage_options) if source is not None else None
+    matrix: Source | None = None
+    if source is not None:
+        opened = open_source(
+            source, key, neighbors_key=neighbors_key, storage_options=storage_options
+        )
+        if not isinstance(opened, Source):
+            raise SourceError(
+                f"{opened.key} is a dense matrix or a Dask array; an export is compared with "
+                "sparse matrices in stores or in memory."
+            )
+        matrix = opened
     with progress_bars(progress) as bars, ExitStack() as stack:
         if isinstance(path, Path):
             folder = path
@@ -88,22 +98,6 @@ def verify_export(
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
-
-
-def _open(
-    source: str | Path,
-    key: str,
-    neighbors_key: str | None,
-    storage_options: Mapping[str, Any] | None,
-) -> Source:
-    """Open the matrix to compare with, which must have stored entries."""
-    matrix = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    if not isinstance(matrix, Source):
-        raise SourceError(
-            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with sparse "
-            "matrices in stores or in memory."
-        )
-    return matrix
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:

@@ -48,7 +48,7 @@ from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, NegativeWeightError, Source
-from . import loops, proof
+from . import loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
@@ -60,6 +60,7 @@ from .proof import (
     plan_proof,
     proof_bytes,
     prove_by_sums,
+    weight_dtype,
 )
 from .scan import Survey, plan_survey, survey, survey_bytes
 from .statistics import cell_dtype
@@ -150,35 +151,8 @@ def verify(
 ) -> VerifyReport:
     """Check an export, and with a source prove its edges.
 
-    Parameters
-    ----------
-    out_dir
-        Folder of the export.
-    progress
-        Told of what was looked at.
-    source
-        The matrix that the edges should be of.
-    limit
-        Most resident memory of this process in bytes.
-    threads
-        Most threads.
-    scratch_dir
-        Where temporary files of a proof go; by default `out_dir`.
-    components
-        Whether to look for connected components; None for "if the graph is not large".
-    proof_plan
-        Sizes of the proof, for tests.
-
-    Returns
-    -------
-    VerifyReport
-
-    Raises
-    ------
-    SourceError, DamagedGraphError
-        If the matrix cannot be read.
-    MemoryLimitError
-        If the limit is too small.
+    As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
+    the proof. It raises the errors of reading the matrix, and `MemoryLimitError`.
     """
     began = time.perf_counter()
     reset_peak()
@@ -195,12 +169,11 @@ def verify(
 
 def _warm_up(manifest: Manifest, source: Source | None) -> Any:
     """Load all that will be needed; return seeds if the proof by sums is to be tried."""
-    edge_dtype = index_dtype(manifest.n_cells)
-    loops.warm_up(edge_dtype, cell_dtype(manifest.n_cells))
+    loops.warm_up(index_dtype(manifest.n_cells), cell_dtype(manifest.n_cells))
     if source is None:
         return None
     source.warm_up()
-    proof.warm_up(source, edge_dtype)
+    loops.warm_up_proof(source.row_dtype, weight_dtype(source))
     return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
 
 
@@ -291,11 +264,6 @@ class _Check:
             largest_component=found.components.largest if found.components else None,
         )
 
-    def _wants_components(self, manifest: Manifest) -> bool:
-        if self.components is None:
-            return manifest.n_edges <= EDGES_WITH_COMPONENTS
-        return self.components
-
     def _reserved(self) -> int:
         return round_reserved(resident_bytes())
 
@@ -312,7 +280,9 @@ class _Check:
         )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
-        components = self._wants_components(manifest)
+        components = self.components
+        if components is None:
+            components = manifest.n_edges <= EDGES_WITH_COMPONENTS
         plan = plan_survey(manifest, self._available(), self.threads, components=components)
         if plan is None:
             smallest = plan_survey(manifest, 2**62, 1, components=False)

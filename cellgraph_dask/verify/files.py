@@ -60,12 +60,9 @@ def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
 
 
 def check_figures(out_dir: Path, manifest: Manifest) -> None:
-    """Refuse figures that the files cannot bear out, before memory is shared out by them.
+    """Raise `InvalidExportError` for figures that the files cannot bear out.
 
-    Raises
-    ------
-    InvalidExportError
-        If there are too many cells or edges, or a file is missing or no file.
+    That is before memory is shared out by them.
     """
     if manifest.n_cells >= 2**63:
         raise InvalidExportError(

@@ -5,13 +5,13 @@ structures of its own. All release the GIL, allocate nothing and raise nothing (
 `machine/compiled`).
 
 An edge or entry is looked at as a *pair*, its smaller cell and its larger one, whichever of the two
-directions it was stored in. In proofs a pair is a *key*: the smaller cell's place in its partition
-of ``2**shift`` cells, and below it `bits` bits for the larger cell.
+directions it was stored in. In proofs a pair is a *key*: the smaller cell, and below it `bits` bits
+for the larger cell. Where a key has no room for them it leaves out the highest bits of the smaller
+one, which all cells of a partition, ``2**shift`` of them, have in common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -71,16 +71,8 @@ def hash_entries(
 ) -> None:
     """Add the hashes of a block's entries to two sums: of upper entries, of mirrored lower ones.
 
-    Parameters
-    ----------
-    indices, indptr, first_row
-        A block of stored entries. Those in the column of their own row count for nothing.
-    seeds
-        As in `hash_edges`.
-    rows
-        Work space of `TILE` uint32.
-    upper, lower
-        128-bit sums as in `hash_edges`.
+    Entries on the diagonal count for nothing. Seeds and sums are as in `hash_edges`; `rows` is work
+    space of `TILE` uint32.
     """
     upper_a = upper[0]
     upper_b = upper[1]
@@ -137,15 +129,9 @@ def _root(parent: Array, cell: Any) -> Any:
 def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     """Join the trees of the two cells of each edge; return how many were joined.
 
-    Parameters
-    ----------
-    src, dst
-        The edges.
-    parent
-        For each cell one of the same component, never a later one; a root is its own.
-    settled
-        A bit for each cell, set only for cells of one and the same component. These bits stay in
-        a near cache when `parent` does not, and soon answer for most edges.
+    `parent` is for each cell one of the same component, never a later one; a root is its own.
+    `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
+    These bits stay in a near cache when `parent` does not, and soon answer for most edges.
     """
     joined = 0
     for k in range(src.size):
@@ -214,29 +200,18 @@ def place_pairs(
     first_row: int,
     shift: int,
     bits: int,
+    key_bits: int,
     places: Array,
-    low: Array,
-    high: Array,
-    weight: Array,
+    keys: Array,
+    kept: Array,
 ) -> None:
-    """Write a block's entries as keys, by partition of their smaller cell, in stored order.
+    """Write a block's entries as keys (int64), by partition, in stored order within each.
 
-    Parameters
-    ----------
-    indices, indptr, first_row
-        A block of stored entries.
-    weights
-        Their weights. If there are any, a key ends in one more bit: 1 for a lower entry.
-    shift, bits
-        What keys are made of.
-    places
-        Where the next key of each partition goes; int64, changed in place.
-    low, high
-        The lowest 32 bits of each key, and the bits above them; `high` is empty if there are none.
-    weight
-        The weights, in the order of the keys; empty if there are none.
+    `places` (int64, changed in place) says where the next key of each partition goes. If there are
+    weights, `kept` gets them in the order of the keys, and a key ends in one more bit: 1 for a
+    lower entry. `key_bits` is what keys may have besides that.
     """
-    mask = (np.int64(1) << shift) - 1
+    mask = (np.int64(1) << (key_bits - bits)) - 1
     for r in range(indptr.size - 1):
         i = np.int64(first_row + r)
         for e in range(indptr[r], indptr[r + 1]):
@@ -248,86 +223,31 @@ def place_pairs(
                 places[s >> shift] = p + 1
                 if weights.size > 0:
                     key = (key << 1) | np.int64(j < i)
-                    weight[p] = weights[e]
-                low[p] = key & 0xFFFFFFFF
-                if high.size > 0:
-                    high[p] = key >> 32
-
-
-@compiled()
-def join_keys(
-    low: Array,
-    high: Array,
-    weight: Array,
-    slices: Array,
-    keys: Array,
-    weights: Array,
-    ends: Array,
-) -> None:
-    """Put keys of several lots together, partition after partition.
-
-    Parameters
-    ----------
-    low, high, weight
-        Keys and weights as `place_pairs` writes them, lot after lot.
-    slices
-        ``(n_lots, n_partitions + 1)`` int64: where each partition starts in each lot.
-    keys, weights
-        Where they go. Within a partition they keep their order.
-    ends
-        Where each partition starts in `keys`, and where the last one ends; int64.
-    """
-    n = 0
-    for f in range(slices.shape[1] - 1):
-        ends[f] = n
-        for b in range(slices.shape[0]):
-            for p in range(slices[b, f], slices[b, f + 1]):
-                key: Any = np.int64(low[p])
-                if high.size > 0:
-                    key |= np.int64(high[p]) << 32
-                if weight.size > 0:
-                    weights[n] = weight[p]
-                keys[n] = key
-                n += 1
-    ends[slices.shape[1] - 1] = n
+                    kept[p] = weights[e]
+                keys[p] = key
 
 
 @compiled(int)
-def drop_repeats(keys: Array, kept: Array) -> int:
-    """Keep each of some rising keys once; return how many are kept.
-
-    `kept` may be the memory of `keys`, or begin before it.
-    """
+def drop_repeats(keys: Array) -> int:
+    """Keep each of some rising keys once, in front; return how many are kept."""
     if keys.size == 0:
         return 0
     n: Any = 1
     last = keys[0]
-    kept[0] = last
     for k in range(1, keys.size):  # no branches: nobody can predict repeats
         key = keys[k]
         n += key != last
-        kept[n - 1] = key
+        keys[n - 1] = key
         last = key
     return int(n)
 
 
 @compiled(int)
 def add_up_floats(keys: Array, weights: Array, kept: Array) -> int:
-    """Add the weights of equal pairs; keep the keys whose sum is not zero.
+    """Write the keys whose weights (float64) have a sum that is not zero; return their number.
 
-    Parameters
-    ----------
-    keys
-        Rising, equal ones in stored order. The last bit is 1 for lower entries.
-    weights
-        float64. Each direction is added up on its own, and then both, as ``C + C.T`` does.
-    kept
-        The keys that are kept, without their last bit.
-
-    Returns
-    -------
-    int
-        How many are kept.
+    Keys are rising, equal ones in stored order, with the bit that tells lower entries; `kept` gets
+    them without it. Each direction is added up on its own, and then both, as ``C + C.T`` does.
     """
     n = 0
     k = 0
@@ -366,65 +286,10 @@ def add_up_integers(keys: Array, weights: Array, kept: Array) -> int:
     return n
 
 
-@compiled(int)
-def first_difference(
-    keys: Array,
-    ends: Array,
-    first_partition: int,
-    shift: int,
-    bits: int,
-    src: Array,
-    dst: Array,
-    cursor: Array,
-) -> int:
-    """Compare edges with the keys that should be theirs.
-
-    Parameters
-    ----------
-    keys, ends
-        Keys by partition, rising in each, none twice; where each partition ends.
-    first_partition, shift, bits
-        What the keys are made of.
-    src, dst
-        Consecutive edges.
-    cursor
-        Two int64, changed in place: number of the next key, and of the partition it is in.
-
-    Returns
-    -------
-    int
-        The first edge that is not the next key's, or -1.
-    """
-    mask = (np.int64(1) << bits) - 1
-    k = cursor[0]
-    f = cursor[1]
-    different = -1
-    for e in range(src.size):
-        while f < ends.size and k == ends[f]:
-            f += 1
-        if f == ends.size:
-            different = e
-            break
-        key = np.int64(keys[k])
-        s = ((first_partition + f) << shift) + (key >> bits)
-        if s != np.int64(src[e]) or key & mask != np.int64(dst[e]):
-            different = e
-            break
-        k += 1
-    cursor[0] = k
-    cursor[1] = f
-    return different
-
-
 def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     """Load (or compile) the loops that looking at the edges takes.
 
-    Parameters
-    ----------
-    edge_dtype
-        Dtype of the edge files.
-    cell_dtype
-        Dtype of degree counters and of forests.
+    `edge_dtype` is of the edge files, `cell_dtype` of degree counters and forests.
     """
     edges = np.zeros(0, edge_dtype)
     none, two = np.zeros(0, cell_dtype), np.zeros(2, np.uint64)
@@ -439,34 +304,16 @@ def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     count_children(none, none)
 
 
-def warm_up_proof(
-    edge_dtype: DTypeLike,
-    index_dtype: DTypeLike,
-    weight_dtype: DTypeLike,
-    key_dtypes: Iterable[tuple[DTypeLike, DTypeLike]],
-) -> None:
-    """Load (or compile) the loops that proving the edges takes, whatever the proof will be.
-
-    Parameters
-    ----------
-    edge_dtype
-        Dtype of the edge files.
-    index_dtype, weight_dtype
-        Dtypes in which a block is read.
-    key_dtypes
-        Dtypes of keys and of their high bits, for each kind of proof.
-    """
-    edges, indices = np.zeros(0, edge_dtype), np.zeros(0, index_dtype)
-    indptr, places = np.zeros(1, np.int64), np.zeros(2, np.int64)
-    low, weights = np.zeros(0, np.uint32), np.zeros(0, weight_dtype)
-    sums = np.zeros((2, 2), np.uint64)
-    hash_entries(indices, indptr, 0, np.zeros(4, np.uint64), low, sums[0], sums[1])
+def warm_up_proof(index_dtype: DTypeLike, weight_dtype: DTypeLike) -> None:
+    """Load (or compile) the loops that any proof takes, for the dtypes in which blocks are read."""
+    indices, weights = np.zeros(0, index_dtype), np.zeros(0, weight_dtype)
+    indptr, places = np.zeros(1, np.int64), np.zeros(0, np.int64)
+    rows, sums = np.zeros(0, np.uint32), np.zeros((2, 2), np.uint64)
+    hash_entries(indices, indptr, 0, np.zeros(4, np.uint64), rows, sums[0], sums[1])
     count_pairs(indices, indptr, 0, 0, places)
+    for key_dtype in (np.uint32, np.int64):
+        keys = np.zeros(0, key_dtype)
+        place_pairs(indices, indptr, weights, 0, 0, 1, 1, places, keys, weights)
+        drop_repeats(keys)
     add_up = add_up_integers if weights.dtype.kind == "i" else add_up_floats
-    for key_dtype, high_dtype in key_dtypes:
-        keys, high = np.zeros(0, key_dtype), np.zeros(0, high_dtype)
-        place_pairs(indices, indptr, weights, 0, 0, 1, places, low, high, weights)
-        join_keys(low, high, weights, np.zeros((0, 1), np.int64), keys, weights, indptr)
-        drop_repeats(keys, keys)
-        add_up(keys, weights, keys)
-        first_difference(keys, indptr, 0, 0, 1, edges, edges, places)
+    add_up(places, weights, places)

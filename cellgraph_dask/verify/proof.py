@@ -39,7 +39,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
-from .pair_file import KeyForm
+from .pair_file import key_bits, proof_shift
 
 _MASK = 2**64 - 1
 # Blocks and pieces are small, so that more pairs can stay in memory; of very large graphs not so
@@ -47,7 +47,6 @@ _MASK = 2**64 - 1
 _MOST_BLOCK, _USUAL_BLOCK, _LEAST_BLOCK = 1 << 22, 1 << 21, 1 << 16
 _MOST_BLOCKS = 512
 
-MOST_PARTITIONS = 512  # in a piece
 PART = 1 << 15  # keys that are looked through at once where a partition has too many
 
 Kind = Literal["sums", "comparison", "signed"]
@@ -55,49 +54,39 @@ Kind = Literal["sums", "comparison", "signed"]
 
 @dataclass(frozen=True)
 class ProofPlan:
-    """Sizes that keep a proof within its memory.
+    """Sizes that keep a proof within its memory."""
 
-    Attributes
-    ----------
-    block_entries, block_rows : int
-        Most stored entries and rows in a block.
-    piece_entries : int
-        Most entries that are sorted at once.
-    threads : int
-        Threads that work at once.
-    room : int
-        Bytes of entries that may stay in memory.
-    """
-
-    block_entries: int
+    block_entries: int  # most stored entries and rows in a block
     block_rows: int
-    piece_entries: int
+    piece_entries: int  # most entries that are sorted at once
     threads: int
-    room: int = 0
+    room: int = 0  # bytes of entries that may stay in memory
 
 
-def warm_up(source: Source, edge_dtype: np.dtype[Any]) -> None:
-    """Load the compiled loops that any proof for a matrix takes."""
-    forms = [KeyForm.of(source, is_weighted=weighted) for weighted in (False, True)]
-    loops.warm_up_proof(
-        edge_dtype,
-        source.row_dtype,
-        forms[0].weight_dtype,
-        {(form.key_dtype, form.high_dtype) for form in forms},
-    )
+def weight_dtype(source: Source) -> np.dtype[Any]:
+    """Return the dtype in which weights are read."""
+    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
+
+
+def item_bytes(source: Source, kind: Kind) -> int:
+    """Return the bytes in which an entry waits: a key, and where they are added up a weight."""
+    if kind == "signed":
+        return 16
+    return 4 if key_bits(source.n_cells, is_weighted=False) == 32 else 8
 
 
 def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> int:
     """Return the most bytes that a proof with these sizes needs, entries that wait apart."""
-    form = KeyForm.of(source, is_weighted=kind == "signed")
     block = source.block_bytes(plan.block_entries, plan.block_rows, signed=kind == "signed")
     if kind == "sums":
         return plan.threads * (block + 4 * loops.TILE)
-    n_partitions = (source.n_cells >> form.shift) + 1
+    n_partitions = (source.n_cells >> proof_shift(source.n_cells)) + 1
     n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
-    block += plan.block_entries * form.item_bytes + 32 * n_partitions
-    piece = plan.piece_entries * form.sort_bytes + SLAB_EDGES * 16 + PART * 64
-    piece += 8 * n_blocks * (min(n_partitions, MOST_PARTITIONS) + 40)
+    block += plan.block_entries * item_bytes(source, kind) + 32 * n_partitions
+    # To sort with weights takes the order, the work space of its sort, and both columns in order.
+    per_entry = item_bytes(source, kind) + (40 if kind == "signed" else 0)
+    # Edges are held as stored, as keys, and with one side as it becomes part of a key.
+    piece = plan.piece_entries * per_entry + SLAB_EDGES * 36 + PART * 64 + 8 * n_blocks
     return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40)
 
 
@@ -105,7 +94,6 @@ def plan_proof(
     source: Source, available: int, threads: int, kind: Kind = "comparison"
 ) -> ProofPlan | None:
     """Return the largest sizes that fit, or None; rather fewer threads than tiny blocks."""
-    item_bytes = KeyForm.of(source, is_weighted=kind == "signed").item_bytes
     chunk = source.chunk_size
     even = source.n_entries // (4 * threads)
     usual = min(_MOST_BLOCK, max(_USUAL_BLOCK, source.n_entries // _MOST_BLOCKS))
@@ -118,7 +106,7 @@ def plan_proof(
             plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
             left = available - proof_bytes(source, plan, kind)
             if left >= 0:
-                most_room = item_bytes * source.n_entries
+                most_room = item_bytes(source, kind) * source.n_entries
                 return replace(plan, room=0 if kind == "sums" else min(left, most_room))
             # By whole chunks as long as there are several, then by parts of one.
             n_chunks = block // chunk
@@ -141,30 +129,10 @@ def prove_by_sums(
     edge_sum: tuple[int, int],
     executor: Executor,
 ) -> bool:
-    """Compare the sums of hashes of upper entries, mirrored lower entries and edges.
+    """Return whether upper entries, mirrored lower entries and edges have one sum of hashes.
 
-    Parameters
-    ----------
-    source, blocks
-        The matrix; at most 2³² cells.
-    seeds
-        Four random uint64 values.
-    edge_sum
-        The sum over the edges.
-    executor
-        What runs the tasks.
-
-    Returns
-    -------
-    bool
-        Whether all are the same.
-
-    Raises
-    ------
-    NegativeWeightError
-        If a weight is negative.
-    DamagedGraphError
-        If the matrix breaks a rule.
+    The matrix must have at most 2³² cells; `seeds` are four random uint64 values. A negative weight
+    raises `NegativeWeightError`.
     """
     sizes = [block.stop - block.start for block in blocks]
     task = partial(_hash_block, source, seeds)

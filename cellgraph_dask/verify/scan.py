@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -47,66 +46,27 @@ _LEAST_CELLS = 1 << 20  # cells whose degrees are counted in one pass, where mem
 
 @dataclass(frozen=True)
 class SurveyPlan:
-    """What is looked at besides the order of the edges, and how memory is shared out for it.
-
-    Attributes
-    ----------
-    threads : int
-        Threads that look at once.
-    ahead : bool
-        Whether each gzip file is unpacked by a thread of its own.
-    range_cells : int
-        Cells whose degrees are counted in one pass over the files.
-    n_forests : int
-        Threads that join components at once; 0 to leave components out.
-    n_samples : int
-        Edges to pick at random.
-    seeds : ndarray or None
-        Four random uint64 values: sum up hashes of the edges with them.
-    shift : int or None
-        Note where the edges of every ``2**shift`` sources begin.
-    """
+    """What is looked at besides the order of the edges, and how memory is shared out for it."""
 
     threads: int
-    ahead: bool
-    range_cells: int
-    n_forests: int
-    n_samples: int = 0
-    seeds: Array | None = None
-    shift: int | None = None
+    ahead: bool  # whether each gzip file is unpacked by a thread of its own
+    range_cells: int  # cells whose degrees are counted in one pass over the files
+    n_forests: int  # threads that join components at once; 0 to leave components out
+    n_samples: int = 0  # edges to pick at random
+    seeds: Array | None = None  # four random uint64: sum up hashes of the edges with them
+    shift: int | None = None  # note where the edges of every 2**shift sources begin
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
+    """What was found."""
 
-    Attributes
-    ----------
-    problem : str or None
-        The first thing that is wrong with the edges; the rest then tells of a part only.
-    degrees : Degrees
-        Of all cells.
-    components : Components or None
-        None if they were left out.
-    samples : ndarray
-        ``(2, n)``: sources and destinations of edges picked at random.
-    hash_sum : tuple of int
-        The two halves of the sum of hashes.
-    starts : ndarray or None
-        Number of the first edge of every ``2**shift`` sources; int64.
-    """
-
-    problem: str | None
+    problem: str | None  # the first; all else then tells of a part of the edges only
     degrees: Degrees
     components: Components | None
-    samples: Array
-    hash_sum: tuple[int, int]
-    starts: Array | None = None
-
-
-class _Stretch(NamedTuple):
-    start: int
-    stop: int
+    samples: Array  # (2, n) int64: sources and destinations of edges picked at random
+    hash_sum: tuple[int, int]  # its two halves
+    starts: Array | None  # number of the first edge of every 2**shift sources; int64
 
 
 @dataclass
@@ -137,10 +97,7 @@ def plan_survey(
 ) -> SurveyPlan | None:
     """Share out memory: degrees in as few passes as fit, then as many forests as fit.
 
-    Returns
-    -------
-    SurveyPlan or None
-        None if not even the smallest fits.
+    The plan is None if not even the smallest fits.
     """
     smallest = SurveyPlan(1, threads > 1, _LEAST_CELLS, 0)
     if manifest.compression is not None:
@@ -165,10 +122,7 @@ def plan_survey(
 def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progress) -> Survey:
     """Look at all edges of an export.
 
-    Raises
-    ------
-    InvalidExportError
-        If the files are missing, of another length, or not sound gzip.
+    Files that are missing, of another length, or not sound gzip raise `InvalidExportError`.
     """
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
     notes = _Notes(
@@ -180,7 +134,7 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     for first in range(0, max(n_cells, 1), n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
         counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, n_cells, plan.threads)
-        consumers: list[Callable[[Slab], None]] = [partial(_count, counts)]
+        consumers: list[Callable[[Slab], None]] = [counts.add]
         if first == 0:
             consumers += _first_pass(manifest, plan, notes)
         seeds = plan.seeds if first == 0 else None
@@ -212,7 +166,7 @@ def _first_pass(
     if plan.n_samples:
         yield partial(_pick, _picks(manifest.n_edges, plan.n_samples), notes)
     if notes.forests is not None:
-        yield partial(_join, notes.forests)
+        yield notes.forests.add
 
 
 def _run_pass(
@@ -231,13 +185,13 @@ def _run_pass(
     edges = open_plain(out_dir, manifest)
     try:
         starts = range(0, manifest.n_edges, _STRETCH_EDGES)
-        stretches = [_Stretch(k, min(k + _STRETCH_EDGES, manifest.n_edges)) for k in starts]
+        stretches = [range(k, min(k + _STRETCH_EDGES, manifest.n_edges)) for k in starts]
 
-        def task(stretch: _Stretch) -> int:
+        def task(stretch: range) -> int:
             before = edges.edge(stretch.start - 1) if stretch.start else (-1, -1)
-            return look(before, edges.slabs(*stretch))
+            return look(before, edges.slabs(stretch.start, stretch.stop))
 
-        sizes = [stretch.stop - stretch.start for stretch in stretches]
+        sizes = [len(stretch) for stretch in stretches]
         Threads(plan.threads, progress).run(Stage("edges", task, stretches, sizes, "edges"))
     finally:
         edges.close()
@@ -283,10 +237,6 @@ def _look(
     return n
 
 
-def _count(counts: DegreeCounts | ListedEnds, slab: Slab) -> None:
-    counts.add(slab[1], slab[2])
-
-
 def _note_starts(starts: Array, shift: int, lock: threading.Lock, slab: Slab) -> None:
     """Note where ranges of sources begin; of what several slabs say the least number is right."""
     position, src, _ = slab
@@ -297,10 +247,6 @@ def _note_starts(starts: Array, shift: int, lock: threading.Lock, slab: Slab) ->
     at = position + np.searchsorted(src, bounds.astype(src.dtype))
     with lock:
         np.minimum(starts[first : last + 1], at, out=starts[first : last + 1])
-
-
-def _join(forests: Forests, slab: Slab) -> None:
-    forests.add(slab[1], slab[2])
 
 
 def _picks(n_edges: int, n_samples: int) -> Array:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..edge_pairs.reader import Slab
 from ..machine.buffers import Array
 from . import loops
 
@@ -33,13 +34,7 @@ def cell_dtype(n_cells: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Degrees:
-    """How many neighbors cells have.
-
-    Attributes
-    ----------
-    counts : dict of int to int
-        For each degree the number of cells with it.
-    """
+    """How many neighbors cells have: for each degree the number of cells with it."""
 
     counts: dict[int, int]
 
@@ -64,17 +59,7 @@ class Degrees:
 
 
 class DegreeCounts:
-    """Counts the ends of edges at a range of cells, on several threads.
-
-    Parameters
-    ----------
-    first, last
-        The cells ``[first, last)``.
-    n_cells
-        Of the whole graph.
-    threads
-        How many count at once.
-    """
+    """Counts the ends of edges at cells ``[first, last)``, on several threads at once."""
 
     def __init__(self, first: int, last: int, n_cells: int, threads: int) -> None:
         self._first = first
@@ -83,8 +68,9 @@ class DegreeCounts:
         for counts in self._all:
             self._free.put(counts)
 
-    def add(self, src: Array, dst: Array) -> None:
+    def add(self, slab: Slab) -> None:
         """Count the ends of edges."""
+        _, src, dst = slab
         counts = self._free.get()
         for cells in (src, dst):
             loops.count_ends(cells, self._first, counts)
@@ -104,9 +90,9 @@ class ListedEnds:
         self._n_cells = n_cells
         self._ends: list[Array] = []
 
-    def add(self, src: Array, dst: Array) -> None:
+    def add(self, slab: Slab) -> None:
         """Count the ends of edges."""
-        self._ends.append(np.concatenate([src, dst]))
+        self._ends.append(np.concatenate(slab[1:]))
 
     def add_up(self, into: Counter[int]) -> None:
         """Count the cells by degree."""
@@ -135,30 +121,14 @@ def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Components:
-    """The connected components of a graph.
-
-    Attributes
-    ----------
-    n_components : int
-        How many there are; isolated cells count.
-    largest : int
-        Cells in the largest.
-    """
+    """The connected components of a graph, isolated cells among them."""
 
     n_components: int
-    largest: int
+    largest: int  # cells in the largest
 
 
 class Forests:
-    """Finds connected components, with one forest for each thread that gets one.
-
-    Parameters
-    ----------
-    n_cells
-        Number of cells.
-    n_forests
-        How many threads join trees at once; others wait for them.
-    """
+    """Finds connected components; so many threads join trees at once, and others wait."""
 
     def __init__(self, n_cells: int, n_forests: int) -> None:
         self._free: queue.SimpleQueue[_Forest] = queue.SimpleQueue()
@@ -166,10 +136,10 @@ class Forests:
         for forest in self._all:
             self._free.put(forest)
 
-    def add(self, src: Array, dst: Array) -> None:
+    def add(self, slab: Slab) -> None:
         """Take edges into account."""
         forest = self._free.get()
-        forest.add(src, dst)
+        forest.add(*slab[1:])
         self._free.put(forest)
 
     def components(self) -> Components:

@@ -21,9 +21,8 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
 from cellgraph_dask.runtime.progress import Quiet
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.verify import loops, pair_file
+from cellgraph_dask.verify import comparison, loops, pair_file
 from cellgraph_dask.verify.checks import verify
-from cellgraph_dask.verify.pair_file import KeyForm
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.helpers.command import run, run_process
 from tests.helpers.planting import edges_of, plant
@@ -238,8 +237,9 @@ def test_any_matrix_and_any_change(case, change, data):
 @pytest.mark.parametrize("bits", [22, 23, 31, 32, 40, 46])
 @pytest.mark.parametrize("name", ["directed", "hub", "signed floats", "signed integers"])
 def test_keys_of_any_width(cases, tmp_path, monkeypatch, name, bits):
-    """As those of 2**bits cells are: kept in one column or two, of up to eight bytes."""
-    monkeypatch.setattr(pair_file, "_cell_bits", lambda _: bits)
+    """As those of 2**bits cells are, which leave room for fewer bits of the smaller cell."""
+    for module in (comparison, pair_file):
+        monkeypatch.setattr(module, "cell_bits", lambda _: bits)
     edges = right_edges(name)
     n_cells = MATRICES[name][0].shape[0]
     for sizes in SIZES.values():
@@ -257,7 +257,6 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     shift = data.draw(st.integers(max(8, bits - 8), 16)) if bits <= 24 else 16
     n_partitions = min(((1 << bits) - 1 >> shift) + 1, 100)  # more would take long
     n_cells = min(1 << bits, n_partitions << shift)
-    form = KeyForm(shift, bits, np.dtype(np.float64), is_weighted)
     first_row = data.draw(st.integers(0, max(0, n_cells - n_rows)))
     n_rows = min(n_rows, n_cells)
     # The larger cell may be far above the partitions that are looked at.
@@ -270,15 +269,14 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     starts = np.zeros(n_partitions + 1, np.int64)
     loops.count_pairs(indices, indptr, first_row, shift, starts[1:])
     np.cumsum(starts, out=starts)
-    taken = form.take("test", int(starts[-1]))
+    key_bits = 32 if shift + bits <= 32 and not is_weighted else 62
+    keys = np.empty(starts[-1], np.uint32 if key_bits == 32 else np.int64)
+    kept = np.empty(starts[-1] * is_weighted)
+    places = starts[:-1].copy()
     loops.place_pairs(
-        indices, indptr, weights, first_row, shift, bits, starts[:-1].copy(),
-        taken["low"], taken["high"], taken["weight"],
-    )  # fmt: skip
-    keys = np.empty(starts[-1], form.key_dtype)
-    joined, ends = np.empty(starts[-1] * is_weighted), np.empty(n_partitions + 1, np.int64)
-    loops.join_keys(taken["low"], taken["high"], taken["weight"], starts[None], keys, joined, ends)
-    assert ends.tolist() == starts.tolist()
+        indices, indptr, weights, first_row, shift, bits, key_bits, places, keys, kept
+    )
+    compare = comparison._Comparison(None, None, None, shift, bits, key_bits, is_weighted, 0)
     entries = [
         (min(first_row + r, column), max(first_row + r, column), column < first_row + r)
         for r, row in enumerate(rows)
@@ -291,19 +289,18 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     )  # fmt: skip
     found = []
     for f in range(n_partitions):
-        for k in range(ends[f], ends[f + 1]):
+        for k in range(starts[f], starts[f + 1]):
             key = int(keys[k])
-            i, j = form.pair(f, key >> 1 if is_weighted else key)
-            found.append((f, i, j, *((key & 1, joined[k]) if is_weighted else ())))
+            i, j = compare._pair(compare._base(f), key >> 1 if is_weighted else key)
+            found.append((f, i, j, *((key & 1, kept[k]) if is_weighted else ())))
     assert found == [pair if is_weighted else pair[:3] for pair in expected]
 
 
-@given(values=st.lists(st.integers(0, 20)), at=st.integers(0, 5))
-def test_repeats_are_dropped_in_place(values, at):
+@given(values=st.lists(st.integers(0, 20)))
+def test_repeats_are_dropped_in_place(values):
     for dtype in (np.uint32, np.int64):
-        keys = np.array([99] * at + sorted(values), dtype)
-        n = loops.drop_repeats(keys[at:], keys)
-        assert keys[:n].tolist() == sorted(set(values))
+        keys = np.array(sorted(values), dtype)
+        assert keys[: loops.drop_repeats(keys)].tolist() == sorted(set(values))
 
 
 def test_cells_beyond_16_bits(tmp_path):
