@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: parsing, and plans and reports in words. It never computes anything."""
 
 from .commands import main
 

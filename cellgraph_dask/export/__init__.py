@@ -1,3 +1,6 @@
-"""One export from start to end: the public functions, the methods tried, the record of a run."""
+"""One export from start to end: the public functions, the methods tried, the record of a run.
+
+It never computes an edge.
+"""
 
 __all__ = ["api", "record", "run"]

@@ -1,3 +1,6 @@
-"""What an export will do and need: sizes that fit a memory limit. Nothing is written here."""
+"""What an export will do and need: sizes that fit a memory limit.
 
-__all__ = ["options", "plan", "tuning"]
+It never writes anything and never runs a task of an export.
+"""
+
+__all__ = ["options", "plan"]
