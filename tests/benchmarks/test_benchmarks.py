@@ -224,6 +224,7 @@ def test_sizes(text, size):
     assert parse_bytes(text) == size
 
 
+@pytest.mark.slow
 def test_source_kinds_are_compared(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
     kinds = "zarr;zarr zip;zarr v3 shards of 16;h5ad lzf;Dask;scipy, h5ad"

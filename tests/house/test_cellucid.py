@@ -79,6 +79,7 @@ def test_it_is_the_version_we_promise():
     assert version("cellucid") == "0.0.9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", [None, 6])
 @pytest.mark.parametrize(
     "name", ["pbmc connectivities", "pbmc distances", "digits connectivities", "digits distances"]

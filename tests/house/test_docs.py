@@ -75,6 +75,7 @@ def _example(path: Path) -> object:
     return pytest.param(path, id=path.name, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [_example(path) for path in EXAMPLES])
 def test_example_runs_in_an_empty_folder_and_prints_a_few_lines(
     example: Path, tmp_path: Path

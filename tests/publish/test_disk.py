@@ -112,6 +112,7 @@ class Threatened(DiskPlace):
         return found
 
 
+@pytest.mark.slow
 @needs_strace
 @pytest.mark.parametrize(
     ("before", "after"),
@@ -138,6 +139,7 @@ def test_killed_at_every_step(exports, tmp_path, before, after):
     assert set(found[switch:]) == {"new"}
 
 
+@pytest.mark.slow
 @needs_strace
 @pytest.mark.parametrize(("before", "after"), [(PLAIN, PLAIN), (GZIP, PLAIN)])
 def test_a_disk_that_fails_at_any_step(exports, tmp_path, before, after):

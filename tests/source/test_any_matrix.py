@@ -117,6 +117,7 @@ def exported(out_dir, n):
     return list(zip(*sides, strict=True)), manifest
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=stores())
 def test_any_matrix(case):

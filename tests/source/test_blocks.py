@@ -264,6 +264,7 @@ def on_cluster(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_sources_on_a_cluster(tmp_path):
     """Workers in processes of their own see what they must: files, never this memory."""

@@ -113,6 +113,7 @@ BOMBS: dict[str, tuple[dict[str, Any], Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_in_little_memory(tmp_path, name):
     options, make, message = BOMBS[name]

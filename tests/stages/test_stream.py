@@ -64,6 +64,7 @@ def test_rows_need_not_be_sorted(tmp_path):
     assert not export(tmp_path, matrix, 3, method="symmetric").symmetric
 
 
+@pytest.mark.slow
 def test_a_difference_in_any_single_entry_is_caught(tmp_path):
     """Whatever entry is moved, zeroed or repeated: the proof fails, and the edges are right."""
     matrix = symmetric_matrix(n=9, density=0.3)

@@ -82,6 +82,7 @@ def bench(request, tmp_path):
     return Bench(tmp_path, *request.param)
 
 
+@pytest.mark.slow
 def test_every_kind_of_corruption_is_found(bench, record_property):
     for name, content in bench.files.items():
         for bit in range(8 * len(content)):
@@ -124,6 +125,7 @@ def test_the_same_files_of_another_export(bench, tmp_path):
     assert bench.counts["of another export: found"] >= 1
 
 
+@pytest.mark.slow
 def test_flips_of_the_edges_themselves(tmp_path):
     """Compressed again soundly, so that no checksum helps: only the source can tell."""
     bench = Bench(tmp_path, "directed", 6)

@@ -209,6 +209,7 @@ def test_sums_that_would_overflow(tmp_path):
     assert not check(plant(tmp_path / "out", [(0, 1), (0, 2), (1, 3)], 4), store).ok
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=stores(), change=st.sampled_from(["none", "lose", "gain", "move"]), data=st.data())
 def test_any_matrix_and_any_change(case, change, data):
