@@ -51,11 +51,8 @@ class ExportedGraph:
     """
 
     def __init__(self, name: str, manifest: Manifest, columns: list[_Column]) -> None:
-        self.manifest = manifest
-        self.n_cells = manifest.n_cells
-        self.n_edges = manifest.n_edges
-        self.max_neighbors = manifest.max_neighbors
         self._name = name
+        self._manifest = manifest
         self._columns = columns
 
     def __repr__(self) -> str:
@@ -73,6 +70,26 @@ class ExportedGraph:
     def close(self) -> None:
         """Let go of the files; arrays that were taken from here keep them until they go too."""
         self._columns = []
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the export's manifest says."""
+        return self._manifest
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self._manifest.n_cells
+
+    @property
+    def n_edges(self) -> int:
+        """Number of undirected edges."""
+        return self._manifest.n_edges
+
+    @property
+    def max_neighbors(self) -> int:
+        """The largest degree."""
+        return self._manifest.max_neighbors
 
     @property
     def src(self) -> Array:

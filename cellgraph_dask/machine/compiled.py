@@ -33,6 +33,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from .files import opened
+
 _CONVENTION = "1"  # how loops are called and kept; another number makes all cached ones void
 _C_TYPES: dict[type, Any] = {int: ctypes.c_int64, bool: ctypes.c_int8}
 _lock = threading.RLock()
@@ -266,21 +268,18 @@ def _is_ours(found: os.stat_result) -> bool:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[int]:
+def _own(folder: Path) -> Iterator[int]:
     """Open a cache folder; raise OSError if others can write it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
         if not _is_ours(os.fstat(fd)):
             raise PermissionError(f"{folder} can be written by others")
         yield fd
-    finally:
-        os.close(fd)
 
 
 def _read_cache(name: str) -> tuple[str, bytes] | None:
     """Return symbol and object code from the cache, if they are there, ours and whole."""
     for folder in _folders():
-        with suppress(OSError, ValueError), _opened(folder) as inside:
+        with suppress(OSError, ValueError), _own(folder) as inside:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with open(os.open(name, flags, dir_fd=inside), "rb") as file:
                 found = os.fstat(file.fileno())
@@ -298,7 +297,7 @@ def _write_cache(name: str, symbol: str, code: bytes) -> None:
         with suppress(OSError):
             mode = 0o755 if folder.name == "__pycache__" else 0o700  # the package is for all
             folder.mkdir(mode, parents=True, exist_ok=True)
-            with _opened(folder) as inside:
+            with _own(folder) as inside:
                 aside = f"{name}.{os.urandom(8).hex()}"
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 try:
