@@ -9,18 +9,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .._version import __version__
 from ..errors import CellgraphError
 from ..machine.memory import format_bytes, no_collection, parse_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 

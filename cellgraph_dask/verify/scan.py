@@ -84,7 +84,7 @@ class _Notes:
 def survey_bytes(plan: SurveyPlan, manifest: Manifest) -> int:
     """Return the most bytes that `survey` needs."""
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
-    slabs = SLAB_EDGES * 2 * index_dtype(n_cells).itemsize * plan.threads
+    slabs = SLAB_EDGES * (2 * index_dtype(n_cells).itemsize + 8) * plan.threads
     if manifest.compression is not None:
         slabs += slabs_bytes()
     per_cell, notes = degree_bytes(n_cells, n_edges, plan.threads)
@@ -133,7 +133,7 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     few = are_few(n_cells, n_edges)
     for first in range(0, max(n_cells, 1), n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
-        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, n_cells, plan.threads)
+        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, plan.threads)
         consumers: list[Callable[[Slab], None]] = [counts.add]
         if first == 0:
             consumers += _first_pass(manifest, plan, notes)
