@@ -66,8 +66,6 @@ _verbose_option = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
     help="Print more, and show where errors come from.",
 )  # fmt: skip
-
-
 _source_options = _options(
     click.option("--key", default="connectivities", show_default=True,
                  help="Matrix in obsp; with slashes, a path inside the store."),
@@ -110,10 +108,7 @@ _progress_option = click.option(
 )
 
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@click.group(context_settings=_HELP)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
@@ -198,7 +193,7 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
         signal.signal(signal.SIGTERM, before)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
@@ -221,7 +216,7 @@ def plan(
         click.echo(result.to_json() if as_json else describe_plan(result))
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("source")
 @click.argument("out_dir")
 @_run_options
@@ -260,7 +255,7 @@ def export(
                 click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("out_dir")
 @click.option(
     "--source", metavar="SOURCE", help="Prove that the edges are exactly those of this matrix."
@@ -298,7 +293,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         context.exit(0 if report.ok else DIFFERENT)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("path")
 @_size_options
 @_json_option
@@ -319,7 +314,7 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
             _print_all("Warning", export.warnings)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("directory", required=False, metavar="[DIR]")
 @click.option(
     "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,

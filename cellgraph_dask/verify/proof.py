@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -61,11 +61,6 @@ class ProofPlan:
     piece_entries: int  # most entries that are sorted at once
     threads: int
     room: int = 0  # bytes of entries that may stay in memory
-
-
-def weight_dtype(source: Source) -> np.dtype[Any]:
-    """Return the dtype in which weights are read."""
-    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
 
 
 def item_bytes(source: Source, kind: Kind) -> int:

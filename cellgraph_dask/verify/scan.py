@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -182,8 +183,7 @@ def _run_pass(
         slabs = stream_slabs(out_dir, manifest, ahead=plan.ahead)
         look((-1, -1), _told(slabs, progress))
         return
-    edges = open_plain(out_dir, manifest)
-    try:
+    with closing(open_plain(out_dir, manifest)) as edges:
         starts = range(0, manifest.n_edges, _STRETCH_EDGES)
         stretches = [range(k, min(k + _STRETCH_EDGES, manifest.n_edges)) for k in starts]
 
@@ -193,8 +193,6 @@ def _run_pass(
 
         sizes = [len(stretch) for stretch in stretches]
         Threads(plan.threads, progress).run(Stage("edges", task, stretches, sizes, "edges"))
-    finally:
-        edges.close()
 
 
 def _told(slabs: Iterator[Slab], progress: Progress) -> Iterator[Slab]:
