@@ -80,8 +80,8 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
     block += plan.block_entries * item_bytes(source, kind) + 32 * n_partitions
     # To sort with weights takes the order, the work space of its sort, and both columns in order.
     per_entry = item_bytes(source, kind) + (40 if kind == "signed" else 0)
-    # Edges are held as stored, as keys, and with one side as it becomes part of a key.
-    piece = plan.piece_entries * per_entry + SLAB_EDGES * 36 + PART * 64 + 8 * n_blocks
+    # Edges are held as stored, as keys, and one side as it becomes part of them.
+    piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64 + 8 * n_blocks
     return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40)
 
 
