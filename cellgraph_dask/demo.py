@@ -22,15 +22,7 @@ _N_DIMENSIONS = 3
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo made.
-
-    Attributes
-    ----------
-    store : str
-        The AnnData store.
-    report : ExportReport
-        Of its export.
-    """
+    """What the demo made: an AnnData store, and a report of its export."""
 
     store: str
     report: ExportReport
@@ -63,15 +55,6 @@ def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
 
     The cells are points around cluster centers; neighbors are exact, by `scipy.spatial.KDTree`.
     ``obsp["distances"]`` is directed, ``obsp["connectivities"]`` its symmetrized Gaussian weights.
-
-    Parameters
-    ----------
-    path
-        Folder of the store.
-    n_cells
-        Number of cells.
-    seed
-        For the random points.
     """
     import anndata
     import pandas as pd
@@ -116,17 +99,8 @@ def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
 def run_demo(directory: str | Path | None = None, *, n_cells: int = 100_000) -> DemoResult:
     """Make a store, export its graph, and check the export.
 
-    Parameters
-    ----------
-    directory
-        Where to put both; a new folder in the working directory by default.
-    n_cells
-        Number of cells.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists and is not empty, or the check fails.
+    Both go to a folder that must be empty if it is there: by default a new one in the working
+    directory. Otherwise, or if the check fails, `OutputError` is raised.
     """
     folder = Path(directory) if directory is not None else _new_folder()
     if folder.exists() and any(folder.iterdir()):

@@ -9,18 +9,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from .._version import __version__
 from ..errors import CellgraphError
 from ..machine.memory import format_bytes, no_collection, parse_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 
@@ -116,10 +113,7 @@ _progress_option = click.option(
 )
 
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@click.group(context_settings=_HELP)
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
@@ -204,7 +198,7 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
         signal.signal(signal.SIGTERM, before)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
@@ -227,7 +221,7 @@ def plan(
         click.echo(result.to_json() if as_json else describe_plan(result))
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("source")
 @click.argument("out_dir")
 @_run_options
@@ -266,7 +260,7 @@ def export(
                 click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("out_dir")
 @click.option(
     "--source", metavar="SOURCE", help="Prove that the edges are exactly those of this matrix."
@@ -305,7 +299,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         context.exit(0 if report.ok else DIFFERENT)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("path")
 @click.option("--key", help="Only this matrix of a store; with slashes, a path inside it.")
 @_source_options
@@ -329,7 +323,7 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
             _print_all("Warning", export.warnings)
 
 
-@cli.command(context_settings=_HELP)
+@cli.command()
 @click.argument("directory", required=False, metavar="[DIR]")
 @click.option(
     "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,

@@ -15,8 +15,6 @@ _PROOFS = {
     "comparison": "exactly those of {}, each one compared",
     "signed": "exactly those of {}, each one compared, with weights added up",
 }
-
-
 _METHODS = {
     "symmetric": "symmetric: one pass, as the matrix looks symmetric",
     "general": "general: split and merge",

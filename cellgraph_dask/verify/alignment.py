@@ -105,23 +105,21 @@ def _points(path: Path, dim: int, n_cells: int) -> Embedding:
         out = np.empty((cells.size, dim), "<f4")
         if path.suffix != ".gz":
             check(path.stat().st_size)
-            fd = os.open(path, os.O_RDONLY)
-            try:
+            with path.open("rb") as file:
                 for k, cell in enumerate(cells.tolist()):
-                    out[k] = np.frombuffer(os.pread(fd, row_bytes, row_bytes * cell), "<f4")
-            finally:
-                os.close(fd)
+                    row = os.pread(file.fileno(), row_bytes, row_bytes * cell)
+                    out[k] = np.frombuffer(row, "<f4")
             return out
-        with gzip.open(path) as file:
+        with gzip.open(path) as unpacked:
             n_rows = _READ_BYTES // row_bytes
             for first in range(0, n_cells, n_rows):
-                raw = file.read(row_bytes * n_rows)
+                raw = unpacked.read(row_bytes * n_rows)
                 if len(raw) != row_bytes * min(n_rows, n_cells - first):
                     check(first * row_bytes + len(raw))
                 rows = np.frombuffer(raw, "<f4").reshape(-1, dim)
                 a, b = np.searchsorted(cells, [first, first + n_rows])
                 out[a:b] = rows[cells[a:b] - first]
-            if file.read(1):
+            if unpacked.read(1):
                 check(n_cells * row_bytes + 1, " or more")
         return out
 

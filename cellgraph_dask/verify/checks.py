@@ -18,20 +18,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..edge_pairs.format import (
-    MANIFEST,
-    Manifest,
-    index_dtype,
-    read_manifest,
-    viewer_bytes,
-)
+from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest, viewer_bytes
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
@@ -52,16 +46,8 @@ from . import loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
-from .pair_file import proof_shift
-from .proof import (
-    Kind,
-    ProofPlan,
-    check_cover,
-    plan_proof,
-    proof_bytes,
-    prove_by_sums,
-    weight_dtype,
-)
+from .pair_file import proof_shift, weight_dtype
+from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
 from .scan import Survey, plan_survey, survey, survey_bytes
 from .statistics import cell_dtype
 
@@ -305,14 +291,14 @@ class _Check:
                     return "sums", []
             except NegativeWeightError:
                 kinds.remove("comparison")
-        with self._scratch() as folder, named_disk_errors(folder):
-            edges = self._plain(manifest, folder)
-            try:
-                assert found.starts is not None
-                edges.know(found.starts, proof_shift(manifest.n_cells))
-                return self._compare(source, edges, folder, kinds)
-            finally:
-                edges.close()
+        with (
+            self._scratch() as folder,
+            named_disk_errors(folder),
+            closing(self._plain(manifest, folder)) as edges,
+        ):
+            assert found.starts is not None
+            edges.know(found.starts, proof_shift(manifest.n_cells))
+            return self._compare(source, edges, folder, kinds)
 
     def _compare(
         self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind]

@@ -20,8 +20,8 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
-from .pair_file import PairFile, cell_bits, key_bits, proof_shift
-from .proof import PART, Kind, ProofPlan, weight_dtype
+from .pair_file import PairFile, cell_bits, key_bits, proof_shift, weight_dtype
+from .proof import PART, Kind, ProofPlan
 
 
 def prove_by_comparison(
@@ -213,7 +213,11 @@ class _Comparison:
             if at < wanted.size and wanted[at] < found[at]:
                 return _missing(self.source, self.edges, *self._pair(base, int(wanted[at])))
             if at < found.size:
-                return _unfounded(self.edges, number + at)
+                byte = (number + at) * self.edges.dtype.itemsize
+                return (
+                    f"edge {number + at} (byte {byte}) is {(int(src[at]), int(dst[at]))}, but the "
+                    "matrix has no nonzero for these cells."
+                )
         if keys.size > stop - start:
             return _missing(self.source, self.edges, *self._pair(base, int(keys[stop - start])))
         return None
@@ -228,12 +232,4 @@ def _missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:
     return (
         f"{source.key} has a nonzero in row {row}, column {column}, but there is no edge "
         f"({small}, {large}); it would be edge {number} (byte {number * edges.dtype.itemsize})."
-    )
-
-
-def _unfounded(edges: PlainEdges, number: int) -> str:
-    """Say that an edge has no nonzero in the matrix."""
-    return (
-        f"edge {number} (byte {number * edges.dtype.itemsize}) is {edges.edge(number)}, but the "
-        "matrix has no nonzero for these cells."
     )

@@ -25,13 +25,23 @@ TILE = 1 << 12  # entries whose rows are written out at a time; they stay in the
 _AT_ONCE = 16  # values that are written at once
 
 
-@compiled()
-def count_ends(cells: Array, first: int, counts: Array) -> None:
-    """Add one to ``counts[cell - first]`` for each cell that has a counter, in place."""
+@compiled(int)
+def count_ends(cells: Array, first: int, counts: Array, full: Array) -> int:
+    """Add one to ``counts[cell - first]`` (uint16) for each cell that has a counter, in place.
+
+    Counters that come to 2¹⁶ begin anew at 0. They are named in `full`, which must be as long as
+    `cells`; return how many there are.
+    """
+    n = 0
     for k in range(cells.size):
         at = np.int64(cells[k]) - first
         if 0 <= at < counts.size:
-            counts[at] += 1
+            count = (np.int64(counts[at]) + 1) & 0xFFFF
+            counts[at] = count
+            if count == 0:
+                full[n] = at
+                n += 1
+    return n
 
 
 @compiled(int)
@@ -289,13 +299,13 @@ def add_up_integers(keys: Array, weights: Array, kept: Array) -> int:
 def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     """Load (or compile) the loops that looking at the edges takes.
 
-    `edge_dtype` is of the edge files, `cell_dtype` of degree counters and forests.
+    `edge_dtype` is of the edge files, `cell_dtype` of forests.
     """
     edges = np.zeros(0, edge_dtype)
     none, two = np.zeros(0, cell_dtype), np.zeros(2, np.uint64)
     bits = np.zeros(0, np.uint8)
     first_bad_edge(edges, edges, 0, 0, 0)
-    count_ends(edges, 0, none)
+    count_ends(edges, 0, np.zeros(0, np.uint16), np.zeros(0, np.int64))
     hash_edges(edges, edges, np.zeros(4, np.uint64), two)
     unite(edges, edges, none, bits)
     unite(none, none, none, bits)

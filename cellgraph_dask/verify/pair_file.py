@@ -10,12 +10,13 @@ import math
 import os
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
+from ..source.matrix import Source
 
 _KEY_BITS = 62  # that a key may have, besides the one for the side of the diagonal
 _PARTITIONS = 4096  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
@@ -36,6 +37,11 @@ def key_bits(n_cells: int, *, is_weighted: bool) -> int:
     """Return the bits of keys without side: 32 where that is enough, else 62."""
     fits = proof_shift(n_cells) + cell_bits(n_cells) <= 32 and not is_weighted
     return 32 if fits else _KEY_BITS
+
+
+def weight_dtype(source: Source) -> np.dtype[Any]:
+    """Return the dtype in which weights are read and kept."""
+    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
 
 
 class Lot(NamedTuple):

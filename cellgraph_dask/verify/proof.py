@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -63,11 +63,6 @@ class ProofPlan:
     room: int = 0  # bytes of entries that may stay in memory
 
 
-def weight_dtype(source: Source) -> np.dtype[Any]:
-    """Return the dtype in which weights are read."""
-    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
-
-
 def item_bytes(source: Source, kind: Kind) -> int:
     """Return the bytes in which an entry waits: a key, and where they are added up a weight."""
     if kind == "signed":
@@ -85,8 +80,8 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
     block += plan.block_entries * item_bytes(source, kind) + 32 * n_partitions
     # To sort with weights takes the order, the work space of its sort, and both columns in order.
     per_entry = item_bytes(source, kind) + (40 if kind == "signed" else 0)
-    # Edges are held as stored, as keys, and with one side as it becomes part of a key.
-    piece = plan.piece_entries * per_entry + SLAB_EDGES * 36 + PART * 64 + 8 * n_blocks
+    # Edges are held as stored, as keys, and one side as it becomes part of them.
+    piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64 + 8 * n_blocks
     return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40)
 
 

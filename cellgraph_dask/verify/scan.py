@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,7 @@ class _Notes:
 def survey_bytes(plan: SurveyPlan, manifest: Manifest) -> int:
     """Return the most bytes that `survey` needs."""
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
-    slabs = SLAB_EDGES * 2 * index_dtype(n_cells).itemsize * plan.threads
+    slabs = SLAB_EDGES * (2 * index_dtype(n_cells).itemsize + 8) * plan.threads
     if manifest.compression is not None:
         slabs += slabs_bytes()
     per_cell, notes = degree_bytes(n_cells, n_edges, plan.threads)
@@ -133,7 +134,7 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     few = are_few(n_cells, n_edges)
     for first in range(0, max(n_cells, 1), n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
-        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, n_cells, plan.threads)
+        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, plan.threads)
         consumers: list[Callable[[Slab], None]] = [counts.add]
         if first == 0:
             consumers += _first_pass(manifest, plan, notes)
@@ -182,8 +183,7 @@ def _run_pass(
         slabs = stream_slabs(out_dir, manifest, ahead=plan.ahead)
         look((-1, -1), _told(slabs, progress))
         return
-    edges = open_plain(out_dir, manifest)
-    try:
+    with closing(open_plain(out_dir, manifest)) as edges:
         starts = range(0, manifest.n_edges, _STRETCH_EDGES)
         stretches = [range(k, min(k + _STRETCH_EDGES, manifest.n_edges)) for k in starts]
 
@@ -193,8 +193,6 @@ def _run_pass(
 
         sizes = [len(stretch) for stretch in stretches]
         Threads(plan.threads, progress).run(Stage("edges", task, stretches, sizes, "edges"))
-    finally:
-        edges.close()
 
 
 def _told(slabs: Iterator[Slab], progress: Progress) -> Iterator[Slab]:

@@ -607,7 +607,7 @@ def test_a_file_where_the_edge_folder_should_be(tmp_path):
     (tmp_path / "out/connectivity").write_text("mine")
     before = snapshot(tmp_path)
     outcome = run("export", source, tmp_path / "out")
-    assert_refused(outcome, r"cannot write to .*out: Not a directory")
+    assert_refused(outcome, r"cannot write to .*out: File exists")
     assert snapshot(tmp_path) == before
 
 

@@ -29,6 +29,11 @@ def hub_edges():
     return sorted({(0, k) for k in range(1, 1800)} | {(3, k) for k in range(4, 1000)})
 
 
+def wide_hub_edges():
+    """Two cells have about as many neighbors as two bytes can count: one fewer, and more."""
+    return [(0, k) for k in range(1, 66_000)] + [(2, k) for k in range(3, 65_537)]
+
+
 def chain_edges():
     """Two long chains that meet in the end only, and isolated cells."""
     chains = {(k, k + 2) for k in range(3000)}
@@ -43,6 +48,7 @@ GRAPHS = {
     "dense": (60, random_edges(60, 100_000)),  # mean degree 59
     "complete": (200, random_edges(200, 400_000)),  # mean degree 199: wide counters
     "hub": (2_000, hub_edges()),
+    "wide hub": (66_000, wide_hub_edges()),
     "chains": (3_100, chain_edges()),
     "32 bits": (70_000, random_edges(70_000, 60_000)),
 }
