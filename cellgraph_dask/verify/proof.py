@@ -65,7 +65,7 @@ class ProofPlan:
 
 def weight_dtype(source: Source) -> np.dtype[Any]:
     """Return the dtype in which weights are read."""
-    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
+    return np.dtype(np.float64 if source.data.dtype.kind == "f" else np.int64)
 
 
 def item_bytes(source: Source, kind: Kind) -> int:
