@@ -30,24 +30,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with all that its execution needs.
-
-    Attributes
-    ----------
-    plan : ExportPlan
-        What will be done.
-    job : Job
-        What every task needs to know; its scratch folder is not named yet.
-    blocks : list of Block
-        The stored entries in blocks.
-    workers : Workers or None
-        Those of the cluster, if there is one.
-    """
+    """A plan with all that its execution needs."""
 
     plan: ExportPlan
-    job: Job
-    blocks: list[Block]
-    workers: Workers | None
+    job: Job  # what every task needs to know; its scratch folder is not named yet
+    blocks: list[Block]  # the stored entries
+    workers: Workers | None  # of the cluster, if there is one
 
 
 class ResumeLimitError(MemoryLimitError):
@@ -71,49 +59,31 @@ def prepare(
 ) -> Prepared:
     """Plan an export, with all that its execution needs.
 
-    Parameters
-    ----------
-    source
-        The matrix.
-    folder
-        A folder on the disk of the output.
-    options
-        The user's.
-    scratch_dir
-        A folder on the disk of temporary files; by default `folder`.
-    upload_bytes
-        Memory that uploading takes.
-    method, tuning
-        How the edges are found, and how the work is cut; by default what suits matrix and limit.
-    resumed
-        The plan of an interrupted run, whose method and sizes are taken.
+    `folder` is on the disk of the output, `scratch_dir` (by default `folder`) on that of temporary
+    files; uploading takes `upload_bytes` of memory. The `method` and the `tuning` are those that
+    suit matrix and limit, unless they are given, or are those of the plan of a `resumed` run.
 
     Raises
     ------
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     ResumeLimitError
-        If it is too small for the sizes of the interrupted run.
+        If it is too small for the sizes of the resumed run.
     ClusterError
         If the workers of the cluster cannot do it.
-    DamagedGraphError
-        If `indptr` breaks a rule.
     """
     if resumed is not None:
-        method = resumed.method
-    if method is None:
+        method, tuning = resumed.method, resumed.tuning
+    elif method is None:
         method = "symmetric" if looks_symmetric(source) else "general"
     budget, workers = _budget(source, method, options, upload_bytes)
-    if resumed is not None:
-        tuning = replace(resumed.tuning, threads=budget.threads)
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(source, Scratch(""), shift, method)
-    if resumed is not None and tuning is not None:
-        adopted = adopt(job, tuning, budget)
-        if adopted is None:
-            least = replace(tuning, threads=budget.fewest_threads)
+    if resumed is not None:
+        tuning = adopt(job, resumed.tuning, budget)
+        if tuning is None:
+            least = replace(resumed.tuning, threads=budget.fewest_threads)
             raise ResumeLimitError(projected_bytes(job, least, budget), budget.limit)
-        tuning = adopted
     elif tuning is None:
         tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
@@ -142,27 +112,16 @@ def _budget(
 
 
 class Disks(NamedTuple):
-    """The disks of an export.
+    """The disks of an export."""
 
-    Attributes
-    ----------
-    scratch_free, output_free : int
-        Free bytes.
-    are_same : bool
-        Whether temporary files and output share a disk.
-    """
-
-    scratch_free: int
+    scratch_free: int  # bytes
     output_free: int
     are_same: bool
 
 
 def _look_at_disks(folder: Path, scratch_dir: Path, spooled_bytes: int) -> Disks:
-    return Disks(
-        free_bytes(scratch_dir) + spooled_bytes,
-        free_bytes(folder),
-        _device(scratch_dir) == _device(folder),
-    )
+    scratch_free = free_bytes(scratch_dir) + spooled_bytes
+    return Disks(scratch_free, free_bytes(folder), _device(scratch_dir) == _device(folder))
 
 
 def _device(folder: Path) -> int:
@@ -173,13 +132,7 @@ def _device(folder: Path) -> int:
 
 
 def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path | None) -> None:
-    """Tell the plan's warnings, and refuse what cannot fit even if all edges are stored twice.
-
-    Raises
-    ------
-    DiskSpaceError
-        If a disk has too little room.
-    """
+    """Log the plan's warnings, and refuse what cannot fit even if all edges are stored twice."""
     for warning in plan.warnings:
         log.warning("%s", warning)
     scratch_folder = scratch_dir or out_dir
@@ -268,7 +221,7 @@ class ExportPlan:
 def make_plan(
     job: Job, tuning: Tuning, budget: Budget, n_blocks: int, disks: Disks, n_workers: int = 0
 ) -> ExportPlan:
-    """Put the figures of an export together."""
+    """Return the plan with all figures of an export."""
     source = job.source
     dtype = index_dtype(source.n_cells)
     output = 2 * source.n_entries * dtype.itemsize
