@@ -102,14 +102,10 @@ def plan_export(
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
-    return prepare(
-        opened,
-        output.folder,
-        options,
-        scratch_dir=None if options.scratch_dir is None else Path(options.scratch_dir),
-        upload_bytes=output.upload_bytes,
-        method=method,
-    ).plan
+    prepared = prepare(
+        opened, output.folder, options, upload_bytes=output.upload_bytes, method=method
+    )
+    return prepared.plan
 
 
 def export_connectivities(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..stages.job import Job, Method, OtherMethodError, Tuning
-from ..stages.pipeline import Delivery, run_stages
+from ..stages.pipeline import run_stages
 from ..stages.runs import Scratch
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
@@ -94,7 +93,7 @@ class ExportReport:
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
-    """Return whether a run into `out_dir` was interrupted, so that `resume` continues it."""
+    """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
@@ -156,7 +155,7 @@ class _Export:
     @property
     def ready(self) -> Source | None:
         """The source, if all that work on it can read it as it is; else it has to be spooled."""
-        if not isinstance(self.source, Source):
+        if isinstance(self.source, LazyMatrix):
             return None
         is_seen = self.options.client is None or self.source.origin.is_shared
         return self.source if is_seen else None
@@ -178,13 +177,12 @@ class _Export:
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
-        scratch_dir = None if self.options.scratch_dir is None else Path(self.options.scratch_dir)
         try:
             prepared = prepare(
                 source,
                 output.folder,
                 self.options,
-                scratch_dir=Path(record.scratch).parent if record is not None else scratch_dir,
+                scratch_dir=Path(record.scratch).parent if record is not None else None,
                 upload_bytes=output.upload_bytes,
                 method=self.method,
                 tuning=self.tuning,
@@ -199,7 +197,8 @@ class _Export:
                 "--memory-limit, or start over without --resume."
             ) from None
         if record is None:
-            check_disk(prepared.plan, output.folder, scratch_dir)
+            scratch = Path(self.options.scratch_dir or output.folder)
+            check_disk(prepared.plan, output.folder, scratch)
         return prepared
 
     def run(
@@ -283,54 +282,32 @@ def _run(
     client: Client | None,
 ) -> _Result:
     """Run all stages; leave the edge files in the folder `edges`."""
-    plan, scratch = prepared.plan, Scratch(record.scratch)
-    job = replace(prepared.job, scratch=scratch)
-    with named_disk_errors(Path(scratch.folder).parent), _journal(output, record) as journal:
+    plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
+    job = replace(prepared.job, scratch=Scratch(record.scratch))
+    with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
         executor: Executor = Threads(plan.threads, progress)
-        if client is not None and prepared.workers is not None:
-            check_folders(client, job.source.origin.file, [Path(scratch.folder), edges])
+        if client is not None:
+            check_folders(client, job.source.origin.file, [scratch, edges])
             executor = Cluster(client, progress)
         resumable = ResumableExecutor(executor, journal)
         is_shared = client is not None
-        with _delivery(job, plan, edges, journal, resumable, is_shared) as delivery:
-            outcome = run_stages(
-                job, prepared.blocks, plan.tuning, record.seeds, resumable, delivery
-            )
+        with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
+            outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
     return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, resumable.n_kept)
 
 
-@contextmanager
-def _journal(output: Output, record: RunRecord) -> Iterator[Journal]:
-    journal = Journal(output.work, record.id)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-@contextmanager
 def _delivery(
-    job: Job,
-    plan: ExportPlan,
-    edges: Path,
-    journal: Journal,
-    executor: ResumableExecutor,
-    is_shared: bool,
-) -> Iterator[Delivery]:
-    """Give what makes the edge files: for threads of this process, or for many processes."""
+    job: Job, plan: ExportPlan, edges: Path, executor: ResumableExecutor, is_shared: bool
+) -> PieceDelivery | EdgeFiles:
+    """Return what makes the edge files: for threads of this process, or for many processes."""
     dtype, level = index_dtype(plan.n_cells), plan.compression
-    delivery: PieceDelivery | EdgeFiles
     if is_shared:
-        delivery = PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
-    else:
-        parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
+        return PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
+    journal = executor.journal
+    parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
 
-        def note(side: str, number: int, part: DeflatePart) -> None:
-            journal.add(f"deflate-{side}", number, part)
+    def note(side: str, number: int, part: DeflatePart) -> None:
+        journal.add(f"deflate-{side}", number, part)
 
-        delivery = EdgeFiles(edges, dtype, level, parts, note)
-    try:
-        yield delivery
-    finally:
-        delivery.close()
+    return EdgeFiles(edges, dtype, level, parts, note)

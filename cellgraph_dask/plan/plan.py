@@ -14,7 +14,7 @@ from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
 from ..errors import DiskSpaceError, MemoryLimitError
 from ..machine.files import free_bytes
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
-from ..runtime.cluster import Workers, inspect_workers
+from ..runtime.cluster import inspect_workers
 from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
@@ -35,7 +35,6 @@ class Prepared:
     plan: ExportPlan
     job: Job  # what every task needs to know; its scratch folder is not named yet
     blocks: list[Block]  # the stored entries
-    workers: Workers | None  # of the cluster, if there is one
 
 
 class ResumeLimitError(MemoryLimitError):
@@ -59,9 +58,10 @@ def prepare(
 ) -> Prepared:
     """Plan an export, with all that its execution needs.
 
-    `folder` is on the disk of the output, `scratch_dir` (by default `folder`) on that of temporary
-    files; uploading takes `upload_bytes` of memory. The `method` and the `tuning` are those that
-    suit matrix and limit, unless they are given, or are those of the plan of a `resumed` run.
+    `folder` is on the disk of the output, `scratch_dir` (by default that of the options, else
+    `folder`) on that of temporary files; uploading takes `upload_bytes` of memory. The
+    `method` and the `tuning` are those that suit matrix and limit, unless they are given, or are
+    those of the plan of a `resumed` run.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def prepare(
         method, tuning = resumed.method, resumed.tuning
     elif method is None:
         method = "symmetric" if looks_symmetric(source) else "general"
-    budget, workers = _budget(source, method, options, upload_bytes)
+    budget, n_workers = _budget(source, method, options, upload_bytes)
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(source, Scratch(""), shift, method)
     if resumed is not None:
@@ -87,28 +87,29 @@ def prepare(
     elif tuning is None:
         tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
-    disks = _look_at_disks(folder, scratch_dir or folder, source.spooled_bytes)
-    n_workers = workers.n_workers if workers is not None else 0
+    scratch = Path(scratch_dir or options.scratch_dir or folder)
+    disks = _look_at_disks(folder, scratch, source.spooled_bytes)
     plan = make_plan(job, tuning, budget, len(blocks), disks, n_workers)
-    return Prepared(plan, job, blocks, workers)
+    return Prepared(plan, job, blocks)
 
 
 def _budget(
     source: Source, method: Method, options: Options, upload_bytes: int
-) -> tuple[Budget, Workers | None]:
-    """Return what may be taken, by this process or by each worker, once the loops are loaded."""
+) -> tuple[Budget, int]:
+    """Return what this process or each worker may take once the loops are loaded; workers."""
     client, compression = options.client, options.compression
     if client is None:
         warm_up(source, method)
         reserved = round_reserved(resident_bytes() + upload_bytes)
         threads = options.threads or default_threads()
         limit = limit_bytes(options.memory_limit)
-        return Budget(limit, reserved, threads, True, compression), None
+        return Budget(limit, reserved, threads, True, compression), 0
     allowed = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     workers = inspect_workers(client, partial(warm_up, source, method), allowed)
     reserved = round_reserved(workers.reserved)
     threads = workers.threads_per_worker
-    return Budget(workers.memory_limit, reserved, threads, False, compression), workers
+    budget = Budget(workers.memory_limit, reserved, threads, False, compression)
+    return budget, workers.n_workers
 
 
 class Disks(NamedTuple):
@@ -131,19 +132,18 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path | None) -> None:
+def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
     """Log the plan's warnings, and refuse what cannot fit even if all edges are stored twice."""
     for warning in plan.warnings:
         log.warning("%s", warning)
-    scratch_folder = scratch_dir or out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
     scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-    if scratch and _device(scratch_folder) == _device(out_dir):
+    if scratch and _device(scratch_dir) == _device(out_dir):
         scratch += least  # the runs are there until the edge files are complete
     if scratch > plan.scratch_free_bytes:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
+            f"{format_bytes(scratch)} may be needed in {scratch_dir}. Free some space, or name "
             "another disk with --scratch-dir."
         )
     if least > plan.output_free_bytes:
