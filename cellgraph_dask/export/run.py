@@ -29,7 +29,7 @@ from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..stages.job import Job, Method, OtherMethodError, Tuning
-from ..stages.pipeline import run_stages
+from ..stages.pipeline import Outcome, run_stages
 from ..stages.runs import Scratch
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
@@ -109,14 +109,8 @@ def run_export(
     reset_peak()
     export = _Export(source, options, method, tuning)
     record = export.interrupted()
-    output = open_output(
-        options.out_dir,
-        force=options.force or (record is not None and record.force),
-        resume=record is not None,
-        scratch_dir=options.scratch_dir,
-        storage_options=options.output_storage_options,
-        on_cluster=options.client is not None,
-    )
+    force = options.force or (record is not None and record.force)
+    output = output_of(options, force=force, resume=record is not None)
     read_identity(output.out_dir, source.n_cells)
     # What needs no spooling is planned, and refused, before anything is written.
     ready = export.ready
@@ -134,13 +128,24 @@ def run_export(
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
+def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
+    """Return where an export goes, to be held for writing."""
+    return open_output(
+        options.out_dir,
+        force=force,
+        resume=resume,
+        scratch_dir=options.scratch_dir,
+        storage_options=options.output_storage_options,
+        on_cluster=options.client is not None,
+    )
+
+
 class _Result(NamedTuple):
     """What a run has made."""
 
     manifest: Manifest
-    scratch_bytes: int
-    output_bytes: int
-    n_kept: int
+    outcome: Outcome
+    n_kept: int  # tasks of an interrupted run
 
 
 @dataclass(frozen=True)
@@ -232,12 +237,12 @@ class _Export:
 def _report(
     output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
-    plan, client = prepared.plan, options.client
+    plan, outcome, client = prepared.plan, result.outcome, options.client
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=result.manifest.n_edges,
-        max_neighbors=result.manifest.max_neighbors,
+        n_edges=outcome.n_edges,
+        max_neighbors=outcome.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,
         threads=plan.threads,
@@ -245,8 +250,8 @@ def _report(
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
-        scratch_bytes=result.scratch_bytes + prepared.job.source.spool_bytes,
-        output_bytes=result.output_bytes,
+        scratch_bytes=outcome.scratch_bytes + prepared.job.source.spool_bytes,
+        output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
     )
@@ -294,7 +299,7 @@ def _run(
         with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
             outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, resumable.n_kept)
+    return _Result(manifest, outcome, resumable.n_kept)
 
 
 def _delivery(

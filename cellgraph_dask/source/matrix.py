@@ -187,10 +187,8 @@ class Source:
         row is no longer than the longest after it.
         """
         at = absent_until - first
-        if self.indptr.chunk_size <= _TINY_CHUNK:
-            return
-        lengths = np.diff(values[max(at, 0) :])
-        if values[at] > (lengths.max() if lengths.size else 0):
+        longest = np.diff(values[max(at, 0) :]).max(initial=0)
+        if self.indptr.chunk_size > _TINY_CHUNK and values[at] > longest:
             loss = f"{values[at]} entries lose their rows"
             raise DamagedGraphError(self._missing(self.indptr, 0, loss))
 

@@ -138,19 +138,18 @@ def _file_origin(path: str) -> Origin:
 def _is_hdf5(path: str) -> bool:
     """Whether a path is an HDF5 file, by its content; a SourceError if it is no source at all."""
     try:
-        there, is_folder = Path(path).exists(), Path(path).is_dir()
-        head = b""
-        if there and not is_folder:
-            with open(path, "rb") as file:
-                head = file.read(4096)
+        if not Path(path).exists():
+            raise SourceError(
+                f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData "
+                "store, or an .h5ad file."
+            )
+        if Path(path).is_dir():
+            return False
+        with open(path, "rb") as file:
+            head = file.read(4096)
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-    if not there:
-        raise SourceError(
-            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
-            "or an .h5ad file."
-        )
-    if is_folder or head.startswith(_ZIP):
+    if head.startswith(_ZIP):
         return False
     if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
         return True
@@ -220,9 +219,9 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
     except CellgraphError:
         raise
     except Exception as error:  # of strange metadata, zarr raises anything
-        hint = "" if origin.file is not None else (
-            " Look at the URL, the connection and the storage options, too."
-        )  # fmt: skip
+        hint = ""
+        if origin.file is None:
+            hint = " Look at the URL, the connection and the storage options, too."
         raise SourceError(
             f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
             f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
