@@ -88,7 +88,8 @@ def prepare(
         tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
     scratch = Path(scratch_dir or options.scratch_dir or folder)
-    disks = _look_at_disks(folder, scratch, source.spooled_bytes)
+    scratch_free = free_bytes(scratch) + source.spooled_bytes
+    disks = Disks(scratch_free, free_bytes(folder), _device(scratch) == _device(folder))
     plan = make_plan(job, tuning, budget, len(blocks), disks, n_workers)
     return Prepared(plan, job, blocks)
 
@@ -118,11 +119,6 @@ class Disks(NamedTuple):
     scratch_free: int  # bytes
     output_free: int
     are_same: bool
-
-
-def _look_at_disks(folder: Path, scratch_dir: Path, spooled_bytes: int) -> Disks:
-    scratch_free = free_bytes(scratch_dir) + spooled_bytes
-    return Disks(scratch_free, free_bytes(folder), _device(scratch_dir) == _device(folder))
 
 
 def _device(folder: Path) -> int:

@@ -118,7 +118,8 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
 
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
-    block = _block_bytes(job, tuning.block_entries, tuning.block_rows)
+    needs = stream_bytes if job.method == "symmetric" else split_bytes
+    block = needs(job, tuning.block_entries, tuning.block_rows)
     piece = 0
     if job.method != "symmetric":
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
@@ -132,11 +133,6 @@ def smallest_limit(job: Job, budget: Budget) -> int:
     threads, piece = budget.fewest_threads, _LEAST_PIECE_ENTRIES
     sizes = [Tuning(n, _rows(n), piece, job.shift, threads) for n in _blocks(job, threads)]
     return min(projected_bytes(job, tuning, budget) for tuning in sizes)
-
-
-def _block_bytes(job: Job, n_entries: int, n_rows: int) -> int:
-    needs = stream_bytes if job.method == "symmetric" else split_bytes
-    return needs(job, n_entries, n_rows)
 
 
 def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
