@@ -17,9 +17,9 @@ from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ResumeError
 from ..machine.files import named_disk_errors
-from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
+from ..machine.memory import limit_bytes, peak_bytes, reset_peak
 from ..plan.options import Options
-from ..plan.plan import ExportPlan, Prepared, ResumeLimitError, check_disk, prepare
+from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
@@ -182,25 +182,16 @@ class _Export:
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
-        try:
-            prepared = prepare(
-                source,
-                output.folder,
-                self.options,
-                scratch_dir=Path(record.scratch).parent if record is not None else None,
-                upload_bytes=output.upload_bytes,
-                method=self.method,
-                tuning=self.tuning,
-                resumed=record.plan if record is not None else None,
-            )
-        except ResumeLimitError as error:
-            assert record is not None
-            raise ResumeError(
-                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
-                f"resuming it takes {format_bytes(error.needed)}, but the limit is "
-                f"{format_bytes(error.limit)}. Allow {-(-error.needed // 10**6)}MB with "
-                "--memory-limit, or start over without --resume."
-            ) from None
+        prepared = prepare(
+            source,
+            output.folder,
+            self.options,
+            scratch_dir=Path(record.scratch).parent if record is not None else None,
+            upload_bytes=output.upload_bytes,
+            method=self.method,
+            tuning=self.tuning,
+            resumed=record.plan if record is not None else None,
+        )
         if record is None:
             scratch = Path(self.options.scratch_dir or output.folder)
             check_disk(prepared.plan, output.folder, scratch)

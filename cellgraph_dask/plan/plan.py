@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
-from ..errors import DiskSpaceError, MemoryLimitError
+from ..errors import DiskSpaceError, ResumeError
 from ..machine.files import free_bytes
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..runtime.cluster import inspect_workers
@@ -37,14 +37,6 @@ class Prepared:
     blocks: list[Block]  # the stored entries
 
 
-class ResumeLimitError(MemoryLimitError):
-    """An interrupted run was planned for more memory (`needed` bytes) than the limit allows now."""
-
-    def __init__(self, needed: int, limit: int) -> None:
-        super().__init__(f"{format_bytes(needed)} are needed, {format_bytes(limit)} allowed")
-        self.needed, self.limit = needed, limit
-
-
 def prepare(
     source: Source,
     folder: Path,
@@ -67,7 +59,7 @@ def prepare(
     ------
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
-    ResumeLimitError
+    ResumeError
         If it is too small for the sizes of the resumed run.
     ClusterError
         If the workers of the cluster cannot do it.
@@ -83,7 +75,13 @@ def prepare(
         tuning = adopt(job, resumed.tuning, budget)
         if tuning is None:
             least = replace(resumed.tuning, threads=budget.fewest_threads)
-            raise ResumeLimitError(projected_bytes(job, least, budget), budget.limit)
+            needed = projected_bytes(job, least, budget)
+            raise ResumeError(
+                f"the run that was interrupted in {options.out_dir} was planned for more memory: "
+                f"resuming it takes {format_bytes(needed)}, but the limit is "
+                f"{format_bytes(budget.limit)}. Allow {-(-needed // 10**6)}MB with "
+                "--memory-limit, or start over without --resume."
+            )
     elif tuning is None:
         tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
