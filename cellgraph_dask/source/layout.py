@@ -139,13 +139,10 @@ def _children(root: Node, path: str) -> list[str]:
         return []
 
 
-def _graphs(root: Node) -> Iterator[str]:
-    """Yield the names in `uns` of what scanpy calls neighbors."""
-    for name in _children(root, "uns"):
-        if {"connectivities_key", "connectivities", "distances"} & set(
-            _children(root, f"uns/{name}")
-        ):
-            yield name
+def _graphs(root: Node) -> list[str]:
+    """Return the names in `uns` of what scanpy calls neighbors."""
+    marks = {"connectivities_key", "connectivities", "distances"}
+    return [name for name in _children(root, "uns") if marks & set(_children(root, f"uns/{name}"))]
 
 
 def _follow(root: Node, path: str, neighbors_key: str) -> str:
@@ -162,7 +159,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     old = f"uns/{neighbors_key}/connectivities"
     if _get(root, old) is not None:
         return old
-    names = list(_graphs(root))
+    names = _graphs(root)
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
         f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)} Name one with "
