@@ -8,6 +8,7 @@ dies costs its tasks and nothing else.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -54,8 +55,6 @@ def connect(address: str | None, scheduler_file: str | None) -> Client:
 
 def active_client() -> Client | None:
     """Return the client that is active in this process, if any; nothing is imported for it."""
-    import sys
-
     if "distributed" not in sys.modules:
         return None
     from distributed import default_client
@@ -89,7 +88,7 @@ def inspect_workers(
                 f"worker {worker} has cellgraph_dask {version}, but this is {__version__}. Install "
                 "the same version everywhere."
             )
-    limit = None
+    limits = [] if memory_limit is None else [memory_limit]
     for worker, state in info.items():
         allowed = int(state["memory_limit"] or 0)
         if not allowed:
@@ -100,17 +99,15 @@ def inspect_workers(
                 f"{format_bytes(memory_limit)}. Start workers with a larger --memory-limit, or "
                 f"name a limit of at most {allowed // 10**6}MB."
             )
-        limit = min(limit or allowed, int(allowed * _USABLE))
-    if memory_limit is not None:
-        limit = min(limit or memory_limit, memory_limit)
-    if limit is None:
+        limits.append(int(allowed * _USABLE))
+    if not limits:
         raise ClusterError(
             "the workers have no memory limit. Name what each may use with --memory-limit."
         )
     return Workers(
         n_workers=len(info),
         threads_per_worker=max(state["nthreads"] for state in info.values()),
-        memory_limit=limit,
+        memory_limit=min(limits),
         reserved=max(resident for _, resident in found.values()),
     )
 
