@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .errors import CellgraphError, SourceError
 from .export.record import RUN
 from .machine.remote import is_url
 from .publish.work_folder import WORK_FOLDER
+from .report import Report
 from .runtime.progress import progress_bars
 from .source.embeddings import stored_embeddings
 from .source.layout import Node, find_matrix, format_of, is_array, open_array, sparse_layout
@@ -42,7 +43,7 @@ class MatrixInfo:
 
 
 @dataclass(frozen=True)
-class InspectReport:
+class InspectReport(Report):
     """What is at a path.
 
     Attributes
@@ -75,14 +76,6 @@ class InspectReport:
     run: dict[str, Any] | None = None
     n_files: int | None = None
     n_bytes: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict())
 
 
 def _inspect_scratch(folder: Path) -> InspectReport:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PieceDelivery
@@ -22,6 +21,7 @@ from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
+from ..report import Report
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Executor, Journal, ResumableExecutor
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Report):
     """What an export did.
 
     Attributes
@@ -82,14 +82,6 @@ class ExportReport:
     output_bytes: int
     symmetric: bool
     kept_tasks: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict())
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:

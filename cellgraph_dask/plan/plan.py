@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
 from ..errors import DiskSpaceError, ResumeError
 from ..machine.files import free_bytes
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
+from ..report import Report
 from ..runtime.cluster import inspect_workers
 from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
@@ -149,7 +149,7 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
 
 
 @dataclass(frozen=True)
-class ExportPlan:
+class ExportPlan(Report):
     """What an export will do and need.
 
     Attributes
@@ -202,14 +202,6 @@ class ExportPlan:
     scratch_free_bytes: int
     output_free_bytes: int
     warnings: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the plan as JSON."""
-        return json.dumps(self.to_dict())
 
 
 def make_plan(

@@ -18,7 +18,7 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 # From the ground up. A room imports rooms of lower floors; rooms of one floor know nothing of
 # each other.
 FLOORS: list[set[str]] = [
-    {"errors", "_version"},
+    {"errors", "_version", "report"},
     {"machine"},
     {"edge_pairs", "runtime"},
     {"publish", "source"},
