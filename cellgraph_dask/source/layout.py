@@ -152,7 +152,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     if named is not None:
         with metadata_of(where):
             if is_array(named) and math.prod(named.shape) != 1:
-                raise ValueError(f"one name was expected, not an array of shape {named.shape}")
+                raise SourceError(f"{where} has the shape {named.shape}; one name is needed.")
             value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
