@@ -241,7 +241,7 @@ def _report(
 
 
 def computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
-    """Return what computes a Dask array: the cluster, or threads within the limit."""
+    """Return the function that computes a Dask array: on the cluster, or on threads."""
     if client is not None:
         return partial(compute_on_workers, client)
     return partial(compute_on_threads, n_threads=threads, limit=limit_bytes(memory_limit))
@@ -288,7 +288,7 @@ def _run(
 def _delivery(
     job: Job, plan: ExportPlan, edges: Path, executor: ResumableExecutor, is_shared: bool
 ) -> PieceDelivery | EdgeFiles:
-    """Return what makes the edge files: for threads of this process, or for many processes."""
+    """Return the maker of the edge files: for threads of this process, or for many processes."""
     dtype, level = index_dtype(plan.n_cells), plan.compression
     if is_shared:
         return PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)

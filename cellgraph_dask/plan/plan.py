@@ -51,9 +51,8 @@ def prepare(
     """Plan an export, with all that its execution needs.
 
     `folder` is on the disk of the output, `scratch_dir` (by default that of the options, else
-    `folder`) on that of temporary files; uploading takes `upload_bytes` of memory. The
-    `method` and the `tuning` are those that suit matrix and limit, unless they are given, or are
-    those of the plan of a `resumed` run.
+    `folder`) on that of temporary files; uploading takes `upload_bytes` of memory. By default,
+    `method` and `tuning` are what suits matrix and limit; those of a `resumed` run are its own.
 
     Raises
     ------
@@ -95,7 +94,10 @@ def prepare(
 def _budget(
     source: Source, method: Method, options: Options, upload_bytes: int
 ) -> tuple[Budget, int]:
-    """Return what this process or each worker may take once the loops are loaded; workers."""
+    """Return the budget of this process or of each worker, and the number of workers.
+
+    It is measured once the compiled loops are loaded.
+    """
     client, compression = options.client, options.compression
     if client is None:
         warm_up(source, method)
