@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from .errors import OutputError
 from .export.api import export_connectivities
 from .export.run import ExportReport
 from .machine.memory import format_bytes
+from .machine.report import Report
 from .verify.api import verify_export
 
 N_NEIGHBORS = 15
@@ -21,15 +21,11 @@ _N_DIMENSIONS = 3
 
 
 @dataclass(frozen=True)
-class DemoResult:
+class DemoResult(Report):
     """What the demo made: an AnnData store, and a report of its export."""
 
     store: str
     report: ExportReport
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        return asdict(self)
 
     def describe(self) -> str:
         """Describe the result for the terminal, with what to try next."""

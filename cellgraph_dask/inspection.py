@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from .edge_pairs.format import MANIFEST
 from .errors import CellgraphError, SourceError
 from .export.record import RUN
 from .machine.remote import is_url
+from .machine.report import Report
 from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import progress_bars
 from .source.embeddings import stored_embeddings
@@ -26,42 +28,22 @@ _MOST_RUN_BYTES = 2**20
 
 @dataclass(frozen=True)
 class MatrixInfo:
-    """A matrix in a store.
+    """A matrix in a store."""
 
-    Attributes
-    ----------
-    key : str
-        Its key in `obsp`, or its path from the root if it is elsewhere.
-    format : str
-        ``"csr_matrix"``, ``"csc_matrix"``, ``"array"``, or whatever it says it is.
-    shape : tuple of int
-        Rows and columns.
-    n_entries : int or None
-        Stored entries; None for a dense array.
-    dtype, index_dtype : str or None
-        Of the weights, and of the indices.
-    chunk, shard : int or None
-        Entries in a chunk and in a shard.
-    codec : str or None
-        What compresses a chunk.
-    problem : str or None
-        Why it cannot be described; then the rest is empty.
-    """
-
-    key: str
-    format: str = ""
+    key: str  # in `obsp`, or its path from the root if it is elsewhere
+    format: str = ""  # "csr_matrix", "csc_matrix", "array", or whatever it says it is
     shape: tuple[int, ...] = ()
-    n_entries: int | None = None
-    dtype: str | None = None
+    n_entries: int | None = None  # stored entries; None for a dense array
+    dtype: str | None = None  # of the weights
     index_dtype: str | None = None
-    chunk: int | None = None
+    chunk: int | None = None  # entries in a chunk of `indices`, and in a shard
     shard: int | None = None
-    codec: str | None = None
-    problem: str | None = None
+    codec: str | None = None  # what compresses a chunk
+    problem: str | None = None  # why it cannot be described; then the rest is empty
 
 
 @dataclass(frozen=True)
-class InspectReport:
+class InspectReport(Report):
     """What is at a path.
 
     Attributes
@@ -95,32 +77,21 @@ class InspectReport:
     n_files: int | None = None
     n_bytes: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict())
-
 
 def _inspect_scratch(folder: Path) -> InspectReport:
-    """Describe a scratch folder; other processes may be changing it."""
-    run = _read_run(folder)
-    n_files = n_bytes = 0
+    sizes = []
     for path in folder.rglob("*"):
-        try:
+        with suppress(OSError):  # other processes may be changing it
             status = path.lstat()
-        except OSError:
-            continue
-        if not path.is_dir():
-            n_files += 1
-            n_bytes += status.st_size
-    return InspectReport(str(folder), "scratch", run=run, n_files=n_files, n_bytes=n_bytes)
+            if not path.is_dir():
+                sizes.append(status.st_size)
+    return InspectReport(
+        str(folder), "scratch", run=_read_run(folder), n_files=len(sizes), n_bytes=sum(sizes)
+    )
 
 
 def _read_run(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder says of its run; None if nothing, or if that is cut off."""
+    """Return the record of a run in a folder; None if there is none, or if it is cut off."""
     try:
         with (folder / RUN).open("rb") as file:
             found = json.loads(file.read(_MOST_RUN_BYTES))
@@ -135,7 +106,6 @@ def _inspect_store(
     neighbors_key: str | None,
     storage_options: Mapping[str, Any] | None,
 ) -> InspectReport:
-    """Describe the matrices in a store, by their metadata."""
     with open_root(path, storage_options) as root:
         if key is not None or neighbors_key is not None:
             found = find_matrix(root.node, str(path), key or "connectivities", neighbors_key)
@@ -144,17 +114,12 @@ def _inspect_store(
             members = _members_of_obsp(root)
         matrices = tuple(_describe(root, name, node) for name, node in members.items())
     n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
-    return InspectReport(
-        str(path),
-        "store",
-        zarr_format=root.zarr_format,
-        matrices=matrices,
-        embeddings=tuple(e.name for e in stored_embeddings(path, n_cells, storage_options)),
-    )
+    embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options))
+    return InspectReport(str(path), "store", root.zarr_format, matrices, embeddings)
 
 
 def _members_of_obsp(root: Root) -> dict[str, Node | CellgraphError]:
-    """Return what `obsp` holds, or why a member cannot be opened."""
+    """Return the members of `obsp`, or why they cannot be opened."""
     try:
         obsp = root.node["obsp"]
     except KeyError:

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
-from ..publish.output import open_output
 from ..runtime.cluster import active_client
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
-from .run import ExportReport, computing, run_export
+from .run import ExportReport, computing, output_of, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -88,13 +87,7 @@ def plan_export(
             out_dir or "", output_storage_options, source, storage_options
         ),
     )
-    output = open_output(
-        options.out_dir,
-        force=True,
-        scratch_dir=options.scratch_dir,
-        storage_options=options.output_storage_options,
-        on_cluster=options.client is not None,
-    )
+    output = output_of(options, force=True)
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if isinstance(opened, LazyMatrix):
@@ -102,14 +95,10 @@ def plan_export(
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
-    return prepare(
-        opened,
-        output.folder,
-        options,
-        scratch_dir=None if options.scratch_dir is None else Path(options.scratch_dir),
-        upload_bytes=output.upload_bytes,
-        method=method,
-    ).plan
+    prepared = prepare(
+        opened, output.folder, options, upload_bytes=output.upload_bytes, method=method
+    )
+    return prepared.plan
 
 
 def export_connectivities(

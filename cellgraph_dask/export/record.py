@@ -40,35 +40,18 @@ log = logging.getLogger(__name__)
 class RunRecord:
     """What a run is; the content of ``run.json``.
 
-    Attributes
-    ----------
-    plan : ExportPlan
-        The plan; `source` in it is an absolute path or a URL.
-    id : str
-        Random name of the run, which its folders bear: whatever a lost worker of an earlier run
-        still writes goes nowhere.
-    version : str
-        Version of this package.
-    fingerprint : str
-        Digest of the source that changes when the matrix does.
-    out_dir, scratch : str
-        Folders of the export and of temporary files.
-    seeds : tuple of int
-        Seeds of the hash that proves symmetry.
-    force : bool
-        Whether the user allowed to replace an export.
-    started, process : str
-        When and where it was started.
+    Its folders bear its random `id`: whatever a lost worker of an earlier run still writes goes
+    nowhere.
     """
 
-    plan: ExportPlan
+    plan: ExportPlan  # `source` in it is an absolute path or a URL
     id: str
-    version: str
-    fingerprint: str
+    version: str  # of this package
+    fingerprint: str  # of the source
     out_dir: str
-    scratch: str
-    seeds: tuple[int, int]
-    force: bool
+    scratch: str  # the folder of temporary files
+    seeds: tuple[int, int]  # of the hash that proves symmetry
+    force: bool  # whether the user allowed to replace an export
     started: str
     process: str
 
@@ -98,9 +81,8 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
     """Return the plan that a record holds; an error if sizes are not positive integers."""
     values = {field.name: found[field.name] for field in fields(ExportPlan)}
     tuning = Tuning(**values["tuning"])
-    sizes = {**asdict(tuning)}
-    del sizes["count_degrees"]
-    if not all(type(n) is int and n > 0 for n in sizes.values()):
+    sizes = [n for name, n in asdict(tuning).items() if name != "count_degrees"]
+    if not all(type(n) is int and n > 0 for n in sizes):
         raise ValueError("sizes must be positive")
     return ExportPlan(**{**values, "tuning": tuning, "warnings": tuple(values["warnings"])})
 
@@ -111,7 +93,7 @@ def _scratch_name(folder: Path) -> str:
 
 
 def _is_ours(record: RunRecord, folder: Path) -> bool:
-    """Return whether a record has only names that we give, and no link leads out of its folders.
+    """Whether a record has only names that we give, and no link leads out of its folders.
 
     What it names is written to and removed, and an output folder may be a stranger's.
     """
@@ -136,13 +118,7 @@ def _has_links(top: Path) -> bool:
 
 
 def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord | None:
-    """Return the run to resume, if there is one.
-
-    Raises
-    ------
-    ResumeError
-        If it is not the one that is asked for.
-    """
+    """Return the run to resume, if any; a ResumeError if it is not the one that is asked for."""
     record = read_run(folder / WORK_FOLDER)
     if record is None:
         log.info("no interrupted run in %s; starting from the beginning", folder)
@@ -163,8 +139,8 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
             f"started ({record.started}). Start over without --resume."
         )
-    base = None if options.scratch_dir is None else _scratch_base(folder, options)
-    if base is not None and base != Path(record.scratch).parent:
+    base = _scratch_base(folder / WORK_FOLDER, options)
+    if options.scratch_dir is not None and base != Path(record.scratch).parent:
         raise ResumeError(
             f"the run that was interrupted in {folder} has its temporary files in "
             f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
@@ -175,14 +151,14 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
 def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecord:
     """Return the record of a run that begins."""
     source, run = prepared.job.source, os.urandom(4).hex()
-    base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
+    scratch = _scratch_base(output.work, options).absolute() / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
         id=run,
         version=__version__,
         fingerprint=source.fingerprint(),
         out_dir=str(output.name),
-        scratch=str(base.absolute() / f"run-{run}"),
+        scratch=str(scratch),
         seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
         force=options.force,
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -190,10 +166,11 @@ def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecor
     )
 
 
-def _scratch_base(folder: Path, options: Options) -> Path:
-    """Return the folder of all runs into `folder` inside the user's scratch folder."""
-    assert options.scratch_dir is not None
-    return Path(options.scratch_dir) / _scratch_name(folder)
+def _scratch_base(work: Path, options: Options) -> Path:
+    """Return the folder of scratch folders: the work folder, or one in the user's for it."""
+    if options.scratch_dir is None:
+        return work
+    return Path(options.scratch_dir) / _scratch_name(work.parent)
 
 
 @contextmanager
@@ -240,7 +217,7 @@ def run_folders(
 @contextmanager
 def spool_folder(output: Output, options: Options, *, needed: bool) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
-    base = output.work if options.scratch_dir is None else _scratch_base(output.folder, options)
+    base = _scratch_base(output.work, options)
     folder = base.absolute() / "spool"
     if not needed:
         yield folder

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PieceDelivery
@@ -18,9 +16,10 @@ from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ResumeError
 from ..machine.files import named_disk_errors
-from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
+from ..machine.memory import limit_bytes, peak_bytes, reset_peak
+from ..machine.report import Report
 from ..plan.options import Options
-from ..plan.plan import ExportPlan, Prepared, ResumeLimitError, check_disk, prepare
+from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
@@ -30,7 +29,7 @@ from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..stages.job import Job, Method, OtherMethodError, Tuning
-from ..stages.pipeline import Delivery, run_stages
+from ..stages.pipeline import Outcome, run_stages
 from ..stages.runs import Scratch
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
@@ -41,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Report):
     """What an export did.
 
     Attributes
@@ -84,17 +83,9 @@ class ExportReport:
     symmetric: bool
     kept_tasks: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict())
-
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
-    """Return whether a run into `out_dir` was interrupted, so that `resume` continues it."""
+    """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
@@ -110,14 +101,8 @@ def run_export(
     reset_peak()
     export = _Export(source, options, method, tuning)
     record = export.interrupted()
-    output = open_output(
-        options.out_dir,
-        force=options.force or (record is not None and record.force),
-        resume=record is not None,
-        scratch_dir=options.scratch_dir,
-        storage_options=options.output_storage_options,
-        on_cluster=options.client is not None,
-    )
+    force = options.force or (record is not None and record.force)
+    output = output_of(options, force=force, resume=record is not None)
     read_identity(output.out_dir, source.n_cells)
     # What needs no spooling is planned, and refused, before anything is written.
     ready = export.ready
@@ -135,13 +120,24 @@ def run_export(
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
+def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
+    """Return where an export goes, to be held for writing."""
+    return open_output(
+        options.out_dir,
+        force=force,
+        resume=resume,
+        scratch_dir=options.scratch_dir,
+        storage_options=options.output_storage_options,
+        on_cluster=options.client is not None,
+    )
+
+
 class _Result(NamedTuple):
     """What a run has made."""
 
     manifest: Manifest
-    scratch_bytes: int
-    output_bytes: int
-    n_kept: int
+    outcome: Outcome
+    n_kept: int  # tasks of an interrupted run
 
 
 @dataclass(frozen=True)
@@ -156,7 +152,7 @@ class _Export:
     @property
     def ready(self) -> Source | None:
         """The source, if all that work on it can read it as it is; else it has to be spooled."""
-        if not isinstance(self.source, Source):
+        if isinstance(self.source, LazyMatrix):
             return None
         is_seen = self.options.client is None or self.source.origin.is_shared
         return self.source if is_seen else None
@@ -178,28 +174,19 @@ class _Export:
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
-        scratch_dir = None if self.options.scratch_dir is None else Path(self.options.scratch_dir)
-        try:
-            prepared = prepare(
-                source,
-                output.folder,
-                self.options,
-                scratch_dir=Path(record.scratch).parent if record is not None else scratch_dir,
-                upload_bytes=output.upload_bytes,
-                method=self.method,
-                tuning=self.tuning,
-                resumed=record.plan if record is not None else None,
-            )
-        except ResumeLimitError as error:
-            assert record is not None
-            raise ResumeError(
-                f"the run that was interrupted in {record.out_dir} was planned for more memory: "
-                f"resuming it takes {format_bytes(error.needed)}, but the limit is "
-                f"{format_bytes(error.limit)}. Allow {-(-error.needed // 10**6)}MB with "
-                "--memory-limit, or start over without --resume."
-            ) from None
+        prepared = prepare(
+            source,
+            output.folder,
+            self.options,
+            scratch_dir=Path(record.scratch).parent if record is not None else None,
+            upload_bytes=output.upload_bytes,
+            method=self.method,
+            tuning=self.tuning,
+            resumed=record.plan if record is not None else None,
+        )
         if record is None:
-            check_disk(prepared.plan, output.folder, scratch_dir)
+            scratch = Path(self.options.scratch_dir or output.folder)
+            check_disk(prepared.plan, output.folder, scratch)
         return prepared
 
     def run(
@@ -233,12 +220,12 @@ class _Export:
 def _report(
     output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
-    plan, client = prepared.plan, options.client
+    plan, outcome, client = prepared.plan, result.outcome, options.client
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=result.manifest.n_edges,
-        max_neighbors=result.manifest.max_neighbors,
+        n_edges=outcome.n_edges,
+        max_neighbors=outcome.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,
         threads=plan.threads,
@@ -246,15 +233,15 @@ def _report(
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
         peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
-        scratch_bytes=result.scratch_bytes + prepared.job.source.spool_bytes,
-        output_bytes=result.output_bytes,
+        scratch_bytes=outcome.scratch_bytes + prepared.job.source.spool_bytes,
+        output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
     )
 
 
 def computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
-    """Return what computes a Dask array: the cluster, or threads within the limit."""
+    """Return the function that computes a Dask array: on the cluster, or on threads."""
     if client is not None:
         return partial(compute_on_workers, client)
     return partial(compute_on_threads, n_threads=threads, limit=limit_bytes(memory_limit))
@@ -283,54 +270,32 @@ def _run(
     client: Client | None,
 ) -> _Result:
     """Run all stages; leave the edge files in the folder `edges`."""
-    plan, scratch = prepared.plan, Scratch(record.scratch)
-    job = replace(prepared.job, scratch=scratch)
-    with named_disk_errors(Path(scratch.folder).parent), _journal(output, record) as journal:
+    plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
+    job = replace(prepared.job, scratch=Scratch(record.scratch))
+    with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
         executor: Executor = Threads(plan.threads, progress)
-        if client is not None and prepared.workers is not None:
-            check_folders(client, job.source.origin.file, [Path(scratch.folder), edges])
+        if client is not None:
+            check_folders(client, job.source.origin.file, [scratch, edges])
             executor = Cluster(client, progress)
         resumable = ResumableExecutor(executor, journal)
         is_shared = client is not None
-        with _delivery(job, plan, edges, journal, resumable, is_shared) as delivery:
-            outcome = run_stages(
-                job, prepared.blocks, plan.tuning, record.seeds, resumable, delivery
-            )
+        with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
+            outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return _Result(manifest, outcome.scratch_bytes, outcome.output_bytes, resumable.n_kept)
+    return _Result(manifest, outcome, resumable.n_kept)
 
 
-@contextmanager
-def _journal(output: Output, record: RunRecord) -> Iterator[Journal]:
-    journal = Journal(output.work, record.id)
-    try:
-        yield journal
-    finally:
-        journal.close()
-
-
-@contextmanager
 def _delivery(
-    job: Job,
-    plan: ExportPlan,
-    edges: Path,
-    journal: Journal,
-    executor: ResumableExecutor,
-    is_shared: bool,
-) -> Iterator[Delivery]:
-    """Give what makes the edge files: for threads of this process, or for many processes."""
+    job: Job, plan: ExportPlan, edges: Path, executor: ResumableExecutor, is_shared: bool
+) -> PieceDelivery | EdgeFiles:
+    """Return the maker of the edge files: for threads of this process, or for many processes."""
     dtype, level = index_dtype(plan.n_cells), plan.compression
-    delivery: PieceDelivery | EdgeFiles
     if is_shared:
-        delivery = PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
-    else:
-        parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
+        return PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
+    journal = executor.journal
+    parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
 
-        def note(side: str, number: int, part: DeflatePart) -> None:
-            journal.add(f"deflate-{side}", number, part)
+    def note(side: str, number: int, part: DeflatePart) -> None:
+        journal.add(f"deflate-{side}", number, part)
 
-        delivery = EdgeFiles(edges, dtype, level, parts, note)
-    try:
-        yield delivery
-    finally:
-        delivery.close()
+    return EdgeFiles(edges, dtype, level, parts, note)

@@ -13,45 +13,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of an export; see `export.api.export_connectivities`.
+    """The options of an export; `export.api.export_connectivities` explains them.
 
-    Attributes
-    ----------
-    out_dir : str or Path
-        Folder or URL of the export.
-    compression : int or None
-        Level of gzip, 1 to 9; None for plain files.
-    memory_limit : int, str or None
-        Most resident memory of this process, or of each worker.
-    threads : int or None
-        Most threads.
-    scratch_dir : str, Path or None
-        Where temporary files go; an absolute path once it is here.
-    keep_scratch, force, resume : bool
-        Whether to leave temporary files, to replace an export, to resume an interrupted run.
-    progress : bool or None
-        Whether to show progress bars; None for "on a terminal".
-    client : distributed.Client or None
-        Of the cluster that does the work; None for threads of this process.
-    output_storage_options : dict or None
-        For fsspec, if `out_dir` is a URL.
-
-    Raises
-    ------
-    ValueError
-        If a number is outside its range.
+    Raises a ValueError if a number is outside its range.
     """
 
     out_dir: str | Path
     compression: int | None = None
     memory_limit: int | str | None = None
     threads: int | None = None
-    scratch_dir: str | Path | None = None
+    scratch_dir: str | Path | None = None  # an absolute path once it is here
     keep_scratch: bool = False
     force: bool = False
     resume: bool = False
     progress: bool | None = False
-    client: Client | None = None
+    client: Client | None = None  # None for threads of this process
     output_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
-from ..errors import DiskSpaceError, MemoryLimitError
+from ..errors import DiskSpaceError, ResumeError
 from ..machine.files import free_bytes
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
-from ..runtime.cluster import Workers, inspect_workers
+from ..machine.report import Report
+from ..runtime.cluster import inspect_workers
 from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
@@ -30,32 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan with all that its execution needs.
-
-    Attributes
-    ----------
-    plan : ExportPlan
-        What will be done.
-    job : Job
-        What every task needs to know; its scratch folder is not named yet.
-    blocks : list of Block
-        The stored entries in blocks.
-    workers : Workers or None
-        Those of the cluster, if there is one.
-    """
+    """A plan with all that its execution needs."""
 
     plan: ExportPlan
-    job: Job
-    blocks: list[Block]
-    workers: Workers | None
-
-
-class ResumeLimitError(MemoryLimitError):
-    """An interrupted run was planned for more memory (`needed` bytes) than the limit allows now."""
-
-    def __init__(self, needed: int, limit: int) -> None:
-        super().__init__(f"{format_bytes(needed)} are needed, {format_bytes(limit)} allowed")
-        self.needed, self.limit = needed, limit
+    job: Job  # what every task needs to know; its scratch folder is not named yet
+    blocks: list[Block]  # the stored entries
 
 
 def prepare(
@@ -71,98 +50,75 @@ def prepare(
 ) -> Prepared:
     """Plan an export, with all that its execution needs.
 
-    Parameters
-    ----------
-    source
-        The matrix.
-    folder
-        A folder on the disk of the output.
-    options
-        The user's.
-    scratch_dir
-        A folder on the disk of temporary files; by default `folder`.
-    upload_bytes
-        Memory that uploading takes.
-    method, tuning
-        How the edges are found, and how the work is cut; by default what suits matrix and limit.
-    resumed
-        The plan of an interrupted run, whose method and sizes are taken.
+    `folder` is on the disk of the output, `scratch_dir` (by default that of the options, else
+    `folder`) on that of temporary files; uploading takes `upload_bytes` of memory. By default,
+    `method` and `tuning` are what suits matrix and limit; those of a `resumed` run are its own.
 
     Raises
     ------
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
-    ResumeLimitError
-        If it is too small for the sizes of the interrupted run.
+    ResumeError
+        If it is too small for the sizes of the resumed run.
     ClusterError
         If the workers of the cluster cannot do it.
-    DamagedGraphError
-        If `indptr` breaks a rule.
     """
     if resumed is not None:
-        method = resumed.method
-    if method is None:
+        method, tuning = resumed.method, resumed.tuning
+    elif method is None:
         method = "symmetric" if looks_symmetric(source) else "general"
-    budget, workers = _budget(source, method, options, upload_bytes)
-    if resumed is not None:
-        tuning = replace(resumed.tuning, threads=budget.threads)
+    budget, n_workers = _budget(source, method, options, upload_bytes)
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(source, Scratch(""), shift, method)
-    if resumed is not None and tuning is not None:
-        adopted = adopt(job, tuning, budget)
-        if adopted is None:
-            least = replace(tuning, threads=budget.fewest_threads)
-            raise ResumeLimitError(projected_bytes(job, least, budget), budget.limit)
-        tuning = adopted
+    if resumed is not None:
+        tuning = adopt(job, resumed.tuning, budget)
+        if tuning is None:
+            least = replace(resumed.tuning, threads=budget.fewest_threads)
+            needed = projected_bytes(job, least, budget)
+            raise ResumeError(
+                f"the run that was interrupted in {options.out_dir} was planned for more memory: "
+                f"resuming it takes {format_bytes(needed)}, but the limit is "
+                f"{format_bytes(budget.limit)}. Allow {-(-needed // 10**6)}MB with "
+                "--memory-limit, or start over without --resume."
+            )
     elif tuning is None:
         tuning = tune(job, budget)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
-    disks = _look_at_disks(folder, scratch_dir or folder, source.spooled_bytes)
-    n_workers = workers.n_workers if workers is not None else 0
+    scratch = Path(scratch_dir or options.scratch_dir or folder)
+    scratch_free = free_bytes(scratch) + source.spooled_bytes
+    disks = Disks(scratch_free, free_bytes(folder), _device(scratch) == _device(folder))
     plan = make_plan(job, tuning, budget, len(blocks), disks, n_workers)
-    return Prepared(plan, job, blocks, workers)
+    return Prepared(plan, job, blocks)
 
 
 def _budget(
     source: Source, method: Method, options: Options, upload_bytes: int
-) -> tuple[Budget, Workers | None]:
-    """Return what may be taken, by this process or by each worker, once the loops are loaded."""
+) -> tuple[Budget, int]:
+    """Return the budget of this process or of each worker, and the number of workers.
+
+    It is measured once the compiled loops are loaded.
+    """
     client, compression = options.client, options.compression
     if client is None:
         warm_up(source, method)
         reserved = round_reserved(resident_bytes() + upload_bytes)
         threads = options.threads or default_threads()
         limit = limit_bytes(options.memory_limit)
-        return Budget(limit, reserved, threads, True, compression), None
+        return Budget(limit, reserved, threads, True, compression), 0
     allowed = None if options.memory_limit is None else parse_bytes(options.memory_limit)
     workers = inspect_workers(client, partial(warm_up, source, method), allowed)
     reserved = round_reserved(workers.reserved)
     threads = workers.threads_per_worker
-    return Budget(workers.memory_limit, reserved, threads, False, compression), workers
+    budget = Budget(workers.memory_limit, reserved, threads, False, compression)
+    return budget, workers.n_workers
 
 
 class Disks(NamedTuple):
-    """The disks of an export.
+    """The disks of an export."""
 
-    Attributes
-    ----------
-    scratch_free, output_free : int
-        Free bytes.
-    are_same : bool
-        Whether temporary files and output share a disk.
-    """
-
-    scratch_free: int
+    scratch_free: int  # bytes
     output_free: int
     are_same: bool
-
-
-def _look_at_disks(folder: Path, scratch_dir: Path, spooled_bytes: int) -> Disks:
-    return Disks(
-        free_bytes(scratch_dir) + spooled_bytes,
-        free_bytes(folder),
-        _device(scratch_dir) == _device(folder),
-    )
 
 
 def _device(folder: Path) -> int:
@@ -172,25 +128,18 @@ def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
-def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path | None) -> None:
-    """Tell the plan's warnings, and refuse what cannot fit even if all edges are stored twice.
-
-    Raises
-    ------
-    DiskSpaceError
-        If a disk has too little room.
-    """
+def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
+    """Log the plan's warnings, and refuse what cannot fit even if all edges are stored twice."""
     for warning in plan.warnings:
         log.warning("%s", warning)
-    scratch_folder = scratch_dir or out_dir
     least = plan.output_bytes // 2 if plan.compression is None else 0
     scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
-    if scratch and _device(scratch_folder) == _device(out_dir):
+    if scratch and _device(scratch_dir) == _device(out_dir):
         scratch += least  # the runs are there until the edge files are complete
     if scratch > plan.scratch_free_bytes:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
-            f"{format_bytes(scratch)} may be needed in {scratch_folder}. Free some space, or name "
+            f"{format_bytes(scratch)} may be needed in {scratch_dir}. Free some space, or name "
             "another disk with --scratch-dir."
         )
     if least > plan.output_free_bytes:
@@ -202,7 +151,7 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path | None) -> Non
 
 
 @dataclass(frozen=True)
-class ExportPlan:
+class ExportPlan(Report):
     """What an export will do and need.
 
     Attributes
@@ -256,19 +205,11 @@ class ExportPlan:
     output_free_bytes: int
     warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the plan as JSON."""
-        return json.dumps(self.to_dict())
-
 
 def make_plan(
     job: Job, tuning: Tuning, budget: Budget, n_blocks: int, disks: Disks, n_workers: int = 0
 ) -> ExportPlan:
-    """Put the figures of an export together."""
+    """Return the plan with all figures of an export."""
     source = job.source
     dtype = index_dtype(source.n_cells)
     output = 2 * source.n_entries * dtype.itemsize

@@ -33,26 +33,15 @@ _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells i
 class Budget:
     """What an export may take, in one process.
 
-    Attributes
-    ----------
-    limit : int
-        Most resident bytes.
-    reserved : int
-        Bytes that the interpreter and its libraries hold already.
-    threads : int
-        Threads that should work at once.
-    may_take_fewer : bool
-        Whether fewer threads may work where the limit does not feed them all; those of a cluster's
-        workers are not ours to choose.
-    compression : int or None
-        Level of gzip, whose buffers count.
+    Fewer threads may work where the limit does not feed them all; but those of a cluster's workers
+    are not ours to choose.
     """
 
-    limit: int
-    reserved: int
-    threads: int
+    limit: int  # most resident bytes
+    reserved: int  # bytes that the interpreter and its libraries hold already
+    threads: int  # that should work at once
     may_take_fewer: bool
-    compression: int | None
+    compression: int | None  # level of gzip, whose buffers count
 
     @property
     def fewest_threads(self) -> int:
@@ -60,23 +49,38 @@ class Budget:
         return 1 if self.may_take_fewer else self.threads
 
     def has_room_for_counters(self, n_cells: int) -> bool:
-        """Return whether threads may share a degree counter for each cell."""
+        """Whether threads may share a degree counter for each cell."""
         return self.may_take_fewer and COUNTER_BYTES * n_cells <= self.limit * _COUNTERS_SHARE
 
 
 def tune(job: Job, budget: Budget) -> Tuning:
     """Choose sizes so that the projected memory stays within the limit.
 
-    Raises
-    ------
-    MemoryLimitError
-        If not even the fewest threads can work; the message names the smallest limit that will do.
+    The MemoryLimitError if not even the fewest threads can work names the smallest limit that will
+    do.
     """
-    for count_degrees in _countings(job, budget):
-        tuning = _most_threads(budget, partial(_tune, job, budget, count_degrees=count_degrees))
-        if tuning is not None:
-            return tuning
-    raise _too_small(job, budget)
+    tuning = _best(job, budget, partial(_tune, job, budget))
+    if tuning is None:
+        raise _too_small(job, budget)
+    return tuning
+
+
+def adopt(job: Job, tuning: Tuning, budget: Budget) -> Tuning | None:
+    """Return the sizes of an earlier plan for as many threads as the limit feeds now, or None."""
+
+    def fits(count_degrees: bool, threads: int) -> Tuning | None:
+        adopted = replace(tuning, threads=threads, count_degrees=count_degrees)
+        return adopted if projected_bytes(job, adopted, budget) <= budget.limit else None
+
+    return _best(job, budget, fits)
+
+
+def _best(job: Job, budget: Budget, fits: Callable[[bool, int], Tuning | None]) -> Tuning | None:
+    """Return sizes that fit with degrees counted in memory; if there are none, from the runs."""
+    tuning = None
+    if budget.has_room_for_counters(job.source.n_cells):
+        tuning = _most_threads(budget, partial(fits, True))
+    return tuning if tuning is not None else _most_threads(budget, partial(fits, False))
 
 
 def _most_threads(budget: Budget, fits: Callable[[int], Tuning | None]) -> Tuning | None:
@@ -98,11 +102,6 @@ def _most_threads(budget: Budget, fits: Callable[[int], Tuning | None]) -> Tunin
     return found
 
 
-def _countings(job: Job, budget: Budget) -> tuple[bool, ...]:
-    """Return in which ways degrees may be counted, best first: in memory, or from runs."""
-    return (True, False) if budget.has_room_for_counters(job.source.n_cells) else (False,)
-
-
 def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
     least = smallest_limit(job, budget)
     n_threads = budget.fewest_threads
@@ -117,23 +116,10 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
     )
 
 
-def adopt(job: Job, tuning: Tuning, budget: Budget) -> Tuning | None:
-    """Return the sizes of an earlier plan for as many threads as the limit feeds now, or None."""
-
-    def fits(n_threads: int, *, count_degrees: bool) -> Tuning | None:
-        adopted = replace(tuning, threads=n_threads, count_degrees=count_degrees)
-        return adopted if projected_bytes(job, adopted, budget) <= budget.limit else None
-
-    for count_degrees in _countings(job, budget):
-        adopted = _most_threads(budget, partial(fits, count_degrees=count_degrees))
-        if adopted is not None:
-            return adopted
-    return None
-
-
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
-    block = _block_bytes(job, tuning.block_entries, tuning.block_rows)
+    needs = stream_bytes if job.method == "symmetric" else split_bytes
+    block = needs(job, tuning.block_entries, tuning.block_rows)
     piece = 0
     if job.method != "symmetric":
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
@@ -147,11 +133,6 @@ def smallest_limit(job: Job, budget: Budget) -> int:
     threads, piece = budget.fewest_threads, _LEAST_PIECE_ENTRIES
     sizes = [Tuning(n, _rows(n), piece, job.shift, threads) for n in _blocks(job, threads)]
     return min(projected_bytes(job, tuning, budget) for tuning in sizes)
-
-
-def _block_bytes(job: Job, n_entries: int, n_rows: int) -> int:
-    needs = stream_bytes if job.method == "symmetric" else split_bytes
-    return needs(job, n_entries, n_rows)
 
 
 def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
@@ -173,7 +154,7 @@ def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
     return SLACK_BYTES + tables + writer
 
 
-def _tune(job: Job, budget: Budget, threads: int, *, count_degrees: bool) -> Tuning | None:
+def _tune(job: Job, budget: Budget, count_degrees: bool, threads: int) -> Tuning | None:
     """Return the largest sizes that fit, or None."""
 
     def fits(block: int, piece: int) -> Tuning | None:

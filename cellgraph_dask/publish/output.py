@@ -12,7 +12,7 @@ from typing import Any
 from ..edge_pairs.format import MANIFEST, Manifest
 from ..errors import CellgraphError, OutputError
 from ..machine.remote import AnyPath, RemotePath, find_path, is_url, local_path
-from ..runtime.progress import Progress, Quiet
+from ..runtime.progress import Progress
 from .publish import DiskTarget, Target, publish
 from .upload import StorageTarget
 from .work_folder import WorkFolder
@@ -121,7 +121,7 @@ class Output:
         """
         try:
             with self._target.named_errors():
-                publish(self._target, manifest, made or self.work, progress or Quiet())
+                publish(self._target, manifest, made or self.work, progress or Progress())
         except CellgraphError as error:
             if not isinstance(self.out_dir, Path):
                 self.keep = True

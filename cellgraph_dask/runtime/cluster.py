@@ -8,6 +8,7 @@ dies costs its tasks and nothing else.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
@@ -30,24 +31,12 @@ _USABLE = 0.75
 
 
 class Workers(NamedTuple):
-    """What a cluster has, as far as a plan needs it.
-
-    Attributes
-    ----------
-    n_workers : int
-        Worker processes.
-    threads_per_worker : int
-        Of the worker that has most.
-    memory_limit : int
-        Most resident bytes of one worker, of the one that may hold least.
-    reserved : int
-        Resident bytes that a worker holds before it starts, at most.
-    """
+    """What a cluster has, as far as a plan needs it."""
 
     n_workers: int
-    threads_per_worker: int
-    memory_limit: int
-    reserved: int
+    threads_per_worker: int  # of the worker that has most
+    memory_limit: int  # most resident bytes of one worker, of the one that may hold least
+    reserved: int  # resident bytes that a worker holds before it starts, at most
 
 
 def connect(address: str | None, scheduler_file: str | None) -> Client:
@@ -66,8 +55,6 @@ def connect(address: str | None, scheduler_file: str | None) -> Client:
 
 def active_client() -> Client | None:
     """Return the client that is active in this process, if any; nothing is imported for it."""
-    import sys
-
     if "distributed" not in sys.modules:
         return None
     from distributed import default_client
@@ -83,21 +70,10 @@ def inspect_workers(
 ) -> Workers:
     """Look at all workers: versions, threads, memory.
 
-    Parameters
-    ----------
-    client
-        Of the cluster.
-    warm_up
-        Called on each worker before it is measured, to load what its tasks will use; picklable.
-    memory_limit
-        What the user allows for each worker, in bytes; None for what the workers allow.
-
-    Raises
-    ------
-    ClusterError
-        If there are no workers, or one has another version of this package.
-    MemoryLimitError
-        If a worker has less memory than the user's limit.
+    `warm_up`, which is picklable, is called on each worker before it is measured, to load what its
+    tasks will use. `memory_limit` is what the user allows for each worker, in bytes; None for what
+    the workers allow. Raises a ClusterError if there are no workers, or one has another version of
+    this package, and a MemoryLimitError if a worker has less memory than the user's limit.
     """
     info = client.scheduler_info(n_workers=-1)["workers"]
     if not info:
@@ -112,7 +88,7 @@ def inspect_workers(
                 f"worker {worker} has cellgraph_dask {version}, but this is {__version__}. Install "
                 "the same version everywhere."
             )
-    limit = None
+    limits = [] if memory_limit is None else [memory_limit]
     for worker, state in info.items():
         allowed = int(state["memory_limit"] or 0)
         if not allowed:
@@ -123,17 +99,15 @@ def inspect_workers(
                 f"{format_bytes(memory_limit)}. Start workers with a larger --memory-limit, or "
                 f"name a limit of at most {allowed // 10**6}MB."
             )
-        limit = min(limit or allowed, int(allowed * _USABLE))
-    if memory_limit is not None:
-        limit = min(limit or memory_limit, memory_limit)
-    if limit is None:
+        limits.append(int(allowed * _USABLE))
+    if not limits:
         raise ClusterError(
             "the workers have no memory limit. Name what each may use with --memory-limit."
         )
     return Workers(
         n_workers=len(info),
         threads_per_worker=max(state["nthreads"] for state in info.values()),
-        memory_limit=limit,
+        memory_limit=min(limits),
         reserved=max(resident for _, resident in found.values()),
     )
 
@@ -142,11 +116,6 @@ def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -
     """Make sure that every worker sees the source and can write where we write.
 
     `source` is the file or folder of the matrix, if it has one; `folders` are scratch and output.
-
-    Raises
-    ------
-    ClusterError
-        With the worker and the folder.
     """
     token = os.urandom(8).hex()
     names = [folder / f"token-{token}" for folder in folders]
@@ -183,7 +152,7 @@ def _ask(client: Client, question: Callable[[], Any]) -> dict[str, Any]:
 
 @contextmanager
 def _named_loss(client: Client, when: str) -> Iterator[None]:
-    """Turn the many ways in which a client says that its scheduler is gone into one error."""
+    """Turn the many errors of a client whose scheduler is gone into one."""
     try:
         yield
     except CellgraphError:

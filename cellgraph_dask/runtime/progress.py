@@ -6,11 +6,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 
-class Progress(Protocol):
-    """What a stage reports to; called from many threads."""
+class Progress:
+    """What a stage reports to, from many threads; this one shows nothing."""
 
     def start(self, stage: str, total: int, unit: str) -> None:
         """Begin a stage of `total` units."""
@@ -19,40 +18,22 @@ class Progress(Protocol):
         """Count `n` more units of the stage as done."""
 
 
-class Quiet:
-    """Reports nothing."""
-
-    def start(self, stage: str, total: int, unit: str) -> None:
-        """Do nothing."""
-
-    def advance(self, n: int) -> None:
-        """Do nothing."""
-
-
-class _Bars:
+class _Bars(Progress):
     def __init__(self) -> None:
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskID,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
 
-        self.bars = Progress(
-            TextColumn("{task.description:<8}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description:<8}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
             console=Console(stderr=True),
         )
         self._lock = threading.Lock()
-        self._task: TaskID | None = None
+        self._task: progress.TaskID | None = None
 
     def start(self, stage: str, total: int, unit: str) -> None:
         with self._lock:
@@ -70,7 +51,7 @@ def progress_bars(show: bool | None) -> Iterator[Progress]:
     if show is None:
         show = sys.stderr.isatty()
     if not show:
-        yield Quiet()
+        yield Progress()
         return
     bars = _Bars()
     with bars.bars:

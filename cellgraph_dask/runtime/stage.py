@@ -31,34 +31,19 @@ Summary = TypeVar("Summary")
 class Stage(Generic[Key, Summary]):
     """One step of the work: a function over keys, whatever runs it.
 
-    Attributes
-    ----------
-    name : str
-        On the progress bar, in the journal, and in the names of tasks.
-    function : callable
-        What to do for a key. It writes to disk, returns a small summary, and can be repeated.
-    keys : sequence
-        The keys, in the order in which they start.
-    sizes : sequence of int
-        What each key counts for in the progress.
-    unit : str
-        What is counted.
-    summary : type of tuple, optional
-        What the function returns, if the stage can be resumed.
-    holds : callable, optional
-        Whether the output of a finished task, given as key and summary, is still there.
-    variant : str
-        What else must be the same for summaries to count, such as where edges go.
+    The function writes to disk, returns a small summary, and can be repeated. For a stage that can
+    be resumed, `summary` makes a summary from its values in the journal, and `holds` tells from key
+    and summary of a finished task whether its output is still there.
     """
 
-    name: str
+    name: str  # on the progress bar, in the journal, and in the names of tasks
     function: Callable[[Key], Summary]
-    keys: Sequence[Key]
-    sizes: Sequence[int]
-    unit: str
+    keys: Sequence[Key]  # in the order in which they start
+    sizes: Sequence[int]  # what each key counts for in the progress
+    unit: str  # what is counted
     summary: Callable[..., Summary] | None = None
     holds: Callable[[tuple[Key, Summary]], bool] | None = None
-    variant: str = ""
+    variant: str = ""  # what else must be the same for summaries to count: where edges go
 
 
 def do_nothing(*_: object) -> None:
@@ -77,30 +62,18 @@ class Executor(Protocol):
     ) -> list[Summary]:
         """Run a stage and return its summaries in the order of its keys.
 
-        Parameters
-        ----------
-        stage
-            The stage.
-        stop
-            Called when a task has failed, so that tasks that wait for it end too.
-        done
-            Called with each key and its summary when the task is finished.
+        `stop` is called when a task has failed, so that tasks that wait for it end too; `done` with
+        each key and its summary when the task is finished.
         """
 
 
 class ResumableExecutor:
-    """Runs stages, keeps a journal of them, and skips tasks that the journal has already.
-
-    Attributes
-    ----------
-    n_kept : int
-        Tasks of an interrupted run that did not have to be repeated.
-    """
+    """Runs stages, keeps a journal of them, and skips tasks that the journal has already."""
 
     def __init__(self, executor: Executor, journal: Journal) -> None:
         self.executor = executor
-        self.n_kept = 0
-        self._journal = journal
+        self.journal = journal
+        self.n_kept = 0  # tasks of an interrupted run that did not have to be repeated
 
     def run(
         self,
@@ -120,14 +93,11 @@ class ResumableExecutor:
         self.n_kept += len(kept)
         keep(kept)
         todo = [k for k, number in enumerate(numbers) if number not in kept]
+        keys, sizes = [stage.keys[k] for k in todo], [stage.sizes[k] for k in todo]
         new = self.executor.run(
-            replace(
-                stage,
-                keys=[stage.keys[k] for k in todo],
-                sizes=[stage.sizes[k] for k in todo],
-            ),
+            replace(stage, keys=keys, sizes=sizes),
             stop=stop,
-            done=lambda key, value: self._journal.add(label, _number(key), value),
+            done=lambda key, value: self.journal.add(label, _number(key), value),
         )
         summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
         return [summaries[number] for number in numbers]
@@ -138,7 +108,7 @@ class ResumableExecutor:
         """Return the summaries in the journal whose output still holds, by number."""
         assert stage.summary is not None
         assert stage.holds is not None
-        found = self._journal.found(label, stage.summary)
+        found = self.journal.found(label, stage.summary)
         candidates = [
             (key, found[number])
             for key, number in zip(stage.keys, numbers, strict=True)
@@ -192,7 +162,7 @@ class Journal:
 
 
 def any_finished(folder: Path, run: str) -> bool:
-    """Return whether a run has finished a task."""
+    """Whether a run has finished a task."""
     return any(_read_journal(folder / f"{JOURNAL}-{run}"))
 
 

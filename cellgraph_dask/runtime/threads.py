@@ -90,7 +90,7 @@ class _GatedPool(ThreadPoolExecutor):
         self._inside = 1
 
     def let_in(self, n: int) -> None:
-        """Let so many threads work at once, and no fewer than before."""
+        """Let `n` threads work at once, but no fewer than before."""
         if n > self._inside:
             self._gate.release(n - self._inside)
             self._inside = n
@@ -112,12 +112,7 @@ def compute_on_threads(
 
     What such a task takes is known to nobody before. So one thread does the first alone, and as
     many follow as its memory allows. `on_result` is called with each result as it comes; `limit` is
-    the most resident bytes of this process.
-
-    Raises
-    ------
-    MemoryLimitError
-        If the first task has gone beyond the limit.
+    the most resident bytes of this process; a MemoryLimitError if the first task goes beyond it.
     """
     before = resident_bytes()
     lock = threading.Lock()

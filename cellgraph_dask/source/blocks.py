@@ -1,4 +1,4 @@
-"""A neighbour graph as a Dask array of sparse blocks, for work on graphs that do not fit.
+"""A neighbor graph as a Dask array of sparse blocks, for work on graphs that do not fit.
 
 Blocks hold about as many entries each, not as many rows: a thousand rows may be a kilobyte or a
 gigabyte. They are whole rows of a CSR matrix, and whole columns of a CSC one.
@@ -34,7 +34,7 @@ def read_connectivities(
     block_entries: int = _BLOCK_ENTRIES,
     layout: Layout = "gcxs",
 ) -> dask.array.Array:
-    """Return a neighbour graph as a Dask array of sparse blocks.
+    """Return a neighbor graph as a Dask array of sparse blocks.
 
     Parameters
     ----------
@@ -90,21 +90,13 @@ def _in_blocks(source: Source, block_entries: int, layout: Layout) -> dask.array
         at = (name, 0, k) if by_columns else (name, k, 0)
         graph[at] = (read_rows, f"source-{name}", tuple(block), layout)
     chunks = ((source.n_cells,), sizes) if by_columns else (sizes, (source.n_cells,))
-    meta = _as_block(
-        np.zeros(1, np.int64), np.zeros(0, source.row_dtype),
-        np.zeros(0, _kept_dtype(source)), (0, 0), layout, by_columns,
-    )  # fmt: skip
+    empty = (np.zeros(1, np.int64), np.zeros(0, source.row_dtype), np.zeros(0, source.data.dtype))
+    meta = _as_block(*empty, (0, 0), layout, by_columns)
     return da.Array(graph, name, chunks, meta=meta)
 
 
 def cut_rows(source: Source, block_entries: int) -> list[Block]:
-    """Cut all rows into blocks of whole rows with at most so many entries, if a row has no more.
-
-    Raises
-    ------
-    DamagedGraphError
-        If `indptr` breaks a rule.
-    """
+    """Cut all rows into blocks of whole rows with at most so many entries, if a row has no more."""
     blocks: list[Block] = []
     start = first = 0
     for row, indptr in source.scan_indptr():
@@ -131,19 +123,17 @@ def read_rows(source: Source, block: tuple[int, int, int, int, int], layout: Lay
     return _as_block(indptr, indices, data, shape, layout, source.layout == "csc")
 
 
-def _kept_dtype(source: Source) -> np.dtype[Any]:
-    """Return the dtype of blocks; scipy knows no half precision."""
-    dtype = source.stored_weight_dtype.newbyteorder("=")
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
-
-
 def _as_block(
-    indptr: Array, indices: Array, data: Array, shape: tuple[int, int], layout: Layout,
+    indptr: Array,
+    indices: Array,
+    data: Array,
+    shape: tuple[int, int],
+    layout: Layout,
     by_columns: bool,
-) -> Any:  # fmt: skip
+) -> Any:
     from scipy import sparse
 
-    if data.dtype == np.float16:
+    if data.dtype == np.float16:  # scipy knows no half precision
         data = data.astype(np.float32)
     kind = sparse.csc_matrix if by_columns else sparse.csr_matrix
     matrix = kind((data, indices, indptr), shape=shape[::-1] if by_columns else shape)
@@ -155,9 +145,8 @@ def _as_block(
         return matrix
     from sparse import GCXS
 
-    axis = 1 if by_columns else 0
     arrays = (matrix.data, matrix.indices, matrix.indptr)
-    return GCXS(arrays, shape=matrix.shape, compressed_axes=(axis,))
+    return GCXS(arrays, shape=matrix.shape, compressed_axes=(1 if by_columns else 0,))
 
 
 def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Block]:
@@ -165,11 +154,6 @@ def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Bloc
 
     Blocks end at multiples of `block_entries`, so on chunk borders where that is a multiple of the
     chunk; and sooner where they would span more than `block_rows` rows.
-
-    Raises
-    ------
-    DamagedGraphError
-        If `indptr` breaks a rule.
     """
     blocks: list[Block] = []
     start, first_row = 0, 0

@@ -35,13 +35,7 @@ def first_decrease(indptr: Array) -> int:
 
 @compiled(int, int, int)
 def scan_weights(weights: Array) -> tuple[int, int, int]:
-    """Look at stored weights once.
-
-    Returns
-    -------
-    tuple of int
-        Position of the first NaN or infinity (-1 if none), number of zeros, of negatives.
-    """
+    """Return the position of the first NaN or infinity (or -1), the number of zeros, negatives."""
     zeros = 0
     negatives = 0
     not_finite = 0
@@ -62,18 +56,9 @@ def scan_weights(weights: Array) -> tuple[int, int, int]:
 def drop_stored_zeros(
     indices: Array, weights: Array, offset: int, indptr: Array, first_row: int
 ) -> None:
-    """Turn stored zeros into self-edges, which every later loop skips.
+    """Turn stored zeros of a block into self-edges, in place; every later loop skips them.
 
-    Parameters
-    ----------
-    indices
-        Columns of a block, changed in place.
-    weights
-        Weights of the entries ``offset … offset + weights.size`` of the block.
-    indptr
-        Where each row of the block starts in `indices`; one more than it has rows.
-    first_row
-        The row that ``indptr[0]`` stands for.
+    `weights` are those of the entries from `offset` on; ``indptr[0]`` is the start of `first_row`.
     """
     row = 0
     for e in range(weights.size):
@@ -85,13 +70,7 @@ def drop_stored_zeros(
 
 
 def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> int:
-    """Return the number of cells of a matrix that is square and fits `obs`.
-
-    Raises
-    ------
-    SourceError
-        If it does not.
-    """
+    """Return the number of cells of a matrix; a SourceError if it is not square or not as `obs`."""
     if n_cells is not None and shape != (n_cells, n_cells):
         raise SourceError(
             f"Connectivity matrix shape {shape} does not match number of cells "
@@ -106,13 +85,7 @@ def check_shape(full_key: str, shape: tuple[int, int], n_cells: int | None) -> i
 
 
 def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: Any) -> None:
-    """Check that the three arrays of a matrix fit together.
-
-    Raises
-    ------
-    DamagedGraphError
-        If lengths or dtypes are not what they must be.
-    """
+    """Check that lengths and dtypes of the three arrays of a matrix fit together."""
     if indices.shape != data.shape:
         raise DamagedGraphError(
             f"{full_key}/indices has {indices.shape[0]} entries, but {full_key}/data has "
@@ -133,13 +106,7 @@ def check_arrays(full_key: str, n_cells: int, indptr: Any, indices: Any, data: A
 
 
 def check_weights(full_key: str, dtype: np.dtype[Any]) -> None:
-    """Check that weights can be added.
-
-    Raises
-    ------
-    DamagedGraphError
-        If they are not bool, integers, or floats of up to 64 bits.
-    """
+    """Check that weights can be added: bool, integers, or floats of up to 64 bits."""
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise DamagedGraphError(
             f"{full_key}/data has dtype {dtype}; weights must be bool, integers, or floats of "
@@ -147,20 +114,10 @@ def check_weights(full_key: str, dtype: np.dtype[Any]) -> None:
         )
 
 
-def warm_up(index_dtype: np.dtype[Any], weight_dtype: np.dtype[Any], *, wide: bool) -> None:
-    """Load (or compile) the loops of this module.
-
-    Parameters
-    ----------
-    index_dtype, weight_dtype
-        Native dtypes of the stored indices, and of the weights as loops see them.
-    wide
-        Whether cells need more than 31 bits.
-    """
-    indices = np.array([1], dtype=np.int64 if wide else np.int32)
+def warm_up(stored_indices: Array, indices: Array, weights: Array) -> None:
+    """Load (or compile) the loops of this module for such arrays of one value each."""
     indptr = np.array([0, 1, 1])
-    weights = np.zeros(1, weight_dtype)
-    first_invalid_index(np.zeros(1, index_dtype), 1)
+    first_invalid_index(stored_indices, 1)
     first_decrease(indptr)
     scan_weights(weights)
     drop_stored_zeros(indices, weights, 0, indptr, 0)

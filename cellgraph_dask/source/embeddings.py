@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import SourceError
 from ..machine.buffers import Array
+from .layout import is_array
 from .opening import open_root
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
@@ -20,18 +22,10 @@ _UNCHUNKED_ROWS = 2**14
 
 
 class Embedding(NamedTuple):
-    """An embedding that can be looked at.
-
-    Attributes
-    ----------
-    name : str
-        What to call it.
-    take : callable
-        Gives the coordinates of some cells, which must rise, as rows.
-    """
+    """An embedding that can be looked at."""
 
     name: str
-    take: Callable[[Array], Array]
+    take: Callable[[Array], Array]  # gives the coordinates of some cells, which must rise, as rows
 
 
 def stored_embeddings(
@@ -46,11 +40,8 @@ def stored_embeddings(
         with open_root(source, storage_options) as root:
             obsm = root.node["obsm"]
             names = [str(name) for name in obsm.keys()]  # noqa: SIM118 (not a dict)
-            arrays = {
-                name: root.dense(obsm[name])
-                for name in names
-                if name.startswith("X_") and hasattr(obsm[name], "shape")
-            }
+            nodes = {name: obsm[name] for name in names if name.startswith("X_")}
+            arrays = {n: root.dense(node) for n, node in nodes.items() if is_array(node)}
     except (SourceError, KeyError, AttributeError):  # an array in its place has no keys
         return []
     usable = {name: array for name, array in arrays.items() if _is_usable(array, n_cells)}
@@ -60,7 +51,7 @@ def stored_embeddings(
         return min(int(usable[name].shape[1]), 4), known, name
 
     names = sorted((name for name in usable if "spatial" not in name), key=rank)
-    return [Embedding(f"obsm/{name}", _taker(usable[name])) for name in names]
+    return [Embedding(f"obsm/{name}", partial(_take, usable[name])) for name in names]
 
 
 def _is_usable(array: Any, n_cells: int) -> bool:
@@ -82,16 +73,13 @@ def _unit(array: Any) -> tuple[int, ...]:
     return shards or chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
 
 
-def _taker(array: Any) -> Callable[[Array], Array]:
-    def take(cells: Array) -> Array:
-        n_columns = min(array.shape[1], _MOST_COLUMNS)
-        out = np.empty((cells.size, n_columns), array.dtype)
-        n_rows = _unit(array)[0]
-        for first in range(0, array.shape[0], n_rows):
-            a, b = np.searchsorted(cells, [first, first + n_rows])
-            if a < b:
-                rows = array[first : first + n_rows, :n_columns]
-                out[a:b] = rows[cells[a:b] - first]
-        return out
-
-    return take
+def _take(array: Any, cells: Array) -> Array:
+    n_columns = min(array.shape[1], _MOST_COLUMNS)
+    out = np.empty((cells.size, n_columns), array.dtype)
+    n_rows = _unit(array)[0]
+    for first in range(0, array.shape[0], n_rows):
+        a, b = np.searchsorted(cells, [first, first + n_rows])
+        if a < b:
+            rows = array[first : first + n_rows, :n_columns]
+            out[a:b] = rows[cells[a:b] - first]
+    return out

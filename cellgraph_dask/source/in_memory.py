@@ -17,19 +17,9 @@ _DENSE_VALUES = 1 << 22  # of a dense matrix looked at in one go
 
 
 class Compressed(NamedTuple):
-    """A matrix as CSR or CSC.
+    """A matrix as CSR or CSC."""
 
-    Attributes
-    ----------
-    layout : {"csr", "csc"}
-        Which of them.
-    indptr, indices, data : ndarray
-        Its arrays.
-    shape : tuple of int
-        Rows and columns.
-    """
-
-    layout: str
+    layout: str  # "csr" or "csc"
     indptr: Array
     indices: Array
     data: Array
@@ -44,17 +34,8 @@ def index_dtype(n_cells: int) -> np.dtype[Any]:
 def compress(matrix: Any, name: str) -> Compressed:
     """Return a matrix as CSR or CSC; what is either already is not copied.
 
-    Parameters
-    ----------
-    matrix
-        Of scipy or PyData sparse, in any format, or what numpy makes an array of.
-    name
-        What errors call it.
-
-    Raises
-    ------
-    SourceError
-        If it is none of these, or most of it is not zero.
+    It is of scipy or PyData sparse, in any format, or what numpy makes an array of. `name` is what
+    the SourceError calls it if it is none of these, or most of it is not zero.
     """
     if hasattr(matrix, "fill_value") and hasattr(matrix, "todense") and matrix.ndim == 2:
         return _of_pydata(matrix, name)
@@ -81,15 +62,14 @@ def _of_scipy(matrix: Any) -> Compressed:
     if getattr(matrix, "format", None) not in ("csr", "csc"):
         matrix = matrix.tocsr()  # no other format can repeat an entry
     stored = int(matrix.indptr[-1])  # scipy allows more room than is used
-    return Compressed(
-        matrix.format, matrix.indptr, matrix.indices[:stored], matrix.data[:stored], matrix.shape
-    )
+    indices, data = matrix.indices[:stored], matrix.data[:stored]
+    return Compressed(matrix.format, matrix.indptr, indices, data, matrix.shape)
 
 
 def _of_pydata(matrix: Any, name: str) -> Compressed:
     if matrix.fill_value != 0:  # NaN too
         raise SourceError(
-            f"{name} has the fill value {matrix.fill_value}: nearly all cells would be neighbours. "
+            f"{name} has the fill value {matrix.fill_value}: nearly all cells would be neighbors. "
             "Make it a matrix whose fill value is 0."
         )
     if hasattr(matrix, "compressed_axes"):

@@ -24,24 +24,12 @@ _MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon 
 
 
 class Found(NamedTuple):
-    """A matrix that has been found.
+    """A matrix that has been found."""
 
-    Attributes
-    ----------
-    key : str
-        Its path from the root.
-    node : group or array
-        What is there.
-    n_cells : int or None
-        Cells in the `obs` that it belongs to; None if there is none.
-    notes : tuple of str
-        What the user should know about where it was found.
-    """
-
-    key: str
+    key: str  # its path from the root
     node: Node
-    n_cells: int | None
-    notes: tuple[str, ...]
+    n_cells: int | None  # in the `obs` that it belongs to, if there is one
+    notes: tuple[str, ...]  # what the user should know about where it was found
 
 
 class Tree:
@@ -53,13 +41,7 @@ class Tree:
         self._content = content
 
     def __getitem__(self, path: str) -> Node:
-        """Return what a path leads to.
-
-        Raises
-        ------
-        KeyError
-            If it leads nowhere.
-        """
+        """Return what a path leads to; a KeyError if nowhere."""
         node: Any = self._content
         for name in path.split("/"):
             if not isinstance(node, Mapping):
@@ -67,51 +49,30 @@ class Tree:
             node = node[name]
         return Tree(node) if isinstance(node, Mapping) else node
 
-    def __contains__(self, path: str) -> bool:
-        try:
-            self[path]
-        except KeyError:
-            return False
-        return True
-
     def keys(self) -> list[str]:
-        """Return the names in it."""
+        """Return the names in it, as a group does."""
         return [str(name) for name in self._content]
 
 
 def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> Found:
-    """Find a matrix.
+    """Find a matrix in an AnnData, or in what holds several; `path` is what errors call that.
 
-    Parameters
-    ----------
-    root
-        The AnnData, or what holds several.
-    path
-        What errors call it.
-    key
-        A key of `obsp`, or with slashes a path from the root.
-    neighbors_key
-        The name of one of scanpy's neighbor graphs, in `uns`; it says where the matrix is.
-
-    Raises
-    ------
-    SourceError
-        If there is no such matrix; the message lists what there is.
+    A `key` is one of `obsp`, or with slashes a path from the root; a `neighbors_key` names one of
+    scanpy's graphs in `uns`, which says where the matrix is. The SourceError if there is no such
+    matrix lists what there is.
     """
     if neighbors_key is not None:
         full_key = _follow(root, path, neighbors_key)
     else:
         full_key = key.strip("/") if "/" in key else f"obsp/{key}"
     node = _get(root, full_key)
-    notes: tuple[str, ...] = ()
     if node is None and "/" not in key and neighbors_key is None:
-        node = _get(root, f"{_OLD}/{key}")
-        if node is not None and (is_array(node) or format_of(node)[0]):
-            full_key = f"{_OLD}/{key}"
-        else:
-            node = None
+        old = _get(root, f"{_OLD}/{key}")
+        if old is not None and (is_array(old) or format_of(old)[0]):
+            full_key, node = f"{_OLD}/{key}", old
     if node is None:
         raise _not_found(root, path, full_key)
+    notes: tuple[str, ...] = ()
     if full_key.startswith("uns/"):
         notes = (
             f"{path} has no obsp/{full_key.rsplit('/', 1)[1]}; {full_key} is exported, where "
@@ -122,12 +83,9 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
 
 @contextmanager
 def metadata_of(what: str) -> Iterator[None]:
-    """Name whatever is raised while metadata are read: of strange ones, libraries raise anything.
+    """Turn any error while metadata are read into a SourceError that names what they describe.
 
-    Raises
-    ------
-    SourceError
-        With what they describe.
+    Libraries raise anything when metadata are strange.
     """
     try:
         yield
@@ -141,7 +99,7 @@ def metadata_of(what: str) -> Iterator[None]:
 
 
 def told(error: Exception) -> str:
-    """Return what an error says, on one line and not too long."""
+    """Return the text of an error, on one line and not too long."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}{'…' if len(text) > 300 else ''}"
 
@@ -181,13 +139,10 @@ def _children(root: Node, path: str) -> list[str]:
         return []
 
 
-def _graphs(root: Node) -> Iterator[str]:
-    """Yield the names in `uns` of what scanpy calls neighbors."""
-    for name in _children(root, "uns"):
-        if {"connectivities_key", "connectivities", "distances"} & set(
-            _children(root, f"uns/{name}")
-        ):
-            yield name
+def _graphs(root: Node) -> list[str]:
+    """Return the names in `uns` of what scanpy calls neighbors."""
+    marks = {"connectivities_key", "connectivities", "distances"}
+    return [name for name in _children(root, "uns") if marks & set(_children(root, f"uns/{name}"))]
 
 
 def _follow(root: Node, path: str, neighbors_key: str) -> str:
@@ -197,14 +152,14 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     if named is not None:
         with metadata_of(where):
             if is_array(named) and math.prod(named.shape) != 1:
-                raise ValueError(f"one name was expected, not an array of shape {named.shape}")
+                raise SourceError(f"{where} has the shape {named.shape}; one name is needed.")
             value = named[()] if is_array(named) else named
         value = np.asarray(value).reshape(-1)[0]
         return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
     old = f"uns/{neighbors_key}/connectivities"
     if _get(root, old) is not None:
         return old
-    names = list(_graphs(root))
+    names = _graphs(root)
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
         f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)} Name one with "
@@ -229,15 +184,16 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         if matrix in ("connectivities", "distances")
     ]
     elsewhere = f" In old places: {', '.join(old)}." if old else ""
-    inside = [f"mod/{m}/obsp/{k}" for m in _children(root, "mod")
-              for k in _children(root, f"mod/{m}/obsp")]  # fmt: skip
+    modalities = _children(root, "mod")
+    inside = [f"mod/{m}/obsp/{k}" for m in modalities for k in _children(root, f"mod/{m}/obsp")]
     if inside and not full_key.startswith("mod/"):
         elsewhere += f" In its modalities: {', '.join(inside)}."
-    hint = _suggestion(name, names) or _suggestion(full_key, [*old, *inside])
+    others = [*old, *inside]
+    hint = _suggestion(name, names) or _suggestion(full_key, others)
     if not hint:  # the same name, or nearly, somewhere else
-        near = difflib.get_close_matches(name, [k.rpartition("/")[2] for k in [*old, *inside]], n=1)
-        hint = "".join(f" Did you mean {k!r}?" for k in [*old, *inside] if k.endswith(f"/{near[0]}")
-                       ) if near else ""  # fmt: skip
+        near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
+        same = [key for key in others if near and key.endswith(f"/{near[0]}")]
+        hint = "".join(f" Did you mean {key!r}?" for key in same)
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
         f"{hint} Name the matrix with --key, or compute it with scanpy.pp.neighbors."
@@ -265,13 +221,7 @@ def _count_cells(root: Node, full_key: str) -> int | None:
 
 
 def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
-    """Return the format of a sparse group, "csr" or "csc", and its rows and columns.
-
-    Raises
-    ------
-    SourceError
-        If it does not say that it is one.
-    """
+    """Return the format of a sparse group, "csr" or "csc", and its rows and columns."""
     with metadata_of(full_key):
         layout, encoding = format_of(node)
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
@@ -293,13 +243,7 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
 
 
 def open_array(node: Node, full_key: str, name: str) -> Any:
-    """Return one of the three arrays of a sparse group.
-
-    Raises
-    ------
-    SourceError
-        If it is missing or of another kind.
-    """
+    """Return one of the three arrays of a sparse group; a SourceError if it is not one."""
     array = _get(node, name)
     if array is None:
         raise SourceError(

@@ -29,16 +29,9 @@ _MOST_ABSENT_ROWS = 2**28
 
 
 class Block(NamedTuple):
-    """A run of stored entries and the rows they are in.
+    """The stored entries ``[start, stop)``, and the rows ``[first_row, last_row)`` they are in.
 
-    Attributes
-    ----------
-    number : int
-        Number of the block.
-    start, stop : int
-        Its entries, ``[start, stop)`` of `indices` and `data`.
-    first_row, last_row : int
-        Its rows, ``[first_row, last_row)``; the first and the last may be there in part.
+    Of the first and the last row, only a part may be in the block.
     """
 
     number: int
@@ -49,43 +42,21 @@ class Block(NamedTuple):
 
 
 class BlockEntries(NamedTuple):
-    """What a block holds, checked.
+    """What a block holds, checked."""
 
-    Attributes
-    ----------
-    indices : ndarray
-        Columns; int32, or int64 from 2³¹ cells on. Stored zeros have their own row as column.
-    indptr : ndarray
-        Where each row starts in `indices`; int64.
-    weights : ndarray or None
-        float64, or int64 for integer weights, if they were asked for.
-    """
-
-    indices: Array
-    indptr: Array
-    weights: Array | None
+    indices: Array  # columns; int32, or int64 from 2³¹ cells on; of stored zeros their own row
+    indptr: Array  # int64: where each row starts in `indices`
+    weights: Array | None  # float64, or int64 for integer weights, if they were asked for
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a matrix comes from.
+    """Where a matrix comes from."""
 
-    Attributes
-    ----------
-    path : str
-        What the user called it: a path, a URL, or what it is in memory; for messages.
-    file : str or None
-        Absolute path of the file or folder that workers must see; None if there is none.
-    is_shared : bool
-        Whether other processes can open it.
-    is_lasting : bool
-        Whether another run finds it by the same name.
-    """
-
-    path: str
-    file: str | None = None
-    is_shared: bool = False
-    is_lasting: bool = False
+    path: str  # what the user called it: a path, a URL, or what it is in memory; for messages
+    file: str | None = None  # absolute path of the file or folder that workers must see, if any
+    is_shared: bool = False  # whether other processes can open it
+    is_lasting: bool = False  # whether another run finds it by the same name
 
     @property
     def name(self) -> str:
@@ -97,39 +68,20 @@ class Origin:
 class Source:
     """A sparse cell × cell matrix; small, and picklable unless it is in memory.
 
-    Attributes
-    ----------
-    indptr, indices, data : StoredArray
-        Its arrays. They open themselves in the process that reads them.
-    origin : Origin
-        Where it comes from.
-    key : str
-        Where the matrix is inside it.
-    layout : {"csr", "csc"}
-        How it is stored. The edges are the same for both.
-    n_cells : int
-        Number of rows and of columns.
-    n_entries : int
-        Number of stored entries.
-    notes : tuple of str
-        What the user should know about it.
-    spool_bytes : int
-        Temporary bytes on disk that it takes up.
-    spooled_bytes : int
-        Of these, those that are on disk already.
+    Its arrays open themselves in the process that reads them.
     """
 
     indptr: StoredArray
     indices: StoredArray
     data: StoredArray
     origin: Origin
-    key: str
-    layout: str
-    n_cells: int
-    n_entries: int
-    notes: tuple[str, ...] = ()
-    spool_bytes: int = 0
-    spooled_bytes: int = 0
+    key: str  # where the matrix is inside its origin
+    layout: str  # "csr" or "csc"; the edges are the same for both
+    n_cells: int  # rows, and columns
+    n_entries: int  # stored entries
+    notes: tuple[str, ...] = ()  # what the user should know about it
+    spool_bytes: int = 0  # temporary bytes on disk that it takes up
+    spooled_bytes: int = 0  # of these, those that are on disk already
 
     @property
     def path(self) -> str:
@@ -165,21 +117,6 @@ class Source:
         return max(self.indices.chunk_size, self.data.chunk_size)
 
     @property
-    def stored_index_dtype(self) -> np.dtype[Any]:
-        """Dtype of `indices` in the store."""
-        return self.indices.dtype
-
-    @property
-    def stored_weight_dtype(self) -> np.dtype[Any]:
-        """Dtype of `data` in the store."""
-        return self.data.dtype
-
-    @property
-    def scanned_weight_dtype(self) -> np.dtype[Any]:
-        """Dtype in which the compiled loops see the weights."""
-        return _comparable(np.empty(0, self.stored_weight_dtype)).dtype
-
-    @property
     def row_dtype(self) -> np.dtype[Any]:
         """Dtype of a block's indices."""
         return index_dtype(self.n_cells)
@@ -193,9 +130,8 @@ class Source:
 
     def warm_up(self) -> None:
         """Load the compiled loops that reading this matrix takes."""
-        checks.warm_up(
-            self.stored_index_dtype, self.scanned_weight_dtype, wide=self.row_dtype.itemsize == 8
-        )
+        weights = _comparable(np.zeros(1, self.data.dtype))
+        checks.warm_up(np.zeros(1, self.indices.dtype), np.ones(1, self.row_dtype), weights)
 
     def block_bytes(self, n_entries: int, n_rows: int, *, signed: bool) -> int:
         """Upper bound on the working memory of `read_block`, on one thread and for that size."""
@@ -208,21 +144,10 @@ class Source:
         return int(total + max(array.work_bytes for array in self._arrays))
 
     def scan_indptr(self) -> Iterator[tuple[int, Array]]:
-        """Read `indptr` from end to end in overlapping slices, checking it on the way.
+        """Yield `indptr` in slices (int64) that overlap by one value, each with its first row.
 
-        Yields
-        ------
-        first_row : int
-            The row that the slice starts with.
-        slice : ndarray
-            ``indptr[first_row : first_row + k + 1]``; int64. The next slice starts with its last
-            value.
-
-        Raises
-        ------
-        DamagedGraphError
-            If it does not start at 0, decreases, does not end at the number of entries, or lacks a
-            chunk that was not all zeros.
+        Raises a DamagedGraphError if `indptr` does not start at 0, decreases, does not end at the
+        number of entries, or lacks a chunk that was not all zeros.
         """
         indptr = self.indptr
         absent_until = 0
@@ -262,10 +187,8 @@ class Source:
         row is no longer than the longest after it.
         """
         at = absent_until - first
-        if self.indptr.chunk_size <= _TINY_CHUNK:
-            return
-        lengths = np.diff(values[max(at, 0) :])
-        if values[at] > (lengths.max() if lengths.size else 0):
+        longest = np.diff(values[max(at, 0) :]).max(initial=0)
+        if self.indptr.chunk_size > _TINY_CHUNK and values[at] > longest:
             loss = f"{values[at]} entries lose their rows"
             raise DamagedGraphError(self._missing(self.indptr, 0, loss))
 
@@ -311,20 +234,9 @@ class Source:
     def read_block(self, block: Block, *, weights: bool = False) -> BlockEntries:
         """Read and check a block. The arrays belong to this thread, until its next block.
 
-        Parameters
-        ----------
-        block
-            Which entries.
-        weights
-            Whether to return the weights too.
-
-        Raises
-        ------
-        DamagedGraphError
-            If an index is outside the matrix, a weight is NaN or infinite, or a chunk is missing
-            or broken.
-        NegativeWeightError
-            If a weight is negative and `weights` is False: it would have to be added up.
+        Raises a DamagedGraphError if an index is outside the matrix, a weight is NaN or infinite,
+        or a chunk is missing or broken; and a NegativeWeightError if a weight is negative but
+        `weights` are not asked for: they would have to be added up.
         """
         indptr = self._indptr_of(block)
         indices = self._read_indices(block, indptr)
@@ -349,11 +261,6 @@ class Source:
         """Read whole rows as they are stored: new `indptr` (int64), `indices` and `data`.
 
         Weights are not looked at, so that users can mend those that are not finite.
-
-        Raises
-        ------
-        DamagedGraphError
-            If an index is outside the matrix, or a chunk is missing or broken.
         """
         indptr = self._indptr_of(block).copy()
         indices = self._read_indices(block, indptr).copy()

@@ -38,27 +38,21 @@ _HDF5_STARTS = (0, 512, 1024, 2048)
 _ZIP = b"PK"
 
 
-class Root(NamedTuple):
-    """What holds a matrix, opened.
+def _as_it_is(node: Node) -> Any:
+    return node
 
-    Attributes
-    ----------
-    node : group
-        The root group: of zarr, of h5py, or a `Tree` of what is in memory.
-    origin : Origin
-        Where it is.
-    stored : callable
-        Returns a one-dimensional array of it as blocks are read from it.
-    dense : callable
-        Returns an array of it in a form that can be sliced later, and elsewhere.
-    zarr_format : int or None
-        Of a zarr store.
+
+class Root(NamedTuple):
+    """What holds a matrix, opened: a group of zarr or h5py, or a `Tree` of what is in memory.
+
+    `stored` returns a one-dimensional array of it as blocks are read from it; `dense` an array in
+    a form that can be sliced later, also in another process.
     """
 
     node: Node
     origin: Origin
-    stored: Callable[[Any], StoredArray]
-    dense: Callable[[Any], Any]
+    stored: Callable[[Any], StoredArray] = _as_it_is
+    dense: Callable[[Any], Any] = _as_it_is
     zarr_format: int | None = None
 
 
@@ -69,32 +63,11 @@ def open_source(
     neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Source | LazyMatrix:
-    """Open a matrix, wherever it is, and check what its metadata tell.
+    """Open a matrix, wherever it is, and check what its metadata say.
 
-    Parameters
-    ----------
-    source
-        A path or URL of a zarr store or an HDF5 file; a `zarr.Group`, or a store of zarr; an
-        AnnData in memory, backed or lazy; a matrix of scipy or PyData sparse, or anything that
-        numpy makes a two-dimensional array of; a Dask array.
-    key
-        A key of `obsp`, or with slashes a path from the root.
-    neighbors_key
-        The name of one of scanpy's neighbor graphs, instead of `key`.
-    storage_options
-        What fsspec is to be told about a URL.
-
-    Returns
-    -------
-    Source or LazyMatrix
-        A `LazyMatrix` has no row pointers yet: it has to be computed or searched first.
-
-    Raises
-    ------
-    SourceError
-        If there is no such store or key, or it is not a matrix over the cells.
-    DamagedGraphError
-        If its arrays do not fit together.
+    The parameters are those of `plan_export`. A `LazyMatrix` has no row pointers yet: it has to be
+    computed or searched first. Raises a SourceError if there is no such store or key, or it is not
+    a matrix over the cells, and a DamagedGraphError if its arrays do not fit together.
     """
     if neighbors_key is not None and key != "connectivities":
         raise ValueError("give key or neighbors_key, not both")
@@ -134,13 +107,7 @@ def _is(source: object, module: str, name: str) -> bool:
 
 @contextmanager
 def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> Iterator[Root]:
-    """Open what holds a matrix; see `open_source`.
-
-    Raises
-    ------
-    SourceError
-        If there is nothing, or something else.
-    """
+    """Open what holds a matrix; a SourceError if there is nothing, or something else."""
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if storage_options and (path is None or not is_url(path)):
         raise ValueError("storage options are for URLs, not for paths")
@@ -148,7 +115,7 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
         if _is_anndata(source):
             names = ("obsp", "uns", "obs", "obsm")
             tree = Tree({name: getattr(source, name) for name in names if hasattr(source, name)})
-            yield Root(tree, Origin("AnnData in memory"), _never, lambda node: node)
+            yield Root(tree, Origin("AnnData in memory"))
             return
         yield _zarr_object(source)
     elif is_url(path):
@@ -164,36 +131,25 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
             yield _zarr_files(path)
 
 
-def _never(node: Any) -> StoredArray:
-    raise AssertionError(node)
-
-
 def _file_origin(path: str) -> Origin:
     return Origin(path, str(Path(path).absolute()), is_shared=True, is_lasting=True)
 
 
 def _is_hdf5(path: str) -> bool:
-    """Whether a path is that of an HDF5 file, by what is there and not by its ending.
-
-    Raises
-    ------
-    SourceError
-        If there is nothing, or something that is neither that nor a zarr store.
-    """
+    """Whether a path is an HDF5 file, by its content; a SourceError if it is no source at all."""
     try:
-        there, is_folder = Path(path).exists(), Path(path).is_dir()
-        head = b""
-        if there and not is_folder:
-            with open(path, "rb") as file:
-                head = file.read(4096)
+        if not Path(path).exists():
+            raise SourceError(
+                f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData "
+                "store, or an .h5ad file."
+            )
+        if Path(path).is_dir():
+            return False
+        with open(path, "rb") as file:
+            head = file.read(4096)
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-    if not there:
-        raise SourceError(
-            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
-            "or an .h5ad file."
-        )
-    if is_folder or head.startswith(_ZIP):
+    if head.startswith(_ZIP):
         return False
     if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
         return True
@@ -263,18 +219,17 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
     except CellgraphError:
         raise
     except Exception as error:  # of strange metadata, zarr raises anything
-        hint = "" if origin.file is not None else (
-            " Look at the URL, the connection and the storage options, too."
-        )  # fmt: skip
+        hint = ""
+        if origin.file is None:
+            hint = " Look at the URL, the connection and the storage options, too."
         raise SourceError(
             f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
             f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
         ) from error
-    return Root(group, origin, zarr_store.stored_array, lambda node: node, group.zarr_format)
+    return Root(group, origin, zarr_store.stored_array, zarr_format=group.zarr_format)
 
 
 def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
-    """Open what is in a store or file."""
     key, node, n_cells, notes = found
     if is_array(node):
         return of_dense(root.origin, key, root.dense(node), n_cells, notes)
@@ -282,15 +237,15 @@ def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
     nodes = [open_array(node, key, name) for name in ARRAYS]
     n_cells = check_shape(key, (n_rows, n_columns), n_cells)
     check_arrays(key, n_cells, *nodes)
-    arrays = {}
+    arrays = []
     for name, array in zip(ARRAYS, nodes, strict=True):
         with metadata_of(f"{key}/{name}"):
-            arrays[name] = root.stored(array)
-    return _source(arrays, root.origin, key, layout, n_cells, notes)
+            arrays.append(root.stored(array))
+    indptr, indices, data = arrays
+    return Source(indptr, indices, data, root.origin, key, layout, n_cells, indices.size, notes)
 
 
 def _open_object(origin: Origin, found: Found) -> Source | LazyMatrix:
-    """Open what is an object of Python."""
     key, matrix, n_cells, notes = found
     if _is(matrix, "dask.array", "Array"):
         return of_dask(origin, key, matrix, n_cells, notes)
@@ -299,32 +254,9 @@ def _open_object(origin: Origin, found: Found) -> Source | LazyMatrix:
         if _is(group, "zarr", "Group"):
             return open_source(group.store, f"/{group.path}")
         return open_source(group.file.filename, group.name)
-    layout, indptr, indices, data, shape = compress(matrix, key)
+    layout, *values, shape = compress(matrix, key)
     n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
+    arrays = (MemoryArray(f"{key}/{name}", v) for name, v in zip(ARRAYS, values, strict=True))
+    indptr, indices, data = arrays
     check_weights(key, data.dtype)
-    arrays: dict[str, StoredArray] = {
-        name: MemoryArray(f"{key}/{name}", array)
-        for name, array in zip(ARRAYS, (indptr, indices, data), strict=True)
-    }
-    return _source(arrays, origin, key, layout, n_cells, notes)
-
-
-def _source(
-    arrays: Mapping[str, StoredArray],
-    origin: Origin,
-    key: str,
-    layout: str,
-    n_cells: int,
-    notes: tuple[str, ...],
-) -> Source:
-    return Source(
-        arrays["indptr"],
-        arrays["indices"],
-        arrays["data"],
-        origin=origin,
-        key=key,
-        layout=layout,
-        n_cells=n_cells,
-        n_entries=arrays["indices"].size,
-        notes=notes,
-    )
+    return Source(indptr, indices, data, origin, key, layout, n_cells, indices.size, notes)

@@ -14,7 +14,7 @@ and the matrix is CSC.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,19 +39,7 @@ _SAMPLES = 3
 
 @dataclass(frozen=True, eq=False)
 class LazyMatrix:
-    """A cell × cell matrix whose entries nobody has counted.
-
-    Attributes
-    ----------
-    origin : Origin
-        Where it comes from.
-    key : str
-        What errors and reports call the matrix there.
-    array : dask.array.Array
-        The matrix.
-    notes : tuple of str
-        What the user should know about it.
-    """
+    """A cell × cell matrix, as a Dask array, whose entries nobody has counted; see `Source`."""
 
     origin: Origin
     key: str
@@ -67,13 +55,7 @@ class LazyMatrix:
 def of_dask(
     origin: Origin, key: str, array: Any, n_cells: int | None, notes: tuple[str, ...]
 ) -> LazyMatrix:
-    """Return a Dask array as a `LazyMatrix`.
-
-    Raises
-    ------
-    SourceError
-        If it is not a matrix over the cells, or its chunks are of unknown size.
-    """
+    """Return a Dask array as a `LazyMatrix`, if it is a matrix over the cells."""
     if array.ndim != 2:
         raise SourceError(f"{key} is a Dask array of {array.ndim} dimensions; a matrix has two.")
     if any(np.isnan(size) for sizes in array.chunks for size in sizes):
@@ -92,19 +74,7 @@ def of_dense(
 ) -> LazyMatrix:
     """Return a dense matrix in a store as a `LazyMatrix`, in pieces of whole chunks.
 
-    Parameters
-    ----------
-    origin, key, notes
-        See `LazyMatrix`.
-    dense
-        The matrix: picklable, and sliced as numpy's are.
-    n_cells
-        Cells in `obs`, if that is known.
-
-    Raises
-    ------
-    SourceError
-        If it is not a matrix over the cells.
+    It is picklable, and sliced as arrays of numpy are. `n_cells` is that of `obs`, if there is one.
     """
     import dask.array as da
 
@@ -117,27 +87,16 @@ def of_dense(
     item = dense.dtype.itemsize
     columns = min(n_columns, columns * max(1, _PIECE_BYTES // (rows * columns * item)))
     rows = min(n_rows, rows * max(1, _PIECE_BYTES // (rows * columns * item)))
-    array = da.from_array(
-        dense, chunks=(rows, columns), name=False, asarray=False, inline_array=True
-    )
+    pieces = (rows, columns)
+    array = da.from_array(dense, chunks=pieces, name=False, asarray=False, inline_array=True)
     return LazyMatrix(origin, key, array, notes)
 
 
 class Part(NamedTuple):
-    """A file of spooled entries: indices, then weights, then the lengths of its rows.
-
-    Attributes
-    ----------
-    path : str
-        The file.
-    n_rows, n_entries : int
-        Rows (or columns) and entries in it.
-    weight_dtype : str
-        Dtype of its weights.
-    """
+    """A file of spooled entries: indices, then weights, then the lengths of its rows."""
 
     path: str
-    n_rows: int
+    n_rows: int  # or columns
     n_entries: int
     weight_dtype: str
 
@@ -145,21 +104,8 @@ class Part(NamedTuple):
 def spool(matrix: LazyMatrix, folder: Path, compute: Compute, progress: Progress) -> Source:
     """Compute a matrix, each chunk once, into raw CSR files, and return it as their source.
 
-    Parameters
-    ----------
-    matrix
-        The matrix.
-    folder
-        Where the files go; empty, and seen by whatever computes.
-    compute
-        Computes delayed tasks, and tells of each result as it comes.
-    progress
-        Told what is done.
-
-    Raises
-    ------
-    SourceError
-        If a chunk is not what the array says.
+    They go to an empty `folder` that is seen by whatever computes. `compute` computes delayed tasks
+    and reports each result as it comes. Raises a SourceError if a chunk is not what the array says.
     """
     n_row_chunks, n_column_chunks = matrix.array.numblocks
     layout = "csc" if n_row_chunks == 1 and n_column_chunks > 1 else "csr"
@@ -199,23 +145,22 @@ def _part_tasks(matrix: LazyMatrix, layout: str, folder: Path) -> list[Any]:
 
 def spool_memory(source: Source, folder: Path) -> Source:
     """Write a matrix that is in the memory of this process for others to see."""
-    data = source.data
-    part = Part(str(folder / "part-000000"), source.n_cells, source.n_entries, data.dtype.str)
-    counts = np.zeros(source.n_cells, np.int64)
-    for row, indptr in source.scan_indptr():
-        counts[row : row + indptr.size - 1] = np.diff(indptr)
-    fd = os.open(part.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        offset = 0
-        for array, dtype in ((source.indices, index_dtype(source.n_cells)), (data, data.dtype)):
-            for a, b in array.spans(0, source.n_entries):
-                values = np.empty(b - a, array.dtype)
-                array.read(a, b, values)
-                offset = write_at(fd, _as_index(values, dtype), offset)
-        write_at(fd, counts, offset)
-    finally:
-        os.close(fd)
+    path = folder / "part-000000"
+    _write_aside(path, _values_of_part(source))
+    part = Part(str(path), source.n_cells, source.n_entries, source.data.dtype.str)
     return _finish(source, source.layout, [part], folder)
+
+
+def _values_of_part(source: Source) -> Iterator[Array]:
+    """Yield what a part of the whole matrix holds, piece by piece."""
+    for array in (source.indices, source.data):
+        for a, b in array.spans(0, source.n_entries):
+            values = np.empty(b - a, array.dtype)
+            array.read(a, b, values)
+            is_index = array is source.indices
+            yield _as_index(values, index_dtype(source.n_cells)) if is_index else values
+    for _, indptr in source.scan_indptr():
+        yield np.diff(indptr)
 
 
 def _as_index(values: Array, dtype: np.dtype[Any]) -> Array:
@@ -232,15 +177,12 @@ def estimate(matrix: LazyMatrix, compute: Compute) -> Source:
     """Return a source of the size of a matrix, for plans: from the entries of a few chunks."""
     import dask
 
-    n_columns = matrix.array.numblocks[1]
-    n_chunks = matrix.array.numblocks[0] * n_columns
+    blocks, (n_rows, n_columns) = matrix.array.blocks, matrix.array.numblocks
+    n_chunks = n_rows * n_columns
     chosen = sorted({n_chunks * (2 * k + 1) // (2 * _SAMPLES) for k in range(_SAMPLES)})
     count = dask.delayed(_count_entries, pure=False)
-    tasks = [
-        count(matrix.array.blocks[k // n_columns, k % n_columns], matrix.key)
-        for k in chosen
-        if k < n_chunks
-    ]
+    places = [divmod(k, n_columns) for k in chosen if k < n_chunks]
+    tasks = [count(blocks[place], matrix.key) for place in places]
     sampled = compute(tasks, lambda _: None)
     cells = sum(size for _, size in sampled)
     per_cell = sum(n for n, _ in sampled) / max(cells, 1)
@@ -260,18 +202,13 @@ def sketch(source: Source) -> Source:
 def _sketch(
     of: LazyMatrix | Source, n_entries: int, weights: np.dtype[Any], notes: tuple[str, ...]
 ) -> Source:
-    index = index_dtype(of.n_cells)
+    index, n_cells = index_dtype(of.n_cells), of.n_cells
+    indptr = EvenIndptr(n_cells, n_entries)
+    indices = MemoryArray("indices", np.empty(0, index))
+    data = MemoryArray("data", np.empty(0, weights))
+    n_bytes = n_entries * (index.itemsize + weights.itemsize) + 8 * (n_cells + 1)
     return Source(
-        EvenIndptr(of.n_cells, n_entries),
-        MemoryArray("indices", np.empty(0, index)),
-        MemoryArray("data", np.empty(0, weights)),
-        origin=of.origin,
-        key=of.key,
-        layout="csr",
-        n_cells=of.n_cells,
-        n_entries=n_entries,
-        notes=notes,
-        spool_bytes=n_entries * (index.itemsize + weights.itemsize) + 8 * (of.n_cells + 1),
+        indptr, indices, data, of.origin, of.key, "csr", n_cells, n_entries, notes, n_bytes
     )
 
 
@@ -322,12 +259,10 @@ def _side_by_side(pieces: Sequence[Compressed]) -> Compressed:
 
     data = _joined([piece.data for piece in pieces])
     ends = np.cumsum([piece.data.size for piece in pieces])
-    places = [
-        sparse.csr_matrix(
-            (np.arange(end - piece.data.size, end), piece.indices, piece.indptr), shape=piece.shape
-        )
-        for piece, end in zip(pieces, ends, strict=True)
-    ]
+    places = []
+    for piece, end in zip(pieces, ends, strict=True):
+        arrays = (np.arange(end - piece.data.size, end), piece.indices, piece.indptr)
+        places.append(sparse.csr_matrix(arrays, shape=piece.shape))
     band = sparse.hstack(places, format="csr")
     return Compressed("csr", band.indptr, band.indices, data[band.data], band.shape)
 
@@ -347,7 +282,7 @@ def _write_part(pieces: Sequence[Compressed], path: str, index: str) -> Part:
     return Part(path, counts.size, data.size, data.dtype.str)
 
 
-def _write_aside(path: Path, arrays: Sequence[Array]) -> None:
+def _write_aside(path: Path, arrays: Iterable[Array]) -> None:
     """Write arrays one after the other; two attempts at one file may run at once."""
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     fd = os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -386,17 +321,12 @@ def _finish(of: LazyMatrix | Source, layout: str, parts: Sequence[Part], folder:
         weights=np.array([part.weight_dtype for part in parts]),
     )
     weights = np.result_type(*{np.dtype(part.weight_dtype) for part in parts})
-    path = folder.absolute()
+    path, key, n_cells = folder.absolute(), of.key, of.n_cells
+    origin = Origin(of.origin.path, str(path), is_shared=True)
+    indptr = RawArray(f"{key}/indptr", n_cells + 1, np.dtype(np.int64), path)
+    indices = RawArray(f"{key}/indices", n_entries, index, path)
+    data = RawArray(f"{key}/data", n_entries, weights, path, after=index.itemsize)
+    n_bytes += offset
     return Source(
-        RawArray(f"{of.key}/indptr", of.n_cells + 1, np.dtype(np.int64), path),
-        RawArray(f"{of.key}/indices", n_entries, index, path),
-        RawArray(f"{of.key}/data", n_entries, weights, path, after=index.itemsize),
-        origin=Origin(of.origin.path, str(path), is_shared=True, is_lasting=False),
-        key=of.key,
-        layout=layout,
-        n_cells=of.n_cells,
-        n_entries=n_entries,
-        notes=of.notes,
-        spool_bytes=n_bytes + offset,
-        spooled_bytes=n_bytes + offset,
+        indptr, indices, data, origin, key, layout, n_cells, n_entries, of.notes, n_bytes, n_bytes
     )

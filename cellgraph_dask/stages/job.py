@@ -50,7 +50,7 @@ class Job:
     @property
     def weight_dtype(self) -> np.dtype[Any]:
         """Dtype of weights in runs, where they are needed."""
-        return np.dtype(np.float64 if self.source.stored_weight_dtype.kind == "f" else np.int64)
+        return np.dtype(np.float64 if self.source.data.dtype.kind == "f" else np.int64)
 
     @property
     def entry_bytes(self) -> int:

@@ -170,7 +170,7 @@ def warm_up(source: Source, method: Method) -> None:
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
     loops.count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
     if method == "signed":
-        kept = np.zeros(2, np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
+        kept = np.zeros(2, np.float64 if source.data.dtype.kind == "f" else np.int64)
         loops.split_signed_block(
             indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy()
         )

@@ -12,14 +12,13 @@ to come, is counted as reserved.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from ..machine.memory import (
     resident_bytes,
     round_reserved,
 )
+from ..machine.report import Report
 from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
@@ -57,7 +57,7 @@ EDGES_WITH_COMPONENTS = 1 << 24
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(Report):
     """What a verification found.
 
     Attributes
@@ -114,14 +114,6 @@ class VerifyReport:
     seconds: float = 0.0
     memory_limit_bytes: int = 0
     peak_memory_bytes: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain values."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """Return the report as JSON."""
-        return json.dumps(self.to_dict())
 
 
 def verify(

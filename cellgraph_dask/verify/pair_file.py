@@ -41,7 +41,7 @@ def key_bits(n_cells: int, *, is_weighted: bool) -> int:
 
 def weight_dtype(source: Source) -> np.dtype[Any]:
     """Return the dtype in which weights are read and kept."""
-    return np.dtype(np.float64 if source.stored_weight_dtype.kind == "f" else np.int64)
+    return np.dtype(np.float64 if source.data.dtype.kind == "f" else np.int64)
 
 
 class Lot(NamedTuple):

@@ -59,7 +59,7 @@ class _Sized:
 
     def __init__(self, n_cells, n_entries, chunk_size):
         self.n_cells, self.n_entries, self.chunk_size = n_cells, n_entries, chunk_size
-        self.stored_weight_dtype = np.dtype(np.float32)
+        self.data = np.empty(0, np.float32)
         self.notes, self.spool_bytes = (), 0
 
     def block_bytes(self, n_entries, n_rows, *, signed):

@@ -15,7 +15,7 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.edge_pairs.format import Manifest
 from cellgraph_dask.errors import OutputError
 from cellgraph_dask.publish.publish import Target, publish
-from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.runtime.progress import Progress
 from tests.helpers.command import run
 from tests.helpers.outputs import (
     GZIP,
@@ -233,7 +233,7 @@ def publish_new(
             (work / name).write_bytes(files[f"connectivity/{name}"])
         faulty: Any = wrapper(target, broken, error, late=late)
         try:
-            publish(faulty, manifest, work, Quiet())
+            publish(faulty, manifest, work, Progress())
         except BaseException as raised:
             if raised is not error:
                 raise

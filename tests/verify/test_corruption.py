@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from cellgraph_dask import export_connectivities
-from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.verify.checks import verify
 from tests.helpers.planting import gzip_member
@@ -45,7 +45,7 @@ class Bench:
 
     def verify(self):
         return verify(
-            self.out_dir, Quiet(), source=self.source, limit=2 * 10**9, threads=1
+            self.out_dir, Progress(), source=self.source, limit=2 * 10**9, threads=1
         )  # fmt: skip
 
     def try_with(self, kind: str, **changed: bytes) -> None:

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
-from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.verify import comparison, loops, pair_file
 from cellgraph_dask.verify.checks import verify
@@ -91,7 +91,7 @@ MATRICES = {
 
 def check(out_dir, store, proof_plan=None, **options):
     return verify(
-        Path(out_dir), Quiet(), source=open_source(store), limit=2 * 10**9, threads=2,
+        Path(out_dir), Progress(), source=open_source(store), limit=2 * 10**9, threads=2,
         proof_plan=proof_plan, **options,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cellgraph_dask import verify_export
 from cellgraph_dask.edge_pairs.format import read_manifest
-from cellgraph_dask.runtime.progress import Quiet
+from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.verify.scan import SurveyPlan, plan_survey, survey, survey_bytes
 from cellgraph_dask.verify.statistics import Degrees, forest_bytes
 from tests.helpers.command import run
@@ -77,7 +77,7 @@ def test_against_scipy(tmp_path, name, compression):
         SurveyPlan(threads=3, ahead=True, range_cells=10**6, n_forests=3),
         SurveyPlan(threads=3, ahead=True, range_cells=max(1, n_cells // 3), n_forests=1),
     ):
-        found = survey(out_dir, manifest, plan, Quiet())
+        found = survey(out_dir, manifest, plan, Progress())
         assert found.problem is None
         assert found.degrees.counts == dict(
             zip(*(v.tolist() for v in np.unique(degrees, return_counts=True)), strict=True)
@@ -95,7 +95,7 @@ def test_stretches_and_settling(tmp_path, monkeypatch):
     manifest = read_manifest(plant(tmp_path, edges, 3_000))
     for n_forests in (1, 2, 4):
         plan = SurveyPlan(threads=4, ahead=True, range_cells=900, n_forests=n_forests, n_samples=50)
-        found = survey(tmp_path, manifest, plan, Quiet())
+        found = survey(tmp_path, manifest, plan, Progress())
         assert (found.components.n_components, found.components.largest) == (n_components, largest)
         assert found.degrees.largest == degrees.max()
         samples = set(zip(*found.samples.tolist(), strict=True))
