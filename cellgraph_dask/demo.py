@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .edge_pairs.graph import open_export
 from .errors import OutputError
 from .export.api import export_connectivities
 from .export.run import ExportReport
@@ -124,8 +125,6 @@ def _compare_with_scipy(store: Path, out_dir: Path) -> list[str]:
     """Compare the exported edges with those of scipy in memory."""
     import zarr
     from scipy.sparse import csr_matrix, triu
-
-    from .edge_pairs.graph import open_export
 
     group = zarr.open_group(store, mode="r")["obsp/connectivities"]
     matrix = csr_matrix(

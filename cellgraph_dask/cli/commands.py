@@ -18,6 +18,7 @@ import click
 from .._version import __version__
 from ..errors import CellgraphError
 from ..machine.memory import format_bytes, no_collection, parse_bytes
+from .words import describe_inspection, describe_plan, describe_verification
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
 
@@ -214,7 +215,6 @@ def plan(
     with _errors(context):
         with _imports():
             from ..export.api import plan_export
-            from .words import describe_plan
 
         with _client(options) as client:
             result = plan_export(source, out_dir, client=client, **options)
@@ -286,7 +286,6 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
     with _errors(context):
         with _imports():
             from ..verify.api import verify_export
-            from .words import describe_verification
 
         report = verify_export(out_dir, **options)
         if as_json:
@@ -313,7 +312,6 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
     with _errors(context):
         with _imports():
             from ..inspection import inspect_path
-            from .words import describe_inspection
 
         report = inspect_path(path, **options)
         click.echo(report.to_json() if as_json else describe_inspection(report))
