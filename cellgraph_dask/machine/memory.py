@@ -7,13 +7,11 @@ of this process. Sizes come in as ``"512MB"`` and go out the same way.
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _UNITS = ["", "K", "M", "G", "T"]
@@ -113,21 +111,6 @@ def peak_bytes() -> int:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector quiet while modules or compiled loops are loaded.
-
-    They make many objects and no garbage; looking for some takes a fifth of the time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 # For what no formula counts: thread stacks, the interpreter's own growth, the allocator's slack.
