@@ -25,7 +25,7 @@ from ..errors import SourceError
 from ..machine.buffers import Array
 from ..machine.files import write_at
 from ..runtime.progress import Progress
-from .arrays import EvenIndptr, MemoryArray, RawArray, read_file
+from .arrays import EvenIndptr, MemoryArray, SpooledArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
 from .matrix import Origin, Source
@@ -388,9 +388,9 @@ def _finish(of: LazyMatrix | Source, layout: str, parts: Sequence[Part], folder:
     weights = np.result_type(*{np.dtype(part.weight_dtype) for part in parts})
     path = folder.absolute()
     return Source(
-        RawArray(f"{of.key}/indptr", of.n_cells + 1, np.dtype(np.int64), path),
-        RawArray(f"{of.key}/indices", n_entries, index, path),
-        RawArray(f"{of.key}/data", n_entries, weights, path, after=index.itemsize),
+        SpooledArray(f"{of.key}/indptr", of.n_cells + 1, np.dtype(np.int64), path),
+        SpooledArray(f"{of.key}/indices", n_entries, index, path),
+        SpooledArray(f"{of.key}/data", n_entries, weights, path, after=index.itemsize),
         origin=Origin(of.origin.path, str(path), is_shared=True, is_lasting=False),
         key=of.key,
         layout=layout,
