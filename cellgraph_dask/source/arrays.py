@@ -138,7 +138,7 @@ class RawArray(StoredArray):
     where: str | Path  # the file or folder, as errors name it,
     advice: str  # and what the user should do if it cannot be read
 
-    @cached_property
+    @property
     @abstractmethod
     def pieces(self) -> tuple[Array, Array, Sequence[np.dtype[Any]]]:
         """Where pieces start, and the array ends; their offsets in files; their dtypes.

@@ -20,12 +20,12 @@ from zlib_ng import zlib_ng
 from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.files import read_at
 from .arrays import Span, StoredArray, cut_spans
 from .codecs import ChunkCodecs, ChunkError
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
 _MOST_INDEXES = 4  # of shards, that are remembered
-_MOST_AT_ONCE = 2**30  # bytes, in one call
 _INDEX_BYTES = 16  # of a chunk in a shard's index
 
 # What codecs raise on damaged bytes, and files.
@@ -77,13 +77,7 @@ class Extent(Encoded):
 
     def fill(self, out: Array, offset: int) -> None:
         """See `Encoded`."""
-        first = first_byte(out, offset, self.size)
-        view, at = out.data, self._begin + first
-        while view:
-            n = os.preadv(self._fd, [view[:_MOST_AT_ONCE]], at)
-            if n == 0:
-                raise ChunkError("its file ends too early")
-            view, at = view[n:], at + n
+        read_at(self._fd, out, self._begin + first_byte(out, offset, self.size))
         if out.size == self.size and self._checksum is not None:
             check_crc(out, self._checksum)
 
