@@ -24,6 +24,12 @@ Span = tuple[int, int]
 
 STEP = 1 << 16  # values read at once where chunks are smaller, or where there are none
 
+# What codecs, HDF5 and files raise on damaged bytes.
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
+    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
+    ZeroDivisionError,
+)  # fmt: skip
+
 
 class StoredArray(ABC):
     """A one-dimensional array of a source."""
@@ -171,7 +177,7 @@ class RawArray(StoredArray):
                     if stored is not target:
                         target[:] = stored
                 start, k = end, k + 1
-        except (OSError, EOFError, ValueError, RuntimeError) as error:
+        except DECODE_ERRORS as error:
             raise DamagedGraphError(
                 f"chunk {self.key_of(start)} of {self.name} cannot be read from {self.where}: "
                 f"{error}. {self.advice}"

@@ -21,18 +21,12 @@ from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import read_at
-from .arrays import Span, StoredArray, cut_spans
+from .arrays import DECODE_ERRORS, Span, StoredArray, cut_spans
 from .codecs import ChunkCodecs, ChunkError
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
 _MOST_INDEXES = 4  # of shards, that are remembered
 _INDEX_BYTES = 16  # of a chunk in a shard's index
-
-# What codecs raise on damaged bytes, and files.
-DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
-    ZeroDivisionError,
-)  # fmt: skip
 
 
 class Encoded(ABC):

@@ -116,7 +116,7 @@ class ChunkCodecs:
         """Decode a chunk's stored bytes into `out`, both uint8.
 
         A ChunkError if it does not decode to exactly the bytes of `out`; codecs raise others of
-        `chunked.DECODE_ERRORS`.
+        `arrays.DECODE_ERRORS`.
         """
         data: Any = encoded
         for k, (name, codec, n_bytes) in reversed(list(enumerate(self._codecs))):

@@ -139,9 +139,13 @@ class ZarrArray:
         self.shape = tuple(array.shape)
         self.ndim = len(self.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.attrs: Mapping[str, Any] = dict(array.attrs)
         self.chunks = tuple(array.chunks)  # inside shards if it has any
         self.shards = array.shards and tuple(array.shards)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Its attributes, which may be anything where nobody asks for them."""
+        return dict(self.array.attrs)
 
     @property
     def codec(self) -> str | None:
