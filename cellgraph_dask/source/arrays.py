@@ -1,14 +1,14 @@
 """One-dimensional arrays of a matrix, read in slices on the calling thread.
 
-What differs from source to source stays behind `StoredArray.read`: `chunked` has the arrays of zarr
-and HDF5; those in memory, and the raw files of a spooled matrix, are here.
+What differs from source to source stays behind `StoredArray.read`: `chunked` has the arrays of
+encoded chunks; those in memory, and those that lie in files as they are in memory, are here.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,31 +24,30 @@ Span = tuple[int, int]
 
 STEP = 1 << 16  # values read at once where chunks are smaller, or where there are none
 
+# What codecs, HDF5 and files raise on damaged bytes.
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
+    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
+    ZeroDivisionError,
+)  # fmt: skip
+
 
 class StoredArray(ABC):
-    """A one-dimensional array of a source.
+    """A one-dimensional array of a source."""
 
-    Attributes
-    ----------
-    name : str
-        Path inside the source, as errors name it.
-    size : int
-        Number of values.
-    dtype : numpy.dtype
-        Of the values as `read` gives them: native byte order.
-    chunk_size : int
-        Values in a chunk, the smallest part that can be decoded (inside a shard: its inner chunk).
-    """
-
-    name: str
+    name: str  # path inside the source, as errors name it
     size: int
-    dtype: np.dtype[Any]
-    chunk_size: int = STEP
+    dtype: np.dtype[Any]  # of the values as `read` gives them: native byte order
+    chunk_size: int = STEP  # values in the smallest part that can be decoded (not in a shard)
+    work_bytes: int = 0  # upper bound on the memory of `read` on one thread, without `out`
 
-    @property
-    def work_bytes(self) -> int:
-        """Upper bound on the working memory of `read` on one thread, not counting `out`."""
-        return 0
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out cached properties: tables that each process makes for itself."""
+        kind = type(self)
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not isinstance(getattr(kind, name, None), cached_property)
+        }
 
     @property
     def step(self) -> int:
@@ -63,15 +62,8 @@ class StoredArray(ABC):
     def read(self, start: int, stop: int, out: Array) -> list[Span]:
         """Read the values ``[start, stop)`` into `out`.
 
-        Returns
-        -------
-        list of (int, int)
-            Spans of values whose chunk is not in the store; they are read as zeros.
-
-        Raises
-        ------
-        DamagedGraphError
-            If values cannot be read or decoded; the message names the chunk.
+        Spans whose chunk is not in the store are returned; they are read as zeros. A
+        DamagedGraphError names a chunk that cannot be read or decoded.
         """
 
     def chunk_at(self, at: int) -> Array:
@@ -119,91 +111,6 @@ class MemoryArray(StoredArray):
         return []
 
 
-def read_file(path: str | Path, out: Array, offset: int) -> None:
-    """Fill `out` from a file at an offset in bytes."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        read_at(fd, out, offset)
-    finally:
-        os.close(fd)
-
-
-class RawArray(StoredArray):
-    """An array of a spooled matrix.
-
-    Parameters
-    ----------
-    name, size, dtype
-        See `StoredArray`; of weights whose parts have several dtypes, the one that holds them all.
-    folder
-        Where the files are.
-    after
-        Bytes of each entry that come first in a part, and make it an array of weights.
-    """
-
-    def __init__(
-        self, name: str, size: int, dtype: np.dtype[Any], folder: Path, after: int = 0
-    ) -> None:
-        self.name = name
-        self.size = size
-        self.dtype = dtype
-        self._folder = folder
-        self._after = after
-
-    def __reduce__(self) -> Any:
-        # Without the table, which has a line for each part.
-        return RawArray, (self.name, self.size, self.dtype, self._folder, self._after)
-
-    @cached_property
-    def _table(self) -> tuple[Array, list[np.dtype[Any]]]:
-        """Where each part starts in the array, and after the last; dtypes in the parts."""
-        if self.name.endswith("indptr"):
-            return np.array([0, self.size]), [self.dtype]
-        with np.load(self._folder / "table.npz") as table:
-            weights = [np.dtype(str(dtype)) for dtype in table["weights"]]
-            return table["starts"], weights if self._after else [self.dtype] * len(weights)
-
-    @property
-    def work_bytes(self) -> int:
-        """See `StoredArray`."""
-        return 8 * STEP
-
-    def read(self, start: int, stop: int, out: Array) -> list[Span]:
-        """Read the values ``[start, stop)`` into `out`; see `StoredArray.read`."""
-        starts, dtypes = self._table
-        k = int(np.searchsorted(starts, start, side="right")) - 1
-        while start < stop:
-            first, last = int(starts[k]), int(starts[k + 1])
-            end = min(stop, last)
-            if start < end:
-                target, dtype = out[: end - start], dtypes[k]
-                stored = target
-                if dtype != self.dtype:
-                    stored = buffers.take("raw values", target.size, dtype)
-                offset = (last - first) * self._after + (start - first) * dtype.itemsize
-                self._read_part(k, stored, offset)
-                if stored is not target:
-                    target[:] = stored
-                out = out[end - start :]
-            start, k = end, k + 1
-        return []
-
-    def _read_part(self, k: int, out: Array, offset: int) -> None:
-        is_indptr = self.name.endswith("indptr")
-        path = self._folder / ("indptr" if is_indptr else f"part-{k:06d}")
-        try:
-            read_file(path, out, offset)
-        except (OSError, EOFError) as error:
-            raise DamagedGraphError(
-                f"{self.name} cannot be read from the temporary file {path}: {error}. Export "
-                "again, and leave the scratch folder alone meanwhile."
-            ) from error
-
-    def files(self) -> Iterator[Path]:
-        """Yield the files."""
-        yield from sorted(self._folder.iterdir())
-
-
 class EvenIndptr(StoredArray):
     """The `indptr` of a matrix whose entries nobody has counted: as many in each row."""
 
@@ -219,3 +126,96 @@ class EvenIndptr(StoredArray):
         rows = np.arange(start, stop, dtype=np.int64)
         out[:] = rows * whole + np.minimum(rows, rest)
         return []
+
+
+def read_file(path: str | Path, out: Array, offset: int) -> None:
+    """Fill `out` from a file at an offset in bytes."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        read_at(fd, out, offset)
+    finally:
+        os.close(fd)
+
+
+class RawArray(StoredArray):
+    """An array in files as it is in memory, in pieces; a subclass says where each piece is."""
+
+    work_bytes = 8 * STEP  # values of another dtype, until they are converted
+    where: str | Path  # the file or folder, as errors name it,
+    advice: str  # and what the user should do if it cannot be read
+
+    @property
+    @abstractmethod
+    def pieces(self) -> tuple[Array, Array, Sequence[np.dtype[Any]]]:
+        """Where pieces start, and the array ends; their offsets in files; their dtypes.
+
+        The offset is -1 if a piece was never written.
+        """
+
+    def path_of(self, k: int) -> str | Path:
+        """Return the file of a piece."""
+        return self.where
+
+    def read(self, start: int, stop: int, out: Array) -> list[Span]:
+        """Read the values ``[start, stop)`` into `out`; see `StoredArray.read`."""
+        absent: list[Span] = []
+        try:
+            starts, offsets, dtypes = self.pieces
+            k = int(np.searchsorted(starts, start, side="right")) - 1
+            while start < stop:
+                end = min(stop, int(starts[k + 1]))
+                target, out = out[: end - start], out[end - start :]
+                if offsets[k] < 0:
+                    target[:] = 0
+                    absent.append((start, end))
+                else:
+                    stored = target
+                    if dtypes[k] != self.dtype:
+                        stored = buffers.take("raw values", target.size, dtypes[k])
+                    skipped = (start - int(starts[k])) * stored.itemsize
+                    read_file(self.path_of(k), stored, int(offsets[k]) + skipped)
+                    if stored is not target:
+                        target[:] = stored
+                start, k = end, k + 1
+        except DECODE_ERRORS as error:
+            raise DamagedGraphError(
+                f"chunk {self.key_of(start)} of {self.name} cannot be read from {self.where}: "
+                f"{error}. {self.advice}"
+            ) from error
+        return absent
+
+
+class SpooledArray(RawArray):
+    """An array of a spooled matrix, whose parts each have a file, and maybe a dtype of their own.
+
+    In a part, weights come after the indices, of which each has `after` bytes.
+    """
+
+    advice = "Export again, and leave the scratch folder alone meanwhile."
+
+    def __init__(
+        self, name: str, size: int, dtype: np.dtype[Any], folder: Path, after: int = 0
+    ) -> None:
+        self.name = name
+        self.size = size
+        self.dtype = dtype
+        self.where: Path = folder
+        self._after = after
+
+    @cached_property
+    def pieces(self) -> tuple[Array, Array, Sequence[np.dtype[Any]]]:
+        """See `RawArray`."""
+        if self.name.endswith("indptr"):
+            return np.array([0, self.size]), np.zeros(1, np.int64), [self.dtype]
+        with np.load(self.where / "table.npz") as table:
+            starts, weights = table["starts"], [np.dtype(str(name)) for name in table["weights"]]
+        dtypes = weights if self._after else [self.dtype] * len(weights)
+        return starts, np.diff(starts) * self._after, dtypes
+
+    def path_of(self, k: int) -> Path:
+        """See `RawArray`."""
+        return self.where / ("indptr" if self.name.endswith("indptr") else f"part-{k:06d}")
+
+    def files(self) -> Iterator[Path]:
+        """Yield the files."""
+        yield from sorted(self.where.iterdir())

@@ -1,52 +1,39 @@
 """One-dimensional arrays of chunks, of zarr and of HDF5, decoded on the calling thread.
 
-Slices are cut at chunk borders, a *finder* says where the bytes of a chunk are, or that there are
-none, and codecs decode them straight into the caller's memory. The libraries' own slices go through
-a lock (HDF5), or an event loop and thread pools (zarr) that multiply with Dask's threads and with
-the memory of a task; and they read chunks that are not in the store as zeros without a word,
-whether the writer left them out on purpose or they were lost.
+Slices are cut at chunk borders, `ChunkedArray.find` says where the bytes of a chunk are, or that
+there are none, and codecs decode them straight into the caller's memory. The libraries' own slices
+go through a lock (HDF5), or an event loop and thread pools (zarr) that multiply with Dask's threads
+and with the memory of a task; and they read chunks that are not in the store as zeros without a
+word, whether the writer left them out on purpose or they were lost.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
+from zlib_ng import zlib_ng
 
 from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
-from .arrays import Span, StoredArray, cut_spans
+from ..machine.files import read_at
+from .arrays import DECODE_ERRORS, Span, StoredArray, cut_spans
 from .codecs import ChunkCodecs, ChunkError
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
 _MOST_INDEXES = 4  # of shards, that are remembered
 _INDEX_BYTES = 16  # of a chunk in a shard's index
 
-# What codecs raise on damaged bytes, and files.
-DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
-    ZeroDivisionError,
-)  # fmt: skip
-
 
 class Encoded(ABC):
-    """The bytes of a chunk, or shard, as they are stored.
+    """The bytes of a chunk, or shard, as they are stored."""
 
-    Attributes
-    ----------
-    size : int or None
-        Their number, if it is known without reading them.
-    mask : int
-        Bits of codecs that were skipped when it was written: HDF5's filter mask.
-    """
-
-    size: int | None = None
-    mask = 0
+    size: int | None = None  # their number, if it is known without reading them
+    mask = 0  # bits of codecs that were skipped when it was written: HDF5's filter mask
 
     def exists(self) -> bool:
         """Whether they are in the store; a request, if they are remote."""
@@ -54,13 +41,7 @@ class Encoded(ABC):
 
     @abstractmethod
     def whole(self) -> Array:
-        """Return all of them as uint8, good until this thread's next chunk.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such object.
-        """
+        """Return all as uint8, good until this thread's next chunk; or FileNotFoundError."""
 
     @abstractmethod
     def fill(self, out: Array, offset: int) -> None:
@@ -70,54 +51,56 @@ class Encoded(ABC):
         """Let go of what was opened for it."""
 
 
-class Finder(ABC):
-    """Finds the chunks (or shards) of an array by their number; small and picklable.
+class Extent(Encoded):
+    """A stretch of a file, which is closed with it, and maybe the CRC-32 of all of it."""
 
-    Attributes
-    ----------
-    is_local : bool
-        Whether parts of chunks can be read without memory of their own.
-    work_bytes : int
-        Upper bound on the memory that finding and reading bytes take on one thread.
-    """
+    def __init__(
+        self, fd: int, begin: int, size: int, checksum: int | None = None, mask: int = 0
+    ) -> None:
+        self.size: int = size
+        self.mask = mask
+        self._fd = fd
+        self._begin = begin
+        self._checksum = checksum
 
-    is_local = True
-    work_bytes = 0
+    def whole(self) -> Array:
+        """See `Encoded`."""
+        out = buffers.take("encoded chunk", self.size, np.uint8)
+        self.fill(out, 0)
+        return out
 
-    @abstractmethod
-    def find(self, number: int) -> Encoded | None:
-        """Return a chunk, or None if it is certain that there is none."""
+    def fill(self, out: Array, offset: int) -> None:
+        """See `Encoded`."""
+        read_at(self._fd, out, self._begin + first_byte(out, offset, self.size))
+        if out.size == self.size and self._checksum is not None:
+            check_crc(out, self._checksum)
 
-    @abstractmethod
-    def files(self) -> Iterator[Path]:
-        """Yield the files that the chunks are in; see `StoredArray.files`."""
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
 
-    def key_of(self, number: int) -> str:
-        """Return what the store calls a chunk."""
-        return str(number)
+
+def first_byte(out: Array, offset: int, size: int) -> int:
+    """Return an offset from the start, of the part of `size` bytes that fills `out`."""
+    first = offset + size if offset < 0 else offset
+    if first < 0 or first + out.size > size:
+        raise ChunkError(f"it has {size} bytes, but should end at {first + out.size}")
+    return first
+
+
+def check_crc(content: Array, checksum: int) -> None:
+    """Raise a ChunkError if content does not have its CRC-32."""
+    if zlib_ng.crc32(content) != checksum:
+        raise ChunkError("its checksum in the zip archive does not match")
 
 
 class ChunkedArray(StoredArray):
-    """A stored array of chunks, decoded on the calling thread.
+    """A stored array of chunks, decoded on the calling thread; a subclass finds their bytes.
 
-    Parameters
-    ----------
-    name, size
-        See `StoredArray`.
-    dtype
-        Of the stored values, with their byte order.
-    chunk_size
-        Values in a chunk.
-    finder
-        Finds the bytes of chunks (or shards).
-    codecs
-        Decode a chunk.
-    fill_value
-        What stands where a chunk is not in the store; None if that is not said.
-    shard_size
-        Values in a shard, if chunks are in shards with a checksummed index.
-    index_at_start
-        Whether a shard begins with its index, and does not end with it.
+    `dtype` is that of the stored values, with their byte order; `fill_value` stands where a chunk
+    is not in the store, and is None if that is not said. If chunks are in shards, with an index
+    at their end or start, `shard_size` is the values in each. `finding_bytes` bounds the memory
+    that finding and reading encoded bytes take on one thread.
     """
 
     def __init__(
@@ -126,49 +109,35 @@ class ChunkedArray(StoredArray):
         size: int,
         dtype: np.dtype[Any],
         chunk_size: int,
-        finder: Finder,
         codecs: ChunkCodecs,
         *,
         fill_value: Any = None,
         shard_size: int | None = None,
         index_at_start: bool = False,
+        finding_bytes: int = 0,
     ) -> None:
         self.name = name
         self.size = size
         self.dtype = dtype.newbyteorder("=")
         self.chunk_size = chunk_size
+        self.chunk_bytes = chunk_size * dtype.itemsize  # decoded
         self._stored_dtype = dtype
-        self._finder = finder
         self._codecs = codecs
         self._fill = fill_value
         self._is_sharded = shard_size is not None
         self._shard_size = shard_size or chunk_size
         self._index_at_start = index_at_start
         self._shard_indexes: dict[int, Array] = {}
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one decoded chunk."""
-        return int(self.chunk_size * self.dtype.itemsize)
-
-    @property
-    def work_bytes(self) -> int:
-        """See `StoredArray`."""
-        found = self._finder.work_bytes
+        self.work_bytes = finding_bytes
         if self._is_sharded:  # the indexes remembered, and one as it is read
-            found += (_MOST_INDEXES + 2) * _INDEX_BYTES * (self._shard_size // self.chunk_size)
-        if not self._codecs and self._stored_dtype.isnative:
-            return found + (0 if self._finder.is_local else 2 * self.chunk_bytes)
-        # Encoded, what codecs put out, decoded.
-        return found + self._codecs.most_encoded_bytes + self._codecs.n_buffers * self.chunk_bytes
+            n_chunks = self._shard_size // chunk_size
+            self.work_bytes += (_MOST_INDEXES + 2) * _INDEX_BYTES * n_chunks
+        if codecs or not dtype.isnative:  # encoded, what codecs put out, decoded
+            self.work_bytes += codecs.most_encoded_bytes + codecs.n_buffers * self.chunk_bytes
 
-    def key_of(self, at: int) -> str:
-        """Return what the store calls the chunk (or shard) that holds value `at`."""
-        return self._finder.key_of(at // self._shard_size)
-
-    def files(self) -> Iterator[Path]:
-        """See `StoredArray`."""
-        return self._finder.files()
+    @abstractmethod
+    def find(self, number: int) -> Encoded | None:
+        """Return a chunk (or shard) by its number, or None if it is certain that there is none."""
 
     def read(self, start: int, stop: int, out: Array) -> list[Span]:
         """Read the values ``[start, stop)`` into `out`; see `StoredArray.read`."""
@@ -194,18 +163,18 @@ class ChunkedArray(StoredArray):
 
     def _read_span(self, a: int, b: int, target: Array) -> bool:
         """Read values of one chunk; False if the chunk is not there."""
-        found = self._finder.find(a // self._shard_size)
+        found = self.find(a // self._shard_size)
         if found is None:
             return False
         try:
-            return self._read_found(found, a, b, target)
+            return self.read_found(found, a, b, target)
         except FileNotFoundError:
             return False
         finally:
             found.close()
 
-    def _read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
-        """Read values of one chunk in an object that was found, as `_read_span` does."""
+    def read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
+        """Read values of one chunk in what was found; False if it turns out not to be there."""
         if not self._is_sharded:
             self._decode(found, None, a, b, target)
             return True
@@ -216,7 +185,7 @@ class ChunkedArray(StoredArray):
             self._decode(found, place, a, b, target)
         return True
 
-    def _place(self, shard: Encoded, at: int) -> tuple[int, int] | None:
+    def _place(self, shard: Encoded, at: int) -> Span | None:
         """Return offset and length of the chunk of value `at` in its shard; None if unwritten."""
         n = self._shard_size // self.chunk_size
         number = at // self._shard_size

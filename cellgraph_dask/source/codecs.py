@@ -27,7 +27,6 @@ from ..machine.compiled import compiled
 
 _BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, typesize, nbytes, blocksize, cbytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_LZ4_HEADER = struct.Struct("<I")  # decoded bytes
 _STREAM_IN, _STREAM_OUT = 2**16, 2**22
 _LZMA_MEMORY = 2**27  # for its dictionary: 65 MiB at the highest level
 
@@ -53,15 +52,8 @@ def chunk_codecs(
 ) -> ChunkCodecs | None:
     """Return the codecs of chunks; None if one is not among those that are decoded here.
 
-    Parameters
-    ----------
-    said
-        Names as numcodecs has them, and settings, in the order in which they were applied. The
-        checksum that is zarr's own has no settings.
-    dtype
-        Dtype of the stored values.
-    n_bytes
-        Bytes of the values of a chunk.
+    They are `said` by names as numcodecs has them and settings, in the order in which they were
+    applied to the `n_bytes` of a chunk's values; the checksum that is zarr's own has no settings.
     """
     codecs: list[_Codec] = []
     size: int | None = n_bytes
@@ -97,33 +89,18 @@ def _is_readable(name: str, codec: Any, dtype: np.dtype[Any], *, is_first: bool)
 
 
 class ChunkCodecs:
-    """What turns the stored bytes of a chunk into the bytes of its values.
-
-    Parameters
-    ----------
-    codecs
-        In the order in which they were applied.
-    n_bytes
-        Bytes of the values of a chunk.
-    """
+    """What turns the stored bytes of a chunk into the bytes of its values."""
 
     def __init__(self, codecs: list[_Codec], n_bytes: int) -> None:
-        self._codecs = codecs
+        self._codecs = codecs  # in the order in which they were applied
         self._n_bytes = n_bytes
+        # Of a stored chunk: no codec makes noise much larger than it is.
+        self.most_encoded_bytes = n_bytes + n_bytes // 8 + 2**16
+        self.n_buffers = 2 if len(codecs) < 2 else 3  # decoded chunks in memory at once, at most
 
     def __bool__(self) -> bool:
         """Whether anything is to be done at all."""
         return bool(self._codecs)
-
-    @property
-    def n_buffers(self) -> int:
-        """Decoded chunks that are in memory at once, at most."""
-        return 2 if len(self._codecs) < 2 else 3
-
-    @property
-    def most_encoded_bytes(self) -> int:
-        """Most bytes of a stored chunk: no codec makes noise much larger than it is."""
-        return self._n_bytes + self._n_bytes // 8 + 2**16
 
     def check_encoded(self, size: int | None) -> None:
         """Raise a ChunkError if stored bytes, if their number is known, are far too many."""
@@ -138,11 +115,8 @@ class ChunkCodecs:
     def decode(self, encoded: Array, out: Array) -> None:
         """Decode a chunk's stored bytes into `out`, both uint8.
 
-        Raises
-        ------
-        ChunkError
-            If it does not decode to exactly the bytes of `out`. Codecs raise others of
-            `chunked.DECODE_ERRORS`.
+        A ChunkError if it does not decode to exactly the bytes of `out`; codecs raise others of
+        `arrays.DECODE_ERRORS`.
         """
         data: Any = encoded
         for k, (name, codec, n_bytes) in reversed(list(enumerate(self._codecs))):
@@ -153,24 +127,29 @@ class ChunkCodecs:
                 _DECOMPRESS[name](codec, data, into)
                 data = into
             elif name in _CHECKSUMS:
-                data = _without_checksum(name, codec, data)
+                data = _without_checksum(codec, data)
             else:
                 data = np.frombuffer(codec.decode(data), np.uint8)
-            if n_bytes is not None and data.size != n_bytes:
-                raise ChunkError(f"it holds {data.size} bytes, not {n_bytes}")
+            if n_bytes is not None:
+                _check_size(data.size, n_bytes)
         if data is not out:
             out[:] = data
 
 
-def _without_checksum(name: str, codec: Any, data: Array) -> Array:
+def _check_size(size: int, expected: int) -> None:
+    if size != expected:
+        raise ChunkError(f"it holds {size} bytes, not {expected}")
+
+
+def _without_checksum(codec: Any, data: Array) -> Array:
     if data.size < 4:
         raise ChunkError(f"it has {data.size} bytes, too few for a checksum")
-    if codec is None:  # zarr's own crc32c
-        found = google_crc32c.value(data[:-4].tobytes())
-        if found != int.from_bytes(data[-4:].tobytes(), "little"):
-            raise ChunkError("its checksum does not match")
-        return data[:-4]
-    return np.frombuffer(codec.decode(data), np.uint8)
+    if codec is not None:
+        return np.frombuffer(codec.decode(data), np.uint8)
+    found = google_crc32c.value(data[:-4].tobytes())  # zarr's own crc32c
+    if found != int.from_bytes(data[-4:].tobytes(), "little"):
+        raise ChunkError("its checksum does not match")
+    return data[:-4]
 
 
 def _blosc(codec: Blosc, encoded: Array, out: Array) -> None:
@@ -178,8 +157,7 @@ def _blosc(codec: Blosc, encoded: Array, out: Array) -> None:
     if encoded.size < _BLOSC_HEADER.size:
         raise ChunkError(f"it has {encoded.size} bytes, too few for Blosc")
     *_, type_size, n_bytes, block_size, c_bytes = _BLOSC_HEADER.unpack_from(encoded.data)
-    if n_bytes != out.size:
-        raise ChunkError(f"it holds {n_bytes} bytes, not {out.size}")
+    _check_size(n_bytes, out.size)
     if c_bytes != encoded.size:
         raise ChunkError(f"it has {encoded.size} bytes, but says {c_bytes}")
     if type_size == 0 or not 0 < block_size <= max(n_bytes, 1):
@@ -198,17 +176,14 @@ def _zstd(codec: Any, encoded: Array, out: Array) -> None:
     if width:  # else the writer did not know; then numcodecs compares at the end
         at = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
         n_bytes = int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0)
-        if n_bytes != out.size:
-            raise ChunkError(f"it holds {n_bytes} bytes, not {out.size}")
+        _check_size(n_bytes, out.size)
     codec.decode(encoded, out=out)
 
 
 def _lz4(codec: Any, encoded: Array, out: Array) -> None:
-    if encoded.size < _LZ4_HEADER.size:
+    if encoded.size < 4:
         raise ChunkError(f"it has {encoded.size} bytes, too few for LZ4")
-    (n_bytes,) = _LZ4_HEADER.unpack_from(encoded.data)
-    if n_bytes != out.size:
-        raise ChunkError(f"it holds {n_bytes} bytes, not {out.size}")
+    _check_size(int.from_bytes(encoded[:4].tobytes(), "little"), out.size)
     codec.decode(encoded, out=out)
 
 
@@ -220,12 +195,8 @@ def _lzf(_: Any, encoded: Array, out: Array) -> None:
 def _streamed(make: Callable[[], Any], magic: bytes = b"") -> Callable[[Any, Array, Array], None]:
     """Return a decoder that stops where a stream gives more than it may.
 
-    Parameters
-    ----------
-    make
-        Returns a decompressor with the interface of those of `bz2` and `lzma`.
-    magic
-        What another member starts with, of formats that can have several.
+    `make` returns a decompressor as `bz2` and `lzma` have them; `magic` is what another member
+    starts with, of formats that can have several.
     """
 
     def decode(_: Any, encoded: Array, out: Array) -> None:
@@ -249,8 +220,7 @@ def _streamed(make: Callable[[], Any], magic: bytes = b"") -> Callable[[Any, Arr
                 stream = make()
             elif not given and not part:
                 raise ChunkError(f"it ends early, after {position} of {out.size} bytes")
-        if position != out.size:
-            raise ChunkError(f"it holds {position} bytes, not {out.size}")
+        _check_size(position, out.size)
         if encoded[at:].any() or (at < encoded.size and not magic):  # zeros may follow members
             raise ChunkError("its file goes on after its end")
 
@@ -279,19 +249,9 @@ _DECOMPRESS: dict[str, Callable[[Any, Array, Array], None]] = {
 
 @compiled(int)
 def decode_lzf(encoded: Array, out: Array) -> int:
-    """Decode LZF, as HDF5's filter writes it.
+    """Decode LZF, as HDF5's filter writes it, and return the number of bytes written to `out`.
 
-    Parameters
-    ----------
-    encoded
-        uint8.
-    out
-        uint8, written; as long as what should come out.
-
-    Returns
-    -------
-    int
-        Number of bytes written, or -1 if `encoded` is not sound or holds more.
+    It is -1 if `encoded` is not sound, or holds more than fits.
     """
     at: Any = 0
     n: Any = 0

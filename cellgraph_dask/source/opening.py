@@ -161,14 +161,14 @@ def _is_hdf5(path: str) -> bool:
 
 def _zarr_files(path: str, prefix: str | None = None) -> Root:
     """Open a group of a zarr store in files of this machine; by default the AnnData in it."""
-    from . import finders, zarr_store
+    from . import zarr_objects, zarr_store
 
     origin = _file_origin(path)
-    objects: finders.Folder | finders.Archive
+    objects: zarr_objects.Folder | zarr_objects.Archive
     if Path(path).is_dir():
-        objects = finders.Folder(str(origin.file))
+        objects = zarr_objects.Folder(str(origin.file))
     else:
-        objects = finders.Archive(str(origin.file))
+        objects = zarr_objects.Archive(str(origin.file))
         try:
             names = list(objects.members)
         except Exception as error:  # of strange bytes, zipfile raises anything
@@ -192,7 +192,7 @@ def _zarr_url(url: str, options: Mapping[str, Any] | None) -> Root:
             "it to this one, or write it as a zarr store."
         )
     origin = Origin(url, is_shared=True, is_lasting=True)
-    return _zarr_root(origin, lambda: zarr_store.open_url(url, options))
+    return _zarr_root(origin, lambda: zarr_store.open_remote(url, options=options))
 
 
 def _zarr_object(source: Any) -> Root:
@@ -208,7 +208,7 @@ def _zarr_object(source: Any) -> Root:
     if isinstance(store, ZipStore):
         return _zarr_files(str(store.path), prefix)
     origin = Origin(str(store), is_shared=not isinstance(store, MemoryStore))
-    return _zarr_root(origin, lambda: zarr_store.open_store(store, prefix))
+    return _zarr_root(origin, lambda: zarr_store.open_remote(store, prefix))
 
 
 def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:

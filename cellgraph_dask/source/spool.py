@@ -25,7 +25,7 @@ from ..errors import SourceError
 from ..machine.buffers import Array
 from ..machine.files import write_at
 from ..runtime.progress import Progress
-from .arrays import EvenIndptr, MemoryArray, RawArray, read_file
+from .arrays import EvenIndptr, MemoryArray, SpooledArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
 from .matrix import Origin, Source
@@ -323,9 +323,9 @@ def _finish(of: LazyMatrix | Source, layout: str, parts: Sequence[Part], folder:
     weights = np.result_type(*{np.dtype(part.weight_dtype) for part in parts})
     path, key, n_cells = folder.absolute(), of.key, of.n_cells
     origin = Origin(of.origin.path, str(path), is_shared=True)
-    indptr = RawArray(f"{key}/indptr", n_cells + 1, np.dtype(np.int64), path)
-    indices = RawArray(f"{key}/indices", n_entries, index, path)
-    data = RawArray(f"{key}/data", n_entries, weights, path, after=index.itemsize)
+    indptr = SpooledArray(f"{key}/indptr", n_cells + 1, np.dtype(np.int64), path)
+    indices = SpooledArray(f"{key}/indices", n_entries, index, path)
+    data = SpooledArray(f"{key}/data", n_entries, weights, path, after=index.itemsize)
     n_bytes += offset
     return Source(
         indptr, indices, data, origin, key, layout, n_cells, n_entries, of.notes, n_bytes, n_bytes

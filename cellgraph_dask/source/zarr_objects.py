@@ -1,14 +1,21 @@
-"""The objects of zarr stores: those of this machine as zarr reads them, and remote ones.
+"""The objects of zarr stores: files in a folder, members of a zip archive, remote ones.
 
-zarr reads metadata in folders and archives through the same objects as chunks are read (`finders`),
-so that what is not a file, or has gigabytes, is refused before zarr parses it. Of remote stores, a
-thread asks for what it needs, one object or part of one at a time, and tries again when that fails.
+On this machine a thread reads what it needs itself, by the offset in a file, without locks or event
+loops. zarr reads metadata through the same objects, so that what is not a file, or has gigabytes,
+is refused before zarr parses it. Of remote stores, a thread asks for what it needs, one object or
+part of one at a time, and tries again when that fails.
 """
 
 from __future__ import annotations
 
+import os
+import stat
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +25,180 @@ from zarr.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from ..errors import SourceError
+from ..machine import buffers
 from ..machine.buffers import Array
-from .chunked import Encoded
-from .codecs import ChunkError
-from .finders import LocalObjects, NotAFileError
+from .chunked import Encoded, Extent, check_crc, first_byte
+from .codecs import ChunkError, inflate
+
+_LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, without name and extra
 
 # Metadata are read whole, and take ten times their size as Python's objects.
 _MOST_METADATA_BYTES = 2**24
 _DOCUMENTS = frozenset({"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 _WAITS = (0.1, 0.5, 2.0)  # seconds before a request is tried again
 
-
-def has(objects: LocalObjects, path: str, name: str) -> bool:
-    """Whether there is an object of a name below a path."""
-    found = objects.open(f"{path}/{name}".lstrip("/"))
-    if found is not None:
-        found.close()
-    return found is not None
+_here = threading.local()  # what this thread has unpacked last
 
 
-class RemoteObjects:
-    """The objects of a store that is on other machines, or in memory; see `finders.Objects`."""
+class Objects(ABC):
+    """All objects of a zarr store, by their keys; small and picklable."""
 
-    is_local = False
+    @abstractmethod
+    def open(self, key: str) -> Encoded | None:
+        """Return an object, or None if it is certain that there is none."""
+
+    def work_bytes(self, prefix: str) -> int:
+        """Upper bound on a thread's memory for unpacking what is below a prefix."""
+        return 0
+
+    def files(self, prefix: str) -> Iterator[Path]:
+        """Yield the files that hold what is below a prefix."""
+        yield from ()
+
+
+class LocalObjects(Objects):
+    """All objects of a zarr store on this machine, in a folder or archive at a path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @abstractmethod
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of what is directly below a prefix, sorted."""
+
+    def has(self, path: str, name: str) -> bool:
+        """Whether there is an object of a name below a path."""
+        found = self.open(f"{path}/{name}".lstrip("/"))
+        if found is not None:
+            found.close()
+        return found is not None
+
+
+class _Packed(Encoded):
+    """A member of a zip archive that is compressed there.
+
+    It has no random access. Where parts are asked for, as of a shard, the thread keeps the whole of
+    it until it unpacks another, so that it is not unpacked again for each chunk.
+    """
+
+    def __init__(self, stored: Extent, info: zipfile.ZipInfo, archive: str) -> None:
+        self.size: int = info.file_size
+        self._stored = stored
+        self._checksum = info.CRC
+        self._name = (archive, info.filename, info.header_offset, info.CRC)
+
+    def whole(self) -> Array:
+        return self._unpack(buffers.take("unpacked member", self.size, np.uint8))
+
+    def _unpack(self, out: Array) -> Array:
+        inflate(self._stored.whole(), out)
+        check_crc(out, self._checksum)
+        return out
+
+    def fill(self, out: Array, offset: int) -> None:
+        first = first_byte(out, offset, self.size)
+        name, content = getattr(_here, "last", (None, None))
+        if content is None or name != self._name:
+            _here.last = (None, None)  # let go of it before asking for more
+            content = self._unpack(np.empty(self.size, np.uint8))
+            _here.last = (self._name, content)
+        out[:] = content[first : first + out.size]
+
+    def close(self) -> None:
+        self._stored.close()
+
+
+class Folder(LocalObjects):
+    """The objects of a store that is a folder: its files."""
+
+    def open(self, key: str) -> Extent | None:
+        """Open the file of an object; a ChunkError if something else is there."""
+        try:  # without O_NONBLOCK, a pipe would wait forever
+            fd = os.open(f"{self.path}/{key}", os.O_RDONLY | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise ChunkError("it is not a file")
+        return Extent(fd, 0, status.st_size)
+
+    def names(self, prefix: str) -> list[str]:
+        """See `LocalObjects`."""
+        return sorted(os.listdir(Path(self.path, prefix)))  # noqa: PTH208
+
+    def files(self, prefix: str) -> Iterator[Path]:
+        """See `Objects`."""
+        for folder, folders, names in os.walk(Path(self.path, prefix)):
+            folders.sort()
+            for name in sorted(names):
+                yield Path(folder, name)
+
+
+class Archive(LocalObjects):
+    """The objects of a store that is a zip archive: its members.
+
+    Its directory is read once, in each process; members are read without any lock.
+    """
+
+    def __reduce__(self) -> Any:
+        return Archive, (self.path,)  # without the directory
+
+    @cached_property
+    def members(self) -> dict[str, zipfile.ZipInfo]:
+        """The members by their names."""
+        with zipfile.ZipFile(self.path) as archive:
+            return {info.filename: info for info in archive.infolist() if not info.is_dir()}
+
+    def open(self, key: str) -> Encoded | None:
+        """Open a member."""
+        info = self.members.get(key)
+        if info is None:
+            return None
+        packed = info.compress_type == zipfile.ZIP_DEFLATED
+        if info.flag_bits & 1 or not (packed or info.compress_type == zipfile.ZIP_STORED):
+            raise ChunkError(
+                "it is encrypted in the zip archive, or compressed in another way than deflate"
+            )
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            head = os.pread(fd, _LOCAL_HEADER, info.header_offset)
+            if len(head) < _LOCAL_HEADER or head[:4] != b"PK\3\4":
+                raise ChunkError("the zip archive is damaged: no member begins where one should")
+            begin = info.header_offset + _LOCAL_HEADER
+            begin += int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+            if begin + info.compress_size > os.fstat(fd).st_size:
+                raise ChunkError("its file ends too early")
+        except BaseException:
+            os.close(fd)
+            raise
+        if packed:
+            return _Packed(Extent(fd, begin, info.compress_size), info, self.path)
+        return Extent(fd, begin, info.compress_size, info.CRC)
+
+    def work_bytes(self, prefix: str) -> int:
+        """See `Objects`: the largest member that has to be unpacked."""
+        packed = (
+            info.file_size + info.compress_size
+            for name, info in self.members.items()
+            if info.compress_type != zipfile.ZIP_STORED and name.startswith(prefix)
+        )
+        return max(packed, default=0)
+
+    def names(self, prefix: str) -> list[str]:
+        """See `LocalObjects`."""
+        begin = f"{prefix}/" if prefix else ""
+        return sorted(
+            {n[len(begin) :].partition("/")[0] for n in self.members if n.startswith(begin)}
+        )
+
+    def files(self, prefix: str) -> Iterator[Path]:
+        """See `Objects`."""
+        yield Path(self.path)
+
+
+class RemoteObjects(Objects):
+    """The objects of a store that is on other machines, or in memory."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -49,17 +207,9 @@ class RemoteObjects:
         """Return an object; whether it exists is seen when it is read."""
         return _Requested(self._store, key)
 
-    def work_bytes(self, prefix: str) -> int:
-        """See `finders.Objects`."""
-        return 0
-
-    def files(self, prefix: str) -> Iterator[Path]:
-        """See `finders.Objects`."""
-        yield from ()
-
 
 class _Requested(Encoded):
-    """An object that is read by requests to its store; see `chunked.Encoded`."""
+    """An object that is read by requests to its store."""
 
     def __init__(self, store: Store, key: str) -> None:
         self._store = store
@@ -72,14 +222,10 @@ class _Requested(Encoded):
         return self._get(None)
 
     def fill(self, out: Array, offset: int) -> None:
-        request = (
-            RangeByteRequest(offset, offset + out.size)
-            if offset >= 0
-            else SuffixByteRequest(-offset)
-        )
-        content = self._get(request)
-        if offset < 0:
-            content = content[: out.size]
+        if offset >= 0:
+            content = self._get(RangeByteRequest(offset, offset + out.size))
+        else:
+            content = self._get(SuffixByteRequest(-offset))[: out.size]
         if content.size != out.size:
             raise ChunkError(
                 f"{content.size} bytes came for the {out.size} from byte {offset} on; the object "
@@ -128,18 +274,12 @@ class LocalMetadata(Store):  # type: ignore[misc]
         return self._objects.path
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """Return an object or a part of it, or None if there is none.
-
-        Raises
-        ------
-        SourceError
-            If it is not a file, or metadata are too large.
-        """
+        """Return an object or a part of it, or None; a SourceError if zarr should not read it."""
         where = f"{self._objects.path}/{key}"
         try:
             found = self._objects.open(key)
-        except NotAFileError as error:
-            raise SourceError(f"{where} is not a file; write the store again.") from error
+        except ChunkError as error:
+            raise SourceError(f"{where}: {error}; write the store again.") from error
         if found is None:
             return None
         try:
@@ -156,36 +296,15 @@ class LocalMetadata(Store):  # type: ignore[misc]
             found.close()
         return prototype.buffer.from_array_like(content)
 
-    # What follows has to be there; zarr reads metadata with `get`, and chunks that it decodes.
-
-    async def get_partial_values(self, prototype: Any, key_ranges: Any) -> Any:
-        """Return parts of objects; see `get`."""
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
-
     async def exists(self, key: str) -> bool:
         """Whether there is an object."""
-        return has(self._objects, "", key)
+        return self._objects.has("", key)
 
-    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """Yield the names of what is directly below a prefix."""
-        for name in self._objects.names(prefix.rstrip("/")):
-            yield name
-
-    def list(self) -> Any:
-        """Refuse: nothing asks for all keys."""
+    def _refuse(self, *_: Any) -> Any:
+        """Refuse: zarr has to find these methods, but only reads here, and by `get`."""
         raise NotImplementedError
 
-    def list_prefix(self, prefix: str) -> Any:
-        """Refuse: nothing asks for all keys."""
-        raise NotImplementedError
-
-    async def set(self, key: str, value: Any) -> None:
-        """Refuse: it is for reading."""
-        raise PermissionError(key)
-
-    async def delete(self, key: str) -> None:
-        """Refuse: it is for reading."""
-        raise PermissionError(key)
+    set = delete = list = list_dir = list_prefix = get_partial_values = _refuse
 
 
 def _bounds(request: Any, size: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,8 @@ from ..machine.buffers import Array
 from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
 from .codecs import ChunkCodecs, ChunkError, chunk_codecs
-from .finders import Archive, Folder, LocalObjects, ObjectFinder, Objects
 from .layout import Node, metadata_of, told
-from .zarr_objects import LocalMetadata, RemoteObjects, has
+from .zarr_objects import LocalMetadata, LocalObjects, Objects, RemoteObjects
 
 # They stand for values that are no numbers; pickle runs what it reads.
 _OBJECT_CODECS = frozenset(
@@ -38,12 +38,9 @@ _SLICED_CHUNKS = 6  # decoded chunks that zarr holds at once, with what goes bet
 def open_local(objects: LocalObjects, path: str = "") -> ZarrGroup:
     """Return the group at a path of a store on this machine.
 
-    Raises
-    ------
-    FileNotFoundError, TypeError
-        If there is no group. Of strange metadata, zarr raises anything.
+    FileNotFoundError or TypeError if there is no group; of strange metadata, zarr raises anything.
     """
-    names = [name for name in ("zarr.json", ".zgroup", ".zarray") if has(objects, path, name)]
+    names = [name for name in ("zarr.json", ".zgroup", ".zarray") if objects.has(path, name)]
     if not names:
         raise FileNotFoundError("it has neither zarr.json nor .zgroup")
     if names == [".zarray"]:
@@ -60,23 +57,15 @@ def open_local(objects: LocalObjects, path: str = "") -> ZarrGroup:
     return ZarrGroup(group, objects)
 
 
-def open_url(url: str, options: Mapping[str, Any] | None) -> ZarrGroup:
-    """Return the root group of a store at a URL; consolidated metadata save requests there.
+def open_remote(
+    store: Store | str, path: str = "", options: Mapping[str, Any] | None = None
+) -> ZarrGroup:
+    """Return the group at a path of a store object, or of the store at a URL.
 
-    Raises
-    ------
-    Exception
-        Anything, if it cannot be opened.
+    Consolidated metadata save requests there. If it cannot be opened, zarr raises anything.
     """
     with _quiet():
-        group = zarr.open_group(url, mode="r", storage_options=dict(options) if options else None)
-    return ZarrGroup(group, RemoteObjects(group.store))
-
-
-def open_store(store: Store, path: str = "") -> ZarrGroup:
-    """Return the group at a path of a store object; see `open_url`."""
-    with _quiet():
-        group = zarr.open_group(store, mode="r", path=path)
+        group = zarr.open_group(store, mode="r", path=path, storage_options=options)
     return ZarrGroup(group, RemoteObjects(group.store))
 
 
@@ -89,24 +78,12 @@ def _quiet() -> Iterator[None]:
 
 
 class ZarrGroup:
-    """A group, as `layout` looks for a matrix in it.
-
-    Parameters
-    ----------
-    group
-        The group, opened by zarr.
-    objects
-        The objects of its store.
-    """
+    """A group that zarr opened, as `layout` looks for a matrix in it."""
 
     def __init__(self, group: zarr.Group, objects: Objects) -> None:
         self._group = group
         self._objects = objects
-
-    @property
-    def zarr_format(self) -> int:
-        """Format of the store, 2 or 3."""
-        return int(self._group.metadata.zarr_format)
+        self.zarr_format = int(group.metadata.zarr_format)
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -117,12 +94,7 @@ class ZarrGroup:
     def __getitem__(self, path: str) -> Node:
         """Return the group or array at a path.
 
-        Raises
-        ------
-        KeyError
-            If nothing is there.
-        SourceError
-            If its metadata are broken.
+        A KeyError if nothing is there, a SourceError if its metadata are broken.
         """
         full = f"{self._group.path}/{path}".strip("/")
         with metadata_of(full), _quiet():
@@ -143,15 +115,15 @@ class ZarrGroup:
     def keys(self) -> list[str]:
         """Return the names of its groups and arrays."""
         path = self._group.path
-        if not isinstance(self._objects, Folder | Archive):
+        objects = self._objects
+        if not isinstance(objects, LocalObjects):
             return sorted(self._group.keys())
+        nodes = ("zarr.json",) if self.zarr_format == 3 else (".zgroup", ".zarray")
         with metadata_of(path or "the store"):
-            names = self._objects.names(path)
-            nodes = ("zarr.json",) if self.zarr_format == 3 else (".zgroup", ".zarray")
             return [
                 name
-                for name in names
-                if any(has(self._objects, f"{path}/{name}".lstrip("/"), node) for node in nodes)
+                for name in objects.names(path)
+                if any(objects.has(f"{path}/{name}", node) for node in nodes)
             ]
 
     def __contains__(self, name: str) -> bool:
@@ -159,50 +131,21 @@ class ZarrGroup:
 
 
 class ZarrArray:
-    """An array of any dimensions in a zarr store; picklable where its store is.
-
-    Parameters
-    ----------
-    array
-        The array, opened by zarr.
-    objects
-        The objects of its store.
-    """
+    """An array of any dimensions in a zarr store; picklable where its store is."""
 
     def __init__(self, array: zarr.Array, objects: Objects) -> None:
         self.array = array
         self.objects = objects
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return tuple(self.array.shape)
+        self.shape = tuple(array.shape)
+        self.ndim = len(self.shape)
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        self.chunks = tuple(array.chunks)  # inside shards if it has any
+        self.shards = array.shards and tuple(array.shards)
 
     @property
     def attrs(self) -> Mapping[str, Any]:
-        """Its attributes."""
+        """Its attributes, which may be anything where nobody asks for them."""
         return dict(self.array.attrs)
-
-    @property
-    def ndim(self) -> int:
-        """Number of its dimensions."""
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of its values."""
-        dtype: np.dtype[Any] = np.dtype(self.array.dtype)
-        return dtype
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Shape of a chunk, inside shards if it has any."""
-        return tuple(self.array.chunks)
-
-    @property
-    def shards(self) -> tuple[int, ...] | None:
-        """Shape of a shard, or None."""
-        return self.array.shards and tuple(self.array.shards)
 
     @property
     def codec(self) -> str | None:
@@ -215,15 +158,7 @@ class ZarrArray:
         return ", ".join(names) or None
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the values at an index, read by zarr.
-
-        Every reading by zarr comes through here.
-
-        Raises
-        ------
-        SourceError
-            If its codecs run what they read, or stand for objects.
-        """
+        """Return the values at an index; every reading by zarr comes through here."""
         self.check_codecs()
         return self.array[index]
 
@@ -268,39 +203,29 @@ def _codec_names(codecs: Iterable[Any]) -> Iterator[str]:
 def stored_array(node: ZarrArray) -> StoredArray:
     """Return a one-dimensional array as blocks are read from it.
 
-    Raises
-    ------
-    SourceError
-        If it has codecs or chunks that cannot be.
+    A SourceError, or a ValueError, if it has codecs or chunks that cannot be.
     """
     array, path = node.array, node.array.path
     node.check_codecs()
     if getattr(array.metadata, "storage_transformers", ()):  # zarr passes them over
         raise ValueError("it has storage transformers, which are not known")
-    (size,), (chunk,) = node.shape, node.chunks
+    (chunk,) = node.chunks
     (shard,) = node.shards or (None,)
     if chunk < 1 or (shard or chunk) % chunk:
         raise SourceError(
             f"{path} has chunks of {chunk} values in shards of {shard}; write the matrix again."
         )
-    key = array.metadata.encode_chunk_key((0,))
-    dtype = _stored_dtype(array)
-    finder = ObjectFinder(node.objects, path, key.removesuffix("0"))
+    endian = getattr(array.serializer, "endian", None)  # format 2 has no serializer
+    is_big = getattr(endian, "value", endian) == "big"
+    dtype = node.dtype.newbyteorder(">") if is_big else node.dtype
     codecs = _chunk_codecs(array, dtype, chunk)
     options = {"fill_value": array.fill_value, "shard_size": shard}
     if codecs is None:
-        return SlicedArray(node, finder, **options)
+        return SlicedArray(node, node.dtype, ChunkCodecs([], chunk * dtype.itemsize), **options)
     if shard is not None:
         location = array.metadata.codecs[0].index_location
         options["index_at_start"] = getattr(location, "value", location) == "start"
-    return ChunkedArray(path, size, dtype, chunk, finder, codecs, **options)
-
-
-def _stored_dtype(array: zarr.Array) -> np.dtype[Any]:
-    """Return the dtype with the byte order that values are stored in."""
-    dtype: np.dtype[Any] = np.dtype(array.dtype)
-    endian = getattr(array.serializer, "endian", None)  # format 2 has no serializer
-    return dtype.newbyteorder(">") if getattr(endian, "value", endian) == "big" else dtype
+    return _ObjectArray(node, dtype, codecs, **options)
 
 
 def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
@@ -310,9 +235,7 @@ def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkC
         return chunk_codecs(map(_said, _all_codecs(array)), dtype, n_bytes)
     if array.shards is not None:
         index = [_said(codec) for codec in array.metadata.codecs[0].index_codecs]
-        if [name for name, _ in index] != ["bytes", "crc32c"] or index[0][1] != {
-            "endian": "little"
-        }:
+        if index != [("bytes", {"endian": "little"}), ("crc32c", {})]:
             return None
     if _said(array.serializer)[0] != "bytes":
         return None
@@ -328,21 +251,43 @@ def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkC
     return chunk_codecs(said, dtype, n_bytes)
 
 
-class SlicedArray(ChunkedArray):
+class _ObjectArray(ChunkedArray):
+    """A stored array whose chunks (or shards) are objects of a zarr store."""
+
+    def __init__(
+        self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
+    ) -> None:
+        (size,), (chunk,), path = node.shape, node.chunks, node.array.path
+        finding = node.objects.work_bytes(f"{path}/")
+        if not codecs and isinstance(node.objects, RemoteObjects):
+            finding += 2 * chunk * dtype.itemsize  # what comes, before it is copied
+        super().__init__(path, size, dtype, chunk, codecs, finding_bytes=finding, **options)
+        self._objects = node.objects
+        self._key_prefix = node.array.metadata.encode_chunk_key((0,)).removesuffix("0")
+
+    def find(self, number: int) -> Encoded | None:
+        return self._objects.open(f"{self.name}/{self._key_prefix}{number}".lstrip("/"))
+
+    def key_of(self, at: int) -> str:
+        return f"{self._key_prefix}{at // self._shard_size}"
+
+    def files(self) -> Iterator[Path]:
+        return self._objects.files(self.name)
+
+
+class SlicedArray(_ObjectArray):
     """A stored array whose chunks zarr decodes, one at a time."""
 
-    def __init__(self, node: ZarrArray, finder: ObjectFinder, **options: Any) -> None:
-        (size,), (chunk,), dtype = node.shape, node.chunks, node.dtype
-        codecs = ChunkCodecs([], chunk * dtype.itemsize)
-        super().__init__(node.array.path, size, dtype, chunk, finder, codecs, **options)
+    def __init__(
+        self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
+    ) -> None:
+        super().__init__(node, dtype, codecs, **options)
+        # What goes into each codec, comes out of it, and zarr's own array.
+        self.work_bytes += _SLICED_CHUNKS * self.chunk_bytes + 2**20
         self._node = node
 
-    @property
-    def work_bytes(self) -> int:
-        """See `StoredArray`: what goes into each codec, comes out of it, and zarr's own array."""
-        return super().work_bytes + _SLICED_CHUNKS * self.chunk_bytes + 2**20
-
-    def _read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
+    def read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
+        """See `ChunkedArray`."""
         if not found.exists():
             return False
         if not self._is_sharded and (found.size or 0) > 4 * self.chunk_bytes + 2**16:

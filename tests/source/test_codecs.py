@@ -248,6 +248,28 @@ def test_a_filter_that_is_not_installed(tmp_path, monkeypatch):
         plan_export(path)
 
 
+@pytest.mark.parametrize("dtype", ["<i4", ">i4"])
+def test_chunks_without_filters_wherever_they_are(tmp_path, dtype):
+    path = h5ad(tmp_path / "c.h5ad")
+    with h5py.File(path, "r+") as file:
+        del file[f"{OBSP}/indices"]
+        size = GRAPH.indices.size
+        array = file[OBSP].create_dataset("indices", (size,), dtype, chunks=(50,))
+        for first in (200, 0, 50, 300, 100, 250):  # the one from 150 on is never written
+            array[first : first + 50] = GRAPH.indices[first : first + 50]
+    stored = open_source(path).indices
+    expected = GRAPH.indices[:350].copy()
+    expected[150:200] = 0
+    for start, stop in ((0, 350), (10, 120), (149, 201), (155, 160), (199, 350)):
+        out = np.empty(stop - start, np.int32)
+        absent = stored.read(start, stop, out)
+        assert out.tolist() == expected[start:stop].tolist()
+        inside = (max(start, 150), min(stop, 200))
+        assert absent == ([inside] if inside[0] < inside[1] else [])
+    assert len(pickle.dumps(stored)) < 1000
+    assert pickle.loads(pickle.dumps(stored)).value_at(349) == expected[349]
+
+
 def test_a_user_block(tmp_path):
     path = tmp_path / "c.h5ad"
     with h5py.File(path, "w", userblock_size=1024) as file:

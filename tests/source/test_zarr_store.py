@@ -18,13 +18,13 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from cellgraph_dask.errors import DamagedGraphError, SourceError
-from cellgraph_dask.source.finders import Archive, Folder
 from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.source.zarr_objects import Archive, Folder
 from cellgraph_dask.source.zarr_store import (
     ZarrArray,
     ZarrGroup,
     open_local,
-    open_store,
+    open_remote,
     stored_array,
 )
 from tests.helpers.stores import directed_graph, write_anndata, write_store
@@ -209,7 +209,7 @@ def test_groups_hold_what_zarr_finds_in_them(tmp_path, zarr_format, kind):
     assert "/obsp/connectivities/indptr" in expected
     root: ZarrGroup
     if kind == "store":
-        root = open_store(zarr.storage.LocalStore(path, read_only=True))
+        root = open_remote(zarr.storage.LocalStore(path, read_only=True))
     elif kind == "folder":
         root = open_local(Folder(str(path)))
     else:
