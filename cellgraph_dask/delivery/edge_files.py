@@ -49,13 +49,10 @@ class EdgeFiles:
     scratch_bytes = 0
 
     def __init__(
-        self,
-        folder: Path,
-        dtype: np.dtype[Any],
-        compression: int | None,
-        parts: Mapping[str, Mapping[int, DeflatePart]] | None = None,
-        note: NotePart = lambda _side, _number, _part: None,
-    ) -> None:
+        self, folder: Path, dtype: np.dtype[Any], compression: int | None, parts: Mapping[str,
+        Mapping[int, DeflatePart]] | None = None, note: NotePart = lambda _side, _number, _part:
+        None,
+    ) -> None:  # fmt: skip
         self.sink: EdgeSink = self
         self._changed = threading.Condition()
         self._next_index = 0
@@ -188,13 +185,9 @@ class _GzipFile:
     """A file of one gzip member. Parts wait in a spool beside it until all are there."""
 
     def __init__(
-        self,
-        path: Path,
-        dtype: np.dtype[Any],
-        compression: int,
-        parts: dict[int, DeflatePart],
+        self, path: Path, dtype: np.dtype[Any], compression: int, parts: dict[int, DeflatePart],
         note: Callable[[int, DeflatePart], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._dtype = dtype
         self._level = compression
         self._parts = parts

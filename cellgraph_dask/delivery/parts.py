@@ -102,14 +102,9 @@ class PieceDelivery:
     scratch_bytes = 0
 
     def __init__(
-        self,
-        folder: Path,
-        scratch: Scratch,
-        dtype: np.dtype[Any],
-        cell_dtype: np.dtype[Any],
-        compression: int | None,
-        executor: ResumableExecutor,
-    ) -> None:
+        self, folder: Path, scratch: Scratch, dtype: np.dtype[Any], cell_dtype: np.dtype[Any],
+        compression: int | None, executor: ResumableExecutor,
+    ) -> None:  # fmt: skip
         self.sink: EdgeSink = PieceSink(scratch)
         self._target = _Target(scratch, folder, dtype, cell_dtype, compression)
         self._executor = executor
@@ -133,15 +128,9 @@ class PieceDelivery:
             with target.path(side).open("ab") as file:
                 file.truncate(n_bytes if is_plain else 0)
         stretches = cut_stretches(n_edges, target.compression)
-        stage = Stage(
-            "write",
-            partial(write_stretch, target),
-            stretches,
-            [stretch.n_edges for stretch in stretches],
-            "edges",
-            StretchSummary,
-            partial(stretch_holds, target),
-        )
+        task, holds = partial(write_stretch, target), partial(stretch_holds, target)
+        sizes = [stretch.n_edges for stretch in stretches]
+        stage = Stage("write", task, stretches, sizes, "edges", StretchSummary, holds)
         written = self._executor.run(stage)
         self.scratch_bytes = len(SIDES) * n_edges * target.cell_dtype.itemsize
         if not is_plain:

@@ -53,15 +53,7 @@ def prepare(
     `folder` is on the disk of the output, `scratch_dir` (by default that of the options, else
     `folder`) on that of temporary files; uploading takes `upload_bytes` of memory. By default,
     `method` and `tuning` are what suits matrix and limit; those of a `resumed` run are its own.
-
-    Raises
-    ------
-    MemoryLimitError
-        If the limit is too small; the message names the smallest that will do.
-    ResumeError
-        If it is too small for the sizes of the resumed run.
-    ClusterError
-        If the workers of the cluster cannot do it.
+    A limit that is too small is a `MemoryLimitError`, and a `ResumeError` for a resumed run.
     """
     if resumed is not None:
         method, tuning = resumed.method, resumed.tuning

@@ -61,21 +61,10 @@ def open_output(
 class Output:
     """Where an export goes, held for writing; made by `open_output`.
 
-    Use it as a context manager; it leaves nothing behind but a published export.
-
-    Attributes
-    ----------
-    out_dir : Path or RemotePath
-        The export's folder, as the user gave it.
-    name : str
-        Its absolute path, or URL.
-    folder, work : Path
-        The folder of this machine that has the work folder in it (of a local export, its own), and
-        the work folder.
-    keep : bool
-        Set it to leave the work folder as it is in the end, for a run that resumes.
-    upload_bytes : int
-        Memory that uploading takes at most.
+    Use it as a context manager; it leaves nothing behind but a published export. `out_dir` is the
+    export's folder as the user gave it, `name` its absolute path or URL. On this machine, `folder`
+    (of a local export, its own) holds the folder `work`. Set `keep` to leave that as it is in the
+    end, for a run that resumes. Uploading takes at most `upload_bytes` of memory.
     """
 
     def __init__(self, path: AnyPath, folder: Path, *, force: bool, resume: bool) -> None:

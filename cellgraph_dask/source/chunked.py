@@ -104,18 +104,10 @@ class ChunkedArray(StoredArray):
     """
 
     def __init__(
-        self,
-        name: str,
-        size: int,
-        dtype: np.dtype[Any],
-        chunk_size: int,
-        codecs: ChunkCodecs,
-        *,
-        fill_value: Any = None,
-        shard_size: int | None = None,
-        index_at_start: bool = False,
+        self, name: str, size: int, dtype: np.dtype[Any], chunk_size: int, codecs: ChunkCodecs, *,
+        fill_value: Any = None, shard_size: int | None = None, index_at_start: bool = False,
         finding_bytes: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name = name
         self.size = size
         self.dtype = dtype.newbyteorder("=")

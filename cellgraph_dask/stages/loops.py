@@ -29,15 +29,9 @@ _HALF = 1 << 32  # of what the low part of an integer weight counts
 
 @compiled()
 def count_contributions(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    shift: int,
-    band: int,
-    in_row: Array,
-    upper: Array,
-    lower: Array,
-) -> None:
+    indices: Array, indptr: Array, first_row: int, shift: int, band: int, in_row: Array, upper:
+    Array, lower: Array,
+) -> None:  # fmt: skip
     """Count a block's upper entries by row and by partition, its lower ones by partition and band.
 
     The block is as in `drop_stored_zeros`; `shift` and `band` are the binary logarithms of the
@@ -59,16 +53,9 @@ def count_contributions(
 
 @compiled()
 def split_block(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    shift: int,
-    band: int,
-    lower_next: Array,
-    upper_dst: Array,
-    lower_src: Array,
-    lower_row: Array,
-) -> None:
+    indices: Array, indptr: Array, first_row: int, shift: int, band: int, lower_next: Array,
+    upper_dst: Array, lower_src: Array, lower_row: Array,
+) -> None:  # fmt: skip
     """Write a block's entries as edges: upper ones in row order, lower ones by partition and band.
 
     The block, `shift` and `band` are as in `count_contributions`. `lower_next` tells where the next
@@ -97,19 +84,10 @@ def split_block(
 
 @compiled()
 def split_signed_block(
-    indices: Array,
-    weights: Array,
-    indptr: Array,
-    first_row: int,
-    shift: int,
-    band: int,
-    lower_next: Array,
-    upper_dst: Array,
-    upper_weight: Array,
-    lower_src: Array,
-    lower_row: Array,
+    indices: Array, weights: Array, indptr: Array, first_row: int, shift: int, band: int,
+    lower_next: Array, upper_dst: Array, upper_weight: Array, lower_src: Array, lower_row: Array,
     lower_weight: Array,
-) -> None:
+) -> None:  # fmt: skip
     """Write a block's entries as `split_block` does, with their weights (float64 or int64)."""
     mask = (1 << shift) - 1
     in_band = (1 << band) - 1
@@ -167,16 +145,9 @@ def _sort(values: Array, start: int, stop: int) -> None:
 
 @compiled()
 def _group_upper(
-    first_rows: Array,
-    in_row: Array,
-    row_starts: Array,
-    dst: Array,
-    starts: Array,
-    f: int,
-    base: int,
-    ends: Array,
-    grouped: Array,
-) -> None:
+    first_rows: Array, in_row: Array, row_starts: Array, dst: Array, starts: Array, f: int, base:
+    int, ends: Array, grouped: Array,
+) -> None:  # fmt: skip
     """Sort one partition's upper entries by source, stable over the runs.
 
     Afterwards ``grouped[ends[s - 1]:ends[s]]`` are the destinations of source ``base + s``
@@ -229,24 +200,11 @@ def _group_lower(
 
 @compiled(int)
 def merge_partitions(
-    first_partition: int,
-    shift: int,
-    first_rows: Array,
-    in_row: Array,
-    row_starts: Array,
-    upper_dst: Array,
-    upper_starts: Array,
-    lower_src: Array,
-    lower_row: Array,
-    lower_starts: Array,
-    bases: Array,
-    upper_ends: Array,
-    lower_ends: Array,
-    upper_grouped: Array,
-    lower_grouped: Array,
-    out_src: Array,
-    out_dst: Array,
-) -> int:
+    first_partition: int, shift: int, first_rows: Array, in_row: Array, row_starts: Array,
+    upper_dst: Array, upper_starts: Array, lower_src: Array, lower_row: Array, lower_starts: Array,
+    bases: Array, upper_ends: Array, lower_ends: Array, upper_grouped: Array, lower_grouped: Array,
+    out_src: Array, out_dst: Array,
+) -> int:  # fmt: skip
     """Merge the upper and lower entries of consecutive partitions into sorted, distinct edges.
 
     The entries are as in `merge.Packed`. Working memory are the ends, ``2**shift + 1`` int64, and
@@ -301,17 +259,9 @@ def merge_partitions(
 
 @compiled(int)
 def merge_signed(
-    upper_keys: Array,
-    upper_high: Array,
-    upper_low: Array,
-    lower_keys: Array,
-    lower_high: Array,
-    lower_low: Array,
-    first_source: int,
-    dst_bits: int,
-    out_src: Array,
-    out_dst: Array,
-) -> int:
+    upper_keys: Array, upper_high: Array, upper_low: Array, lower_keys: Array, lower_high: Array,
+    lower_low: Array, first_source: int, dst_bits: int, out_src: Array, out_dst: Array,
+) -> int:  # fmt: skip
     """Merge two sorted lists of weighted edges; an edge whose weights add up to zero is none.
 
     Keys are ``(source - first_source) << dst_bits | destination``: int64, rising, repeats allowed.
@@ -494,15 +444,9 @@ def _sort_rows(src: Array, dst: Array, n: int) -> bool:
 
 @compiled(int, bool)
 def stream_block(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    seeds: Array,
-    out_src: Array,
-    out_dst: Array,
-    imbalance: Array,
-    degrees: Array,
-) -> tuple[int, bool]:
+    indices: Array, indptr: Array, first_row: int, seeds: Array, out_src: Array, out_dst: Array,
+    imbalance: Array, degrees: Array,
+) -> tuple[int, bool]:  # fmt: skip
     """Write a block's upper entries as edges, and weigh them against its lower ones.
 
     The block is as in `drop_stored_zeros`, with fewer than 2³² cells; `out_src` and `out_dst` are

@@ -54,13 +54,9 @@ class Outcome(NamedTuple):
 
 
 def run_stages(
-    job: Job,
-    blocks: list[Block],
-    tuning: Tuning,
-    seeds: tuple[int, int],
-    executor: ResumableExecutor,
-    delivery: Delivery,
-) -> Outcome:
+    job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, int], executor:
+    ResumableExecutor, delivery: Delivery,
+) -> Outcome:  # fmt: skip
     """Find all edges of a matrix by the job's method and deliver them.
 
     The seeds are of the hash that proves symmetry. A NegativeWeightError or NotSymmetricError says
@@ -77,22 +73,13 @@ def _keep(delivery: Delivery, kept: Mapping[int, StreamSummary | MergeSummary]) 
 
 
 def _run_symmetric(
-    job: Job,
-    blocks: list[Block],
-    seeds: tuple[int, int],
-    executor: ResumableExecutor,
-    delivery: Delivery,
-) -> Outcome:
-    stage = Stage(
-        "stream",
-        partial(stream, job, np.array(seeds, np.uint64), delivery.sink),
-        blocks,
-        [block.stop - block.start for block in blocks],
-        "entries",
-        StreamSummary,
-        partial(stream_holds, job, delivery.sink),
-        delivery.kind,
-    )
+    job: Job, blocks: list[Block], seeds: tuple[int, int], executor: ResumableExecutor, delivery:
+    Delivery,
+) -> Outcome:  # fmt: skip
+    task = partial(stream, job, np.array(seeds, np.uint64), delivery.sink)
+    sizes = [block.stop - block.start for block in blocks]
+    holds = partial(stream_holds, job, delivery.sink)
+    stage = Stage("stream", task, blocks, sizes, "entries", StreamSummary, holds, delivery.kind)
     summaries = executor.run(stage, keep=partial(_keep, delivery), stop=delivery.stop)
     largest = prove_symmetry(summaries)
     if largest is None:
@@ -106,15 +93,9 @@ def _run_general(
     job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
 ) -> Outcome:
     runs = SplitRuns.of(job, blocks)
-    stage = Stage(
-        "split",
-        partial(split, runs),
-        blocks,
-        [block.stop - block.start for block in blocks],
-        "entries",
-        SplitSummary,
-        partial(split_holds, runs),
-    )
+    sizes = [block.stop - block.start for block in blocks]
+    task, holds = partial(split, runs), partial(split_holds, runs)
+    stage = Stage("split", task, blocks, sizes, "entries", SplitSummary, holds)
     left = executor.run(stage)
     contributions = np.zeros(job.n_partitions, np.int64)
     for run in left:
@@ -122,15 +103,10 @@ def _run_general(
     pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
     degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
     merging = Stage(
-        "merge",
-        partial(merge, runs, delivery.sink, degrees),
-        pieces,
-        [piece.n_contributions for piece in pieces],
-        "entries",
-        MergeSummary,
-        partial(merge_holds, job, delivery.sink, degrees),
-        f"{delivery.kind} {degrees.kind}",
-    )
+        "merge", partial(merge, runs, delivery.sink, degrees), pieces,
+        [piece.n_contributions for piece in pieces], "entries", MergeSummary,
+        partial(merge_holds, job, delivery.sink, degrees), f"{delivery.kind} {degrees.kind}",
+    )  # fmt: skip
     merged = executor.run(merging, keep=partial(_keep, delivery), stop=delivery.stop)
     output_bytes = delivery.finish([piece.n_edges for piece in merged])
     if isinstance(degrees, DegreeCounters):

@@ -34,24 +34,12 @@ READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error
 
 @dataclass(frozen=True)
 class Alignment:
-    """How the graph lies in an embedding.
-
-    Attributes
-    ----------
-    embedding : str
-        Which one.
-    n_sampled : int
-        Edges that were compared.
-    value : float
-        Share of them that are shorter than a random pair: near 1 is good, near 0.5 is random.
-    shuffled : bool
-        Whether the graph looks shuffled against the embedding.
-    """
+    """How the graph lies in an embedding, by edges sampled at random."""
 
     embedding: str
     n_sampled: int
-    value: float
-    shuffled: bool
+    value: float  # share of edges shorter than a random pair: near 1 is good, near 0.5 is random
+    shuffled: bool  # whether the graph looks shuffled against the embedding
 
 
 def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embedding]:

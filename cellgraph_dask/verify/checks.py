@@ -117,16 +117,10 @@ class VerifyReport(Report):
 
 
 def verify(
-    out_dir: Path,
-    progress: Progress,
-    *,
-    source: Source | None = None,
-    limit: int,
-    threads: int,
-    scratch_dir: Path | None = None,
-    components: bool | None = None,
-    proof_plan: ProofPlan | None = None,
-) -> VerifyReport:
+    out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
+    scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
+    None,
+) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
@@ -204,13 +198,9 @@ class _Check:
         return self._judge(manifest, source, found, seeds, replace(report, problems=(*problems,)))
 
     def _judge(
-        self,
-        manifest: Manifest,
-        source: Source | None,
-        found: Survey,
-        seeds: Any,
-        report: VerifyReport,
-    ) -> VerifyReport:
+        self, manifest: Manifest, source: Source | None, found: Survey, seeds: Any, report:
+        VerifyReport,
+    ) -> VerifyReport:  # fmt: skip
         """Complete the report of an export whose edges are well-formed."""
         problems = list(report.problems)
         if found.degrees.largest != manifest.max_neighbors:

@@ -25,14 +25,9 @@ from .proof import PART, Kind, ProofPlan
 
 
 def prove_by_comparison(
-    source: Source,
-    blocks: Sequence[Block],
-    edges: PlainEdges,
-    folder: Path,
-    plan: ProofPlan,
-    executor: Executor,
-    kind: Kind,
-) -> list[str]:
+    source: Source, blocks: Sequence[Block], edges: PlainEdges, folder: Path, plan: ProofPlan,
+    executor: Executor, kind: Kind,
+) -> list[str]:  # fmt: skip
     """Compare edges, whose order has been checked, and entries; return what is wrong.
 
     Entries that do not stay in memory go to `folder`. Weights are added up if `kind` is "signed";

@@ -25,23 +25,13 @@ TILE = 1 << 12  # entries whose rows are written out at a time; they stay in the
 _AT_ONCE = 16  # values that are written at once
 
 
-@compiled(int)
-def count_ends(cells: Array, first: int, counts: Array, full: Array) -> int:
-    """Add one to ``counts[cell - first]`` (uint16) for each cell that has a counter, in place.
-
-    Counters that come to 2¹⁶ begin anew at 0. They are named in `full`, which must be as long as
-    `cells`; return how many there are.
-    """
-    n = 0
+@compiled()
+def count_ends(cells: Array, first: int, counts: Array) -> None:
+    """Add one to ``counts[cell - first]`` for each cell that has a counter, in place."""
     for k in range(cells.size):
         at = np.int64(cells[k]) - first
         if 0 <= at < counts.size:
-            count = (np.int64(counts[at]) + 1) & 0xFFFF
-            counts[at] = count
-            if count == 0:
-                full[n] = at
-                n += 1
-    return n
+            counts[at] += 1
 
 
 @compiled(int)
@@ -71,14 +61,9 @@ def hash_edges(src: Array, dst: Array, seeds: Array, total: Array) -> None:
 
 @compiled()
 def hash_entries(
-    indices: Array,
-    indptr: Array,
-    first_row: int,
-    seeds: Array,
-    rows: Array,
-    upper: Array,
-    lower: Array,
-) -> None:
+    indices: Array, indptr: Array, first_row: int, seeds: Array, rows: Array, upper: Array, lower:
+    Array,
+) -> None:  # fmt: skip
     """Add the hashes of a block's entries to two sums: of upper entries, of mirrored lower ones.
 
     Entries on the diagonal count for nothing. Seeds and sums are as in `hash_edges`; `rows` is work
@@ -204,17 +189,9 @@ def count_pairs(indices: Array, indptr: Array, first_row: int, shift: int, count
 
 @compiled()
 def place_pairs(
-    indices: Array,
-    indptr: Array,
-    weights: Array,
-    first_row: int,
-    shift: int,
-    bits: int,
-    key_bits: int,
-    places: Array,
-    keys: Array,
-    kept: Array,
-) -> None:
+    indices: Array, indptr: Array, weights: Array, first_row: int, shift: int, bits: int, key_bits:
+    int, places: Array, keys: Array, kept: Array,
+) -> None:  # fmt: skip
     """Write a block's entries as keys (int64), by partition, in stored order within each.
 
     `places` (int64, changed in place) says where the next key of each partition goes. If there are
@@ -305,7 +282,7 @@ def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     none, two = np.zeros(0, cell_dtype), np.zeros(2, np.uint64)
     bits = np.zeros(0, np.uint8)
     first_bad_edge(edges, edges, 0, 0, 0)
-    count_ends(edges, 0, np.zeros(0, np.uint16), np.zeros(0, np.int64))
+    count_ends(edges, 0, none)
     hash_edges(edges, edges, np.zeros(4, np.uint64), two)
     unite(edges, edges, none, bits)
     unite(none, none, none, bits)

@@ -134,7 +134,7 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     few = are_few(n_cells, n_edges)
     for first in range(0, max(n_cells, 1), n_cells if few else plan.range_cells):
         last = min(first + plan.range_cells, n_cells)
-        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, plan.threads)
+        counts = ListedEnds(n_cells) if few else DegreeCounts(first, last, n_cells, plan.threads)
         consumers: list[Callable[[Slab], None]] = [counts.add]
         if first == 0:
             consumers += _first_pass(manifest, plan, notes)
@@ -171,12 +171,9 @@ def _first_pass(
 
 
 def _run_pass(
-    out_dir: Path,
-    manifest: Manifest,
-    plan: SurveyPlan,
-    progress: Progress,
-    look: Callable[[tuple[int, int], Iterable[Slab]], int],
-) -> None:
+    out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progress, look:
+    Callable[[tuple[int, int], Iterable[Slab]], int],
+) -> None:  # fmt: skip
     """Let `look` see all edges: in stretches by several threads, or as one stream."""
     if manifest.compression is not None:
         progress.start("edges", manifest.n_edges, "edges")
@@ -202,13 +199,9 @@ def _told(slabs: Iterator[Slab], progress: Progress) -> Iterator[Slab]:
 
 
 def _look(
-    n_cells: int,
-    consumers: list[Callable[[Slab], None]],
-    seeds: Array | None,
-    notes: _Notes,
-    before: tuple[int, int],
-    slabs: Iterable[Slab],
-) -> int:
+    n_cells: int, consumers: list[Callable[[Slab], None]], seeds: Array | None, notes: _Notes,
+    before: tuple[int, int], slabs: Iterable[Slab],
+) -> int:  # fmt: skip
     """Check the order of consecutive slabs and hand them on; return how many edges there were."""
     total = np.zeros(2, np.uint64)
     n = 0

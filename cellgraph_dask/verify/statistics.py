@@ -1,9 +1,8 @@
 """What a graph is like: degrees, isolated cells and connected components, within given memory.
 
-Degrees take a counter of two bytes for each cell and thread; where they are looked up at random,
-the fewer bytes the better. Components are found with a forest (union-find) of four bytes a cell and
-thread, eight from 2³² cells on, the forests being joined in the end. What does not fit is done in
-several passes (degrees) or left out (components).
+Degrees take a counter of four bytes for each cell and thread. Components are found with a forest
+(union-find) of four bytes a cell and thread, the forests being joined in the end. From 2³² cells on
+it is eight bytes. What does not fit is done in several passes (degrees) or left out (components).
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ..edge_pairs.reader import Slab
-from ..machine import buffers
 from ..machine.buffers import Array
 from . import loops
 
@@ -63,10 +61,9 @@ class Degrees:
 class DegreeCounts:
     """Counts the ends of edges at cells ``[first, last)``, on several threads at once."""
 
-    def __init__(self, first: int, last: int, threads: int) -> None:
+    def __init__(self, first: int, last: int, n_cells: int, threads: int) -> None:
         self._first = first
-        self._all = [np.zeros(last - first, np.uint16) for _ in range(threads)]
-        self._full: list[int] = []  # counters, each as often as it came to 2¹⁶ and began anew
+        self._all = [np.zeros(last - first, cell_dtype(n_cells)) for _ in range(threads)]
         self._free: queue.SimpleQueue[Array] = queue.SimpleQueue()
         for counts in self._all:
             self._free.put(counts)
@@ -75,20 +72,14 @@ class DegreeCounts:
         """Count the ends of edges."""
         counts = self._free.get()
         for cells in slab[1:]:
-            full = buffers.take("full counters", cells.size, np.int64)
-            n = loops.count_ends(cells, self._first, counts, full)
-            self._full.extend(full[:n].tolist())
+            loops.count_ends(cells, self._first, counts)
         self._free.put(counts)
 
     def add_up(self, into: Counter[int]) -> None:
         """Count the cells by degree."""
-        full = np.array(self._full, np.int64)
         for start in range(0, self._all[0].size, _SLICE):
             parts = [counts[start : start + _SLICE] for counts in self._all]
-            degrees = np.asarray(np.sum(parts, axis=0, dtype=np.int64))
-            here = full[(full >= start) & (full < start + _SLICE)]
-            np.add.at(degrees, here - start, 1 << 16)
-            _tally(degrees, into)
+            _tally(np.asarray(np.sum(parts, axis=0, dtype=np.int64)), into)
 
 
 class ListedEnds:
@@ -124,7 +115,7 @@ def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
     """Return the bytes that counting degrees takes: for each cell of a pass, and all others."""
     if are_few(n_cells, n_edges):
         return 0, 64 * n_edges
-    return threads * 2, 0
+    return threads * cell_dtype(n_cells).itemsize, 0
 
 
 @dataclass(frozen=True)
