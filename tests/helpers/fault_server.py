@@ -218,7 +218,7 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
 
 
 def _child(argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
-    from cellgraph_dask.cli import commands
+    from cellgraph_dask.cli import commands  # noqa: F401
 
     status = 70
     try:
@@ -277,8 +277,12 @@ def _warm_up() -> None:
     """Import and load whatever an export needs, without starting a thread."""
     from scipy.sparse import csr_matrix
 
+    from cellgraph_dask.cli import commands  # noqa: F401
+    from cellgraph_dask.export import api  # noqa: F401
+    from cellgraph_dask.source import zarr_store  # noqa: F401
     from cellgraph_dask.source.opening import open_source
     from cellgraph_dask.stages.pipeline import warm_up
+    from cellgraph_dask.verify import api as verification  # noqa: F401
 
     for weights in ("float32", "float64"):
         source = open_source(csr_matrix((1, 1), dtype=weights))
