@@ -218,7 +218,7 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
 
 
 def _child(argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
-    from cellgraph_dask.cli import commands  # noqa: F401
+    from cellgraph_dask.cli import commands
 
     status = 70
     try:
