@@ -22,7 +22,10 @@ from tests.helpers.stores import directed_graph, symmetric_graph, write_anndata,
 SIDES = ("src", "dst")
 
 # cellucid 0.0.9 calls it; pandas has deprecated it.
-pytestmark = pytest.mark.filterwarnings("ignore:is_categorical_dtype is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:is_categorical_dtype is deprecated"),
+    pytest.mark.slow,
+]
 
 
 def cellucid_export(matrix, out_dir: Path, compression: int | None) -> Path:

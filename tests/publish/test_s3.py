@@ -19,7 +19,7 @@ from cellgraph_dask.publish import upload
 from tests.helpers.command import run, run_process
 from tests.helpers.stores import snapshot, write_store
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.slow]
 
 MANIFEST = "exports/a/connectivity_manifest.json"
 ONCE = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # so that lasting faults end soon

@@ -21,7 +21,7 @@ from cellgraph_dask.errors import ClusterError, MemoryLimitError
 from tests.benchmarks.make_store import make_store
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 class HandStarted:

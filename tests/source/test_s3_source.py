@@ -12,6 +12,8 @@ from cellgraph_dask.source import zarr_objects
 from tests.helpers.command import run_process
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = {"symmetric": symmetric_graph(400, 6), "directed": directed_graph(400, 6)}
 ONCE = {"config_kwargs": {"retries": {"max_attempts": 0}}}  # so that lasting faults end soon
 LAYOUTS = {

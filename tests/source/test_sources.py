@@ -217,6 +217,7 @@ def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return matrix, snapshot(folder / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_gives_the_same_bytes(tmp_path, expected, kind):
     matrix, files = expected
@@ -565,6 +566,7 @@ def test_a_chunk_that_a_server_does_not_have(tmp_path):
         export_connectivities(f"{address}/s.zarr", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [None, 400])
 @pytest.mark.parametrize("action", [500, "slow", "drop"])
 def test_s3(tmp_path, s3, proxy, shard, action):
@@ -585,6 +587,7 @@ def test_s3(tmp_path, s3, proxy, shard, action):
     assert_exported(tmp_path / "out", GRAPHS["directed"])
 
 
+@pytest.mark.slow
 def test_s3_without_permission(tmp_path, s3, proxy):
     store = write_store(tmp_path / "s.zarr", GRAPHS["directed"], chunk=100)
     bucket = s3.make_bucket()

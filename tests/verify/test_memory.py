@@ -59,6 +59,7 @@ def test_the_first_verification_keeps_to_its_limit(tmp_path):
     assert later < first - 50  # numba need not come any more
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_signed", [False, True])
 def test_hubs_and_repeats_keep_to_the_smallest_limit(tmp_path, is_signed):
     """A cell with every other, and a pair that is stored more often than fits a piece."""
