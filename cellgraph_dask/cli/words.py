@@ -21,6 +21,10 @@ _METHODS = {
     "signed": "signed: split and merge with weights, as some are negative",
 }
 
+# Of the record of a run, what tells a person which one it is; --json has all of it.
+_OF_RUNS = ("source", "key", "out_dir", "scratch", "method", "compression", "started", "process",
+            "version")  # fmt: skip
+
 
 def rows(pairs: Iterable[tuple[str, str]]) -> str:
     """Lay out names and values in two columns."""
@@ -114,7 +118,7 @@ def describe_inspection(report: Any) -> str:
         return "\n".join(lines)
     if report.kind == "scratch":
         run = report.run or {}
-        facts = [(str(name).replace("_", " "), str(value)) for name, value in run.items()]
+        facts = [(name.replace("_", " "), str(run[name])) for name in _OF_RUNS if name in run]
         facts.append(("files", f"{report.n_files:,}, {format_bytes(report.n_bytes)} together"))
         head = f"{report.path} is the scratch folder of a run" + (
             ":" if run else " that left no record."
