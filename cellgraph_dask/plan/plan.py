@@ -38,16 +38,10 @@ class Prepared:
 
 
 def prepare(
-    source: Source,
-    folder: Path,
-    options: Options,
-    *,
-    scratch_dir: Path | None = None,
-    upload_bytes: int = 0,
-    method: Method | None = None,
-    tuning: Tuning | None = None,
+    source: Source, folder: Path, options: Options, *, scratch_dir: Path | None = None,
+    upload_bytes: int = 0, method: Method | None = None, tuning: Tuning | None = None,
     resumed: ExportPlan | None = None,
-) -> Prepared:
+) -> Prepared:  # fmt: skip
     """Plan an export, with all that its execution needs.
 
     `folder` is on the disk of the output, `scratch_dir` (by default that of the options, else

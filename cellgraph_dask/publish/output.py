@@ -31,14 +31,10 @@ def local_folder(out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
 
 
 def open_output(
-    out_dir: str | Path,
-    *,
-    force: bool,
-    resume: bool = False,
-    scratch_dir: str | Path | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    out_dir: str | Path, *, force: bool, resume: bool = False,
+    scratch_dir: str | Path | None = None, storage_options: Mapping[str, Any] | None = None,
     on_cluster: bool = False,
-) -> Output:
+) -> Output:  # fmt: skip
     """Return where an export goes, a folder or a URL, to be held for writing.
 
     `force` lets an export that is there be replaced, `resume` keeps what a killed run has left. The

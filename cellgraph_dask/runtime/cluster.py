@@ -234,12 +234,9 @@ class Cluster:
         self._token = os.urandom(4).hex()
 
     def run(
-        self,
-        stage: Stage[Key, Summary],
-        *,
-        stop: Callable[[], None] = do_nothing,
-        done: Callable[[Key, Summary], None] = do_nothing,
-    ) -> list[Summary]:
+        self, stage: Stage[Key, Summary], *,
+        stop: Callable[[], None] = do_nothing, done: Callable[[Key, Summary], None] = do_nothing,
+    ) -> list[Summary]:  # fmt: skip
         """Run a stage; see `Executor.run`. No task waits for another, so `stop` is not called."""
         from distributed import KilledWorker, as_completed
 

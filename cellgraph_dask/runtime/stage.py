@@ -54,12 +54,9 @@ class Executor(Protocol):
     """Runs the tasks of a stage."""
 
     def run(
-        self,
-        stage: Stage[Key, Summary],
-        *,
-        stop: Callable[[], None] = do_nothing,
-        done: Callable[[Key, Summary], None] = do_nothing,
-    ) -> list[Summary]:
+        self, stage: Stage[Key, Summary], *,
+        stop: Callable[[], None] = do_nothing, done: Callable[[Key, Summary], None] = do_nothing,
+    ) -> list[Summary]:  # fmt: skip
         """Run a stage and return its summaries in the order of its keys.
 
         `stop` is called when a task has failed, so that tasks that wait for it end too; `done` with
@@ -76,12 +73,10 @@ class ResumableExecutor:
         self.n_kept = 0  # tasks of an interrupted run that did not have to be repeated
 
     def run(
-        self,
-        stage: Stage[Key, Summary],
-        *,
+        self, stage: Stage[Key, Summary], *,
         keep: Callable[[dict[int, Summary]], None] = do_nothing,
         stop: Callable[[], None] = do_nothing,
-    ) -> list[Summary]:
+    ) -> list[Summary]:  # fmt: skip
         """Run a stage for all keys that are not finished; return all summaries in order.
 
         Keys have a `number`. `keep` is called with the summaries that are kept, by number, before
@@ -109,19 +104,15 @@ class ResumableExecutor:
         assert stage.summary is not None
         assert stage.holds is not None
         found = self.journal.found(label, stage.summary)
-        candidates = [
-            (key, found[number])
-            for key, number in zip(stage.keys, numbers, strict=True)
-            if number in found
-        ]
+        pairs = zip(stage.keys, numbers, strict=True)
+        candidates = [(key, found[number]) for key, number in pairs if number in found]
         if not candidates:
             return {}
         sizes = [1] * len(candidates)
         check = Stage(f"check {stage.name}", stage.holds, candidates, sizes, "tasks")
         sound = self.executor.run(check)
-        return {
-            _number(key): value for (key, value), ok in zip(candidates, sound, strict=True) if ok
-        }
+        verdicts = zip(candidates, sound, strict=True)
+        return {_number(key): value for (key, value), ok in verdicts if ok}
 
 
 def _number(key: Any) -> int:

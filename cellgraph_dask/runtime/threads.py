@@ -37,12 +37,9 @@ class Threads:
         self._progress = progress
 
     def run(
-        self,
-        stage: Stage[Key, Summary],
-        *,
-        stop: Callable[[], None] = do_nothing,
-        done: Callable[[Key, Summary], None] = do_nothing,
-    ) -> list[Summary]:
+        self, stage: Stage[Key, Summary], *,
+        stop: Callable[[], None] = do_nothing, done: Callable[[Key, Summary], None] = do_nothing,
+    ) -> list[Summary]:  # fmt: skip
         """Run a stage; see `Executor.run`."""
         keys = stage.keys
         self._progress.start(stage.name, sum(stage.sizes), stage.unit)

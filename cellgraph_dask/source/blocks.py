@@ -26,14 +26,10 @@ _BLOCK_ENTRIES = 250_000
 
 
 def read_connectivities(
-    source: Any,
-    *,
-    key: str = "connectivities",
-    neighbors_key: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    block_entries: int = _BLOCK_ENTRIES,
+    source: Any, *, key: str = "connectivities", neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None, block_entries: int = _BLOCK_ENTRIES,
     layout: Layout = "gcxs",
-) -> dask.array.Array:
+) -> dask.array.Array:  # fmt: skip
     """Return a neighbor graph as a Dask array of sparse blocks.
 
     Parameters
@@ -124,13 +120,9 @@ def read_rows(source: Source, block: tuple[int, int, int, int, int], layout: Lay
 
 
 def _as_block(
-    indptr: Array,
-    indices: Array,
-    data: Array,
-    shape: tuple[int, int],
-    layout: Layout,
+    indptr: Array, indices: Array, data: Array, shape: tuple[int, int], layout: Layout,
     by_columns: bool,
-) -> Any:
+) -> Any:  # fmt: skip
     from scipy import sparse
 
     if data.dtype == np.float16:  # scipy knows no half precision

@@ -57,12 +57,9 @@ class Root(NamedTuple):
 
 
 def open_source(
-    source: Any,
-    key: str = "connectivities",
-    *,
-    neighbors_key: str | None = None,
+    source: Any, key: str = "connectivities", *, neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
-) -> Source | LazyMatrix:
+) -> Source | LazyMatrix:  # fmt: skip
     """Open a matrix, wherever it is, and check what its metadata say.
 
     The parameters are those of `plan_export`. A `LazyMatrix` has no row pointers yet: it has to be

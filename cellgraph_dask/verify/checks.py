@@ -302,7 +302,7 @@ class _Check:
         buffers.release()  # what this very thread needed before
         plan = self.proof_plan or plan_proof(source, self._available(), self.threads, kind)
         if plan is None:
-            smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1)
+            smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1, short_keys=False)
             raise self._too_small(proof_bytes(source, smallest, kind))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)

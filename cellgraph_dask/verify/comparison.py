@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
-from .pair_file import PairFile, cell_bits, key_bits, proof_shift, weight_dtype
+from .pair_file import PAIR_BITS, PairFile, cell_bits, key_dtype, weight_dtype
 from .proof import PART, Kind, ProofPlan
 
 
@@ -33,14 +34,11 @@ def prove_by_comparison(
     Entries that do not stay in memory go to `folder`. Weights are added up if `kind` is "signed";
     otherwise a negative one raises `NegativeWeightError`.
     """
-    shift, bits = proof_shift(source.n_cells), cell_bits(source.n_cells)
+    shift, bits = plan.shift(source), cell_bits(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
     is_weighted = kind == "signed"
-    n_key_bits = key_bits(source.n_cells, is_weighted=is_weighted)
     with closing(PairFile(folder / kind, n_partitions, plan.room)) as file:
-        compare = _Comparison(
-            source, edges, file, shift, bits, n_key_bits, is_weighted, plan.piece_entries
-        )
+        compare = _Comparison(source, edges, file, shift, bits, is_weighted, plan.piece_entries)
         sizes = [block.stop - block.start for block in blocks]
         executor.run(Stage("matrix", compare.leave, blocks, sizes, "entries"))
         buffers.release()  # where this very thread has run the tasks
@@ -64,8 +62,9 @@ class _Piece(NamedTuple):
 class _Comparison:
     """What the tasks of a comparison share.
 
-    Keys take `bits` for the larger cell and have `key_bits` in all; `most` of them are sorted at
-    once. A partition is ``2**shift`` cells.
+    A partition is ``2**shift`` cells; `bits` of a key are for the larger cell. At `most` so many
+    keys are sorted at once. Then a pair is a number: its partition, counted from a first one on,
+    and below it its key without side.
     """
 
     source: Source
@@ -73,7 +72,6 @@ class _Comparison:
     file: PairFile
     shift: int
     bits: int
-    key_bits: int
     is_weighted: bool
     most: int
 
@@ -86,67 +84,78 @@ class _Comparison:
         keys, kept = self._take("entry", int(starts[-1]))
         loops.place_pairs(
             indices, indptr, kept if weights is None else weights, block.first_row,
-            self.shift, self.bits, self.key_bits, starts[:-1].copy(), keys, kept,
+            self.shift, self.bits, starts[:-1].copy(), keys, kept,
         )  # fmt: skip
         self.file.append(block.number, starts, keys, kept)
 
     def pieces(self) -> list[_Piece]:
-        """Group partitions while their entries are not too many, and no two pairs have one key."""
+        """Group partitions while they have not too many entries, and pairs fit their numbers."""
         counts = self.file.counts
         starts = [self.edges.position(f << self.shift) for f in range(counts.size)]
         starts.append(self.edges.n_edges)
+        most = 1 << (PAIR_BITS - self.shift - self.bits)
         pieces = []
         first = n_entries = 0
-        for f in range(counts.size):
-            is_new = self._base(f) != self._base(first)
-            if f > first and (n_entries + counts[f] > self.most or is_new):
+        for f, n in enumerate(counts.tolist()):
+            if f > first and (n_entries + n > self.most or f - first == most):
                 pieces.append(_Piece(first, f, starts[first], starts[f]))
                 first, n_entries = f, 0
-            n_entries += int(counts[f])
+            n_entries += n
         pieces.append(_Piece(first, counts.size, starts[first], starts[-1]))
         return pieces
 
     def piece(self, piece: _Piece) -> str | None:
         """Compare the entries of a piece with its edges; return the first difference."""
-        n = int(self.file.counts[piece.first : piece.last].sum())
-        base = self._base(piece.first)
+        counts = self.file.counts[piece.first : piece.last]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        n = int(starts[-1])
         if n > self.most:
             assert piece.last == piece.first + 1
-            low = ((piece.first << self.shift) - base) << self.bits
-            return self._range(piece.first, low, low + (1 << (self.shift + self.bits)))
-        keys, weights = self._take("piece", n)
-        at = 0
+            return self._range(piece.first, 0, 1 << (self.shift + self.bits))
+        gathered = self._take("piece", n)
+        ends = [starts[:-1].copy() for _ in gathered]
         for lot in self.file.lots(piece.first, piece.last):
-            start, stop = int(lot.starts[piece.first]), int(lot.starts[piece.last])
-            end = at + stop - start
-            self.file.read(lot, start, keys[at:end], weights[at:end])
-            at = end
-        return self._differ(base, self._sort(keys, weights), piece.start, piece.stop)
+            lot_starts = lot.starts[piece.first : piece.last + 1]
+            stored = self._take("lot", int(lot_starts[-1] - lot_starts[0]))
+            self.file.read(lot, int(lot_starts[0]), *stored)
+            for values, places, out in zip(stored, ends, gathered, strict=True):
+                if out.size:
+                    loops.gather(values, lot_starts, places, out)
+        return self._differ(piece.first, self._sort(*gathered, starts), piece.start, piece.stop)
 
-    def _base(self, partition: int) -> int:
-        """Return the highest bits of a partition's cells, which its keys have no room for."""
-        first, kept = partition << self.shift, self.key_bits - self.bits
-        return first >> kept << kept
-
-    def _pair(self, base: int, key: int) -> tuple[int, int]:
-        """Return the pair of a key without side."""
-        cell = key >> self.bits
-        return base + cell, key - (cell << self.bits)
+    def _pair(self, first: int, number: int) -> tuple[int, int]:
+        """Return the pair of a number that counts partitions from the `first` on."""
+        cell = number >> self.bits
+        return (first << self.shift) + cell, number - (cell << self.bits)
 
     def _take(self, name: str, n: int) -> tuple[Array, Array]:
         """Return this thread's work space for `n` keys, and for weights if there are."""
-        keys = buffers.take(f"{name} keys", n, np.uint32 if self.key_bits == 32 else np.int64)
-        n_weights = n if self.is_weighted else 0
-        return keys, buffers.take(f"{name} weights", n_weights, weight_dtype(self.source))
+        key = key_dtype(self.source.n_cells, self.shift, is_weighted=self.is_weighted)
+        weight, n_weights = weight_dtype(self.source), n if self.is_weighted else 0
+        return buffers.take(f"{name} keys", n, key), buffers.take(
+            f"{name} weights", n_weights, weight
+        )
 
-    def _sort(self, keys: Array, weights: Array) -> Array:
-        """Sort keys in place; return each once, or if its weights have a sum."""
+    def _sort(self, keys: Array, weights: Array, starts: Array) -> Array:
+        """Return the pairs of partitions, in order; with weights, those that have a sum.
+
+        The keys of each partition, which begin where `starts` says, are sorted in place.
+        """
+        pairs = buffers.take("pairs", keys.size, np.int64)
+        n = 0
+        for f, (start, stop) in enumerate(pairwise(starts.tolist())):
+            lot, its_weights = keys[start:stop], weights[start:stop]
+            if not self.is_weighted:
+                lot.sort()
+            elif lot.size:
+                add_up = loops.add_up_floats if weights.dtype.kind == "f" else loops.add_up_integers
+                order = np.argsort(lot, kind="stable")
+                found = pairs[n : n + add_up(lot[order], its_weights[order], pairs[n:])]
+                found |= f << (self.shift + self.bits)
+                n += found.size
         if not self.is_weighted:
-            keys.sort()
-            return keys[: loops.drop_repeats(keys)]
-        add_up = loops.add_up_floats if weights.dtype.kind == "f" else loops.add_up_integers
-        order = np.argsort(keys, kind="stable")
-        return keys[: add_up(keys[order], weights[order], keys)]
+            n = loops.distinct(keys, starts, self.shift + self.bits, pairs)
+        return pairs[:n]
 
     def _range(self, partition: int, low: int, high: int) -> str | None:
         """Compare the pairs of a partition with keys in ``[low, high)``, if need be in halves."""
@@ -155,12 +164,11 @@ class _Comparison:
             middle = (low + high) // 2
             return self._range(partition, low, middle) or self._range(partition, middle, high)
         if taken is None:
-            keys = np.array([low] if self._is_nonzero(partition, low) else [], np.int64)
+            pairs = np.array([low] if self._is_nonzero(partition, low) else [], np.int64)
         else:
-            keys = self._sort(*taken)
-        base = self._base(partition)
-        start, stop = (self.edges.position(*self._pair(base, key)) for key in (low, high))
-        return self._differ(base, keys, start, stop)
+            pairs = self._sort(*taken, np.array([0, taken[0].size]))
+        start, stop = (self.edges.position(*self._pair(partition, key)) for key in (low, high))
+        return self._differ(partition, pairs, start, stop)
 
     def _select(self, partition: int, low: int, high: int) -> tuple[Array, Array] | None:
         """Return keys, in stored order, and weights of pairs in a range; None if too many."""
@@ -195,26 +203,26 @@ class _Comparison:
                 sums[side] += weight
         return bool(sums[0] + sums[1] != 0)
 
-    def _differ(self, base: int, keys: Array, start: int, stop: int) -> str | None:
-        """Return the first difference between rising keys and the edges ``[start, stop)``."""
+    def _differ(self, first: int, pairs: Array, start: int, stop: int) -> str | None:
+        """Return the first difference between rising pairs and the edges ``[start, stop)``."""
         for number, src, dst in self.edges.slabs(start, stop):
             found = src.astype(np.int64)
-            found -= base
+            found -= first << self.shift
             found <<= self.bits
             found |= dst.astype(np.int64)
-            wanted = keys[number - start :][: found.size]
+            wanted = pairs[number - start :][: found.size]
             different = np.flatnonzero(found[: wanted.size] != wanted)
             at = int(different[0]) if different.size else wanted.size
             if at < wanted.size and wanted[at] < found[at]:
-                return _missing(self.source, self.edges, *self._pair(base, int(wanted[at])))
+                return _missing(self.source, self.edges, *self._pair(first, int(wanted[at])))
             if at < found.size:
                 byte = (number + at) * self.edges.dtype.itemsize
                 return (
                     f"edge {number + at} (byte {byte}) is {(int(src[at]), int(dst[at]))}, but the "
                     "matrix has no nonzero for these cells."
                 )
-        if keys.size > stop - start:
-            return _missing(self.source, self.edges, *self._pair(base, int(keys[stop - start])))
+        if pairs.size > stop - start:
+            return _missing(self.source, self.edges, *self._pair(first, int(pairs[stop - start])))
         return None
 
 

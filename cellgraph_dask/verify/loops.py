@@ -5,9 +5,8 @@ structures of its own. All release the GIL, allocate nothing and raise nothing (
 `machine/compiled`).
 
 An edge or entry is looked at as a *pair*, its smaller cell and its larger one, whichever of the two
-directions it was stored in. In proofs a pair is a *key*: the smaller cell, and below it `bits` bits
-for the larger cell. Where a key has no room for them it leaves out the highest bits of the smaller
-one, which all cells of a partition, ``2**shift`` of them, have in common.
+directions it was stored in. In proofs the pairs of a partition, ``2**shift`` smaller cells, are
+*keys*: the last `shift` bits of the smaller cell, and below them `bits` bits for the larger one.
 """
 
 from __future__ import annotations
@@ -189,16 +188,16 @@ def count_pairs(indices: Array, indptr: Array, first_row: int, shift: int, count
 
 @compiled()
 def place_pairs(
-    indices: Array, indptr: Array, weights: Array, first_row: int, shift: int, bits: int, key_bits:
-    int, places: Array, keys: Array, kept: Array,
+    indices: Array, indptr: Array, weights: Array, first_row: int, shift: int, bits: int, places:
+    Array, keys: Array, kept: Array,
 ) -> None:  # fmt: skip
-    """Write a block's entries as keys (int64), by partition, in stored order within each.
+    """Write a block's entries as keys, by partition, in stored order within each.
 
     `places` (int64, changed in place) says where the next key of each partition goes. If there are
     weights, `kept` gets them in the order of the keys, and a key ends in one more bit: 1 for a
-    lower entry. `key_bits` is what keys may have besides that.
+    lower entry.
     """
-    mask = (np.int64(1) << (key_bits - bits)) - 1
+    mask = (np.int64(1) << shift) - 1
     for r in range(indptr.size - 1):
         i = np.int64(first_row + r)
         for e in range(indptr[r], indptr[r + 1]):
@@ -214,19 +213,34 @@ def place_pairs(
                 keys[p] = key
 
 
+@compiled()
+def gather(values: Array, starts: Array, places: Array, out: Array) -> None:
+    """Copy the values of each partition to its place in `out`; `places` are changed in place."""
+    offset = starts[0]
+    for f in range(places.size):
+        p = places[f]
+        for k in range(starts[f] - offset, starts[f + 1] - offset):
+            out[p] = values[k]
+            p += 1
+        places[f] = p
+
+
 @compiled(int)
-def drop_repeats(keys: Array) -> int:
-    """Keep each of some rising keys once, in front; return how many are kept."""
-    if keys.size == 0:
-        return 0
-    n: Any = 1
-    last = keys[0]
-    for k in range(1, keys.size):  # no branches: nobody can predict repeats
-        key = keys[k]
-        n += key != last
-        keys[n - 1] = key
-        last = key
-    return int(n)
+def distinct(keys: Array, starts: Array, bits: int, pairs: Array) -> int:
+    """Write each key of several partitions once, with its partition's number above `bits` bits.
+
+    The keys of each partition are rising, and begin where `starts` says. Return how many there are.
+    """
+    n = 0
+    for f in range(starts.size - 1):
+        high = np.int64(f) << bits
+        last = np.int64(-1)
+        for k in range(starts[f], starts[f + 1]):  # no branches: nobody can predict repeats
+            key = np.int64(keys[k])
+            pairs[n] = high | key
+            n += key != last
+            last = key
+    return n
 
 
 @compiled(int)
@@ -300,7 +314,9 @@ def warm_up_proof(index_dtype: DTypeLike, weight_dtype: DTypeLike) -> None:
     count_pairs(indices, indptr, 0, 0, places)
     for key_dtype in (np.uint32, np.int64):
         keys = np.zeros(0, key_dtype)
-        place_pairs(indices, indptr, weights, 0, 0, 1, 1, places, keys, weights)
-        drop_repeats(keys)
+        place_pairs(indices, indptr, weights, 0, 0, 1, places, keys, weights)
+        gather(keys, indptr, places, keys)
+        distinct(keys, indptr, 0, places)
+    gather(weights, indptr, places, weights)
     add_up = add_up_integers if weights.dtype.kind == "i" else add_up_floats
     add_up(places, weights, places)

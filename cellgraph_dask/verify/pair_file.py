@@ -18,7 +18,7 @@ from ..machine.buffers import Array
 from ..machine.files import read_at, write_at
 from ..source.matrix import Source
 
-_KEY_BITS = 62  # that a key may have, besides the one for the side of the diagonal
+PAIR_BITS = 62  # that a key may have, besides the one for the side of the diagonal
 _PARTITIONS = 4096  # about as many partitions as there should be, of 2⁸ to 2¹⁶ cells
 
 
@@ -27,16 +27,20 @@ def cell_bits(n_cells: int) -> int:
     return max(1, (n_cells - 1).bit_length())
 
 
-def proof_shift(n_cells: int) -> int:
-    """Return the shift of partitions: each is ``2**shift`` cells, at most 2¹⁶."""
+def proof_shift(n_cells: int, *, short: bool = True) -> int:
+    """Return the shift of partitions: each is ``2**shift`` cells, at most 2¹⁶.
+
+    For `short` keys, of 32 bits, they are smaller if need be; that is possible up to 2²⁴ cells.
+    """
+    bits = cell_bits(n_cells)
     wanted = math.ceil(math.log2(max(2, n_cells / _PARTITIONS)))
-    return min(16, max(8, wanted), _KEY_BITS - cell_bits(n_cells))
+    return min(16, max(8, wanted), (32 if short and bits <= 24 else PAIR_BITS) - bits)
 
 
-def key_bits(n_cells: int, *, is_weighted: bool) -> int:
-    """Return the bits of keys without side: 32 where that is enough, else 62."""
-    fits = proof_shift(n_cells) + cell_bits(n_cells) <= 32 and not is_weighted
-    return 32 if fits else _KEY_BITS
+def key_dtype(n_cells: int, shift: int, *, is_weighted: bool) -> np.dtype[Any]:
+    """Return the dtype of the keys of partitions; with weights they have a bit for the side."""
+    fits = shift + cell_bits(n_cells) <= 32 and not is_weighted
+    return np.dtype(np.uint32 if fits else np.int64)
 
 
 def weight_dtype(source: Source) -> np.dtype[Any]:

@@ -39,7 +39,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
-from .pair_file import key_bits, proof_shift
+from .pair_file import key_dtype, proof_shift, weight_dtype
 
 _MASK = 2**64 - 1
 # Blocks and pieces are small, so that more pairs can stay in memory; of very large graphs not so
@@ -61,13 +61,22 @@ class ProofPlan:
     piece_entries: int  # most entries that are sorted at once
     threads: int
     room: int = 0  # bytes of entries that may stay in memory
+    short_keys: bool = True  # if there can be: it takes more partitions, and room for their places
 
+    def shift(self, source: Source) -> int:
+        """Return the shift of partitions."""
+        return proof_shift(source.n_cells, short=self.short_keys)
 
-def item_bytes(source: Source, kind: Kind) -> int:
-    """Return the bytes in which an entry waits: a key, and where they are added up a weight."""
-    if kind == "signed":
-        return 16
-    return 4 if key_bits(source.n_cells, is_weighted=False) == 32 else 8
+    def item_bytes(self, source: Source, kind: Kind) -> int:
+        """Return the bytes in which an entry waits: a key, and where they are added up a weight."""
+        is_weighted = kind == "signed"
+        key = key_dtype(source.n_cells, self.shift(source), is_weighted=is_weighted).itemsize
+        return key + is_weighted * weight_dtype(source).itemsize
+
+    def table_bytes(self, source: Source) -> int:
+        """Return the bytes that it takes to note where the partitions of all blocks are."""
+        n_blocks = source.n_entries // self.block_entries + source.n_cells // self.block_rows + 2
+        return 8 * n_blocks * ((source.n_cells >> self.shift(source)) + 41)
 
 
 def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> int:
@@ -75,14 +84,14 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
     block = source.block_bytes(plan.block_entries, plan.block_rows, signed=kind == "signed")
     if kind == "sums":
         return plan.threads * (block + 4 * loops.TILE)
-    n_partitions = (source.n_cells >> proof_shift(source.n_cells)) + 1
-    n_blocks = source.n_entries // plan.block_entries + source.n_cells // plan.block_rows + 2
-    block += plan.block_entries * item_bytes(source, kind) + 32 * n_partitions
-    # To sort with weights takes the order, the work space of its sort, and both columns in order.
-    per_entry = item_bytes(source, kind) + (40 if kind == "signed" else 0)
-    # Edges are held as stored, as keys, and one side as it becomes part of them.
-    piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64 + 8 * n_blocks
-    return plan.threads * max(block, piece) + 8 * n_blocks * (n_partitions + 40)
+    item = plan.item_bytes(source, kind)
+    block += plan.block_entries * item + 32 * ((source.n_cells >> plan.shift(source)) + 1)
+    # Entries as they are read, gathered, and as pairs. To sort with weights takes the order, the
+    # work space of its sort, and both columns in order.
+    per_entry = 2 * item + 8 + (40 if kind == "signed" else 0)
+    # Edges are held as stored, as pairs, and one side as it becomes part of them.
+    piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64
+    return plan.threads * max(block, piece) + plan.table_bytes(source)
 
 
 def plan_proof(
@@ -99,9 +108,10 @@ def plan_proof(
         while block >= least:
             piece = min(usual, max(_LEAST_BLOCK, block))
             plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
+            plan = replace(plan, short_keys=16 * plan.table_bytes(source) <= available)
             left = available - proof_bytes(source, plan, kind)
             if left >= 0:
-                most_room = item_bytes(source, kind) * source.n_entries
+                most_room = plan.item_bytes(source, kind) * source.n_entries
                 return replace(plan, room=0 if kind == "sums" else min(left, most_room))
             # By whole chunks as long as there are several, then by parts of one.
             n_chunks = block // chunk
@@ -118,12 +128,9 @@ def check_cover(source: Source, blocks: Sequence[Block]) -> None:
 
 
 def prove_by_sums(
-    source: Source,
-    blocks: Sequence[Block],
-    seeds: Array,
-    edge_sum: tuple[int, int],
+    source: Source, blocks: Sequence[Block], seeds: Array, edge_sum: tuple[int, int],
     executor: Executor,
-) -> bool:
+) -> bool:  # fmt: skip
     """Return whether upper entries, mirrored lower entries and edges have one sum of hashes.
 
     The matrix must have at most 2³² cells; `seeds` are four random uint64 values. A negative weight

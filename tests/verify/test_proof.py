@@ -270,14 +270,11 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     starts = np.zeros(n_partitions + 1, np.int64)
     loops.count_pairs(indices, indptr, first_row, shift, starts[1:])
     np.cumsum(starts, out=starts)
-    key_bits = 32 if shift + bits <= 32 and not is_weighted else 62
-    keys = np.empty(starts[-1], np.uint32 if key_bits == 32 else np.int64)
+    keys = np.empty(starts[-1], np.uint32 if shift + bits + is_weighted <= 32 else np.int64)
     kept = np.empty(starts[-1] * is_weighted)
     places = starts[:-1].copy()
-    loops.place_pairs(
-        indices, indptr, weights, first_row, shift, bits, key_bits, places, keys, kept
-    )
-    compare = comparison._Comparison(None, None, None, shift, bits, key_bits, is_weighted, 0)
+    loops.place_pairs(indices, indptr, weights, first_row, shift, bits, places, keys, kept)
+    compare = comparison._Comparison(None, None, None, shift, bits, is_weighted, 0)
     entries = [
         (min(first_row + r, column), max(first_row + r, column), column < first_row + r)
         for r, row in enumerate(rows)
@@ -292,16 +289,21 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     for f in range(n_partitions):
         for k in range(starts[f], starts[f + 1]):
             key = int(keys[k])
-            i, j = compare._pair(compare._base(f), key >> 1 if is_weighted else key)
+            i, j = compare._pair(f, key >> 1 if is_weighted else key)
             found.append((f, i, j, *((key & 1, kept[k]) if is_weighted else ())))
     assert found == [pair if is_weighted else pair[:3] for pair in expected]
 
 
-@given(values=st.lists(st.integers(0, 20)))
-def test_repeats_are_dropped_in_place(values):
+@given(parts=st.lists(st.lists(st.integers(0, 20)), max_size=5))
+def test_repeats_are_dropped_in_each_partition(parts):
     for dtype in (np.uint32, np.int64):
-        keys = np.array(sorted(values), dtype)
-        assert keys[: loops.drop_repeats(keys)].tolist() == sorted(set(values))
+        keys = np.array([key for part in parts for key in sorted(part)], dtype)
+        starts = np.cumsum([0, *map(len, parts)])
+        pairs = np.empty(keys.size, np.int64)
+        n = loops.distinct(keys, starts, 6, pairs)
+        assert pairs[:n].tolist() == [
+            (f << 6) + key for f, part in enumerate(parts) for key in sorted(set(part))
+        ]
 
 
 def test_cells_beyond_16_bits(tmp_path):
