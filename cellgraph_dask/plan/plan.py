@@ -235,7 +235,7 @@ def _run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
     if job.method == "symmetric":
         return 0
     n_cells, n_entries = job.source.n_cells, job.source.n_entries
-    weights = job.weight_dtype.itemsize if job.signed else 0
+    weights = job.weight_dtype.itemsize if job.weighs else 0
     n_bytes = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
     n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)

@@ -12,6 +12,7 @@ from zlib_ng import zlib_ng
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Source
+from .rules import Rule
 from .runs import Scratch
 
 Method = Literal["symmetric", "general", "signed"]
@@ -24,18 +25,21 @@ class Job:
     A partition is ``2**shift`` sources, at most 2¹⁶. The method says how the edges are found.
     "symmetric": one pass, hoping that the upper entries are all there is. "general": split and
     merge. "signed": the same with the weights carried along, because some are negative and entries
-    may cancel each other.
+    may cancel each other. With a `rule`, edges have weights; if `both`, each edge is found in both
+    directions, so that rows are complete.
     """
 
     source: Source
     scratch: Scratch
     shift: int
     method: Method
+    rule: Rule | None = None
+    both: bool = False
 
     @property
-    def signed(self) -> bool:
+    def weighs(self) -> bool:
         """Whether weights matter beyond being zero or not."""
-        return self.method == "signed"
+        return self.method == "signed" or self.rule is not None
 
     @property
     def n_partitions(self) -> int:
@@ -50,12 +54,15 @@ class Job:
     @property
     def weight_dtype(self) -> np.dtype[Any]:
         """Dtype of weights in runs, where they are needed."""
-        return np.dtype(np.float64 if self.source.data.dtype.kind == "f" else np.int64)
+        stored = self.source.data.dtype
+        if self.rule is not None:
+            return np.dtype(np.float32 if stored.kind == "f" and stored.itemsize <= 4 else np.float64)
+        return np.dtype(np.float64 if stored.kind == "f" else np.int64)
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry in memory: its source in the partition, destination and weight."""
-        weight = self.weight_dtype.itemsize if self.signed else 0
+        weight = self.weight_dtype.itemsize if self.weighs else 0
         return 2 + self.cell_dtype.itemsize + weight
 
 
@@ -102,18 +109,19 @@ class EdgeSink(Protocol):
     def place(self, index: int, n_edges: int) -> int:
         """Return the position of a piece's first edge, as soon as it is known."""
 
-    def write(self, position: int, src: Array, dst: Array) -> None:
-        """Write edges at a position."""
+    def write(self, position: int, *columns: Array) -> None:
+        """Write edges at a position: sources, destinations, and weights if they have some."""
 
-    def read(self, position: int, src: Array, dst: Array) -> None:
+    def read(self, position: int, *columns: Array) -> None:
         """Read back edges that were written at a position; OSError or ValueError if not whole."""
 
 
-def edges_crc(src: Array, dst: Array) -> int:
-    """Return the CRC-32 of edges: of the bytes of the sources and then of the destinations."""
-    if not src.size:
-        return 0
-    crc: int = zlib_ng.crc32(dst.view(np.uint8).data, zlib_ng.crc32(src.view(np.uint8).data))
+def edges_crc(*columns: Array) -> int:
+    """Return the CRC-32 of edges: of the bytes of one column after the other."""
+    crc = 0
+    for column in columns:
+        if column.size:
+            crc = zlib_ng.crc32(column.view(np.uint8).data, crc)
     return crc
 
 

@@ -83,32 +83,6 @@ def split_block(
 
 
 @compiled()
-def split_signed_block(
-    indices: Array, weights: Array, indptr: Array, first_row: int, shift: int, band: int,
-    lower_next: Array, upper_dst: Array, upper_weight: Array, lower_src: Array, lower_row: Array,
-    lower_weight: Array,
-) -> None:  # fmt: skip
-    """Write a block's entries as `split_block` does, with their weights (float64 or int64)."""
-    mask = (1 << shift) - 1
-    in_band = (1 << band) - 1
-    q = 0
-    for r in range(indptr.size - 1):
-        i = first_row + r
-        for e in range(indptr[r], indptr[r + 1]):
-            j = indices[e]
-            if j < i:
-                p = lower_next[j >> shift, r >> band]
-                lower_next[j >> shift, r >> band] = p + 1
-                lower_src[p] = j & mask
-                lower_row[p] = r & in_band
-                lower_weight[p] = weights[e]
-            elif j > i:
-                upper_dst[q] = j
-                upper_weight[q] = weights[e]
-                q += 1
-
-
-@compiled()
 def _sort(values: Array, start: int, stop: int) -> None:
     """Sort ``values[start:stop]`` in place: by insertion if it is short, else a heap sort."""
     if stop - start <= 32:

@@ -13,10 +13,11 @@ import numpy as np
 
 from ..machine import buffers
 from ..machine.buffers import Array
-from . import loops
+from . import loops, weighted_loops
 from .degrees import DegreeSink
 from .job import EdgeSink, Job, edges_crc, read_kept
 from .pieces import Piece
+from .rules import RULES
 from .runs import Written
 from .split import BAND_BITS, LOWER, ROWS, UPPER, SplitRuns
 
@@ -34,7 +35,9 @@ class MergeSummary(NamedTuple):
 def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
     """Return the most bytes that `merge` needs for a piece of that size on one thread."""
     per_entry = 3 * job.cell_dtype.itemsize  # grouped (later: degrees), merged src and dst
-    if job.signed:
+    if job.rule is not None:
+        per_entry += job.weight_dtype.itemsize + 2 * 8  # grouped, keys to sort by, merged weights
+    elif job.weighs:
         per_entry += 7 * 8  # keys, order, both once more, weights sorted and in two parts
         per_entry += 2 * 8  # … and what the keys are made of
     gathered = gather_bytes(job, n_contributions, n_sources)
@@ -52,12 +55,16 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
     n = packed.upper["dst"].size + packed.lower["src"].size
     out_src = buffers.take("merged src", n, job.cell_dtype)
     out_dst = buffers.take("merged dst", n, job.cell_dtype)
-    merge_packed = _merge_signed if job.signed else _merge
-    n_edges = merge_packed(job, piece.first, packed, out_src, out_dst)
-    src, dst = out_src[:n_edges], out_dst[:n_edges]
+    out = [out_src, out_dst]
+    if job.rule is not None:
+        out.append(buffers.take("merged weights", n, np.float64))
+    merge_packed = _merge_signed if job.rule is None and job.weighs else _merge
+    n_edges = merge_packed(job, piece.first, packed, *out)
+    columns = [column[:n_edges] for column in out]
     position = sink.place(piece.number, n_edges)
-    sink.write(position, src, dst)
-    crc = edges_crc(src, dst)
+    sink.write(position, *columns)
+    src, dst = columns[:2]
+    crc = edges_crc(*columns)
     return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
 
 
@@ -71,7 +78,7 @@ def merge_holds(
     return edges is not None and degrees.keep(job, piece, *edges, written)
 
 
-def _merge(job: Job, first: int, packed: Packed, out_src: Array, out_dst: Array) -> int:
+def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:
     width = 1 << job.shift
     # The longest partition's upper entries, and the longest one's lower ones.
     n_upper = int(np.diff(packed.upper_starts, axis=1).sum(axis=0).max(initial=0))
@@ -79,13 +86,23 @@ def _merge(job: Job, first: int, packed: Packed, out_src: Array, out_dst: Array)
     n_bands = packed.bases.shape[1]
     n_lower = int(per_band.reshape(-1, n_bands).sum(axis=1).max(initial=0))
     grouped = buffers.take("grouped", n_upper + n_lower, job.cell_dtype)
-    n: int = loops.merge_partitions(
-        first, job.shift, packed.first_rows,
-        packed.in_row, packed.row_starts, packed.upper["dst"], packed.upper_starts,
-        packed.lower["src"], packed.lower["row"], packed.lower_starts, packed.bases,
-        buffers.take("upper ends", width + 1, np.int64),
-        buffers.take("lower ends", width + 1, np.int64),
-        grouped[:n_upper], grouped[n_upper:], out_src, out_dst,
+    ends = [buffers.take(f"{side} ends", width + 1, np.int64) for side in ("upper", "lower")]
+    place = (first, job.shift, packed.first_rows, packed.in_row, packed.row_starts)
+    n: int
+    if job.rule is None:
+        n = loops.merge_partitions(
+            *place, packed.upper["dst"], packed.upper_starts,
+            packed.lower["src"], packed.lower["row"], packed.lower_starts, packed.bases,
+            *ends, grouped[:n_upper], grouped[n_upper:], *out,
+        )  # fmt: skip
+        return n
+    kept = buffers.take("grouped weights", n_upper + n_lower, job.weight_dtype)
+    keys = buffers.take("row keys", n_upper, np.int64)
+    n = weighted_loops.merge_weighted(
+        *place, packed.upper["dst"], packed.upper["weight"], packed.upper_starts,
+        packed.lower["src"], packed.lower["row"], packed.lower["weight"], packed.lower_starts,
+        packed.bases, *ends, grouped[:n_upper], kept[:n_upper], grouped[n_upper:], kept[n_upper:],
+        keys, RULES.index(job.rule), *out,
     )  # fmt: skip
     return n
 
@@ -199,7 +216,7 @@ def _room(runs: SplitRuns, sizes: list[int]) -> list[dict[str, Array]]:
         {"src": lower[:middle].view(np.uint16), "row": lower[middle:].view(np.uint16)},
         {"n": buffers.take("merge rows", n_rows, np.uint32)},
     ]
-    if runs.job.signed:
+    if runs.job.weighs:
         weights = buffers.take("merge weights", n_upper + n_lower, runs.job.weight_dtype)
         sections[UPPER]["weight"], sections[LOWER]["weight"] = np.split(weights, [n_upper])
     return sections
@@ -211,7 +228,7 @@ def gather_range(
     """Read the edges ``[low, high)`` of one partition from all runs, at most `capacity` of them."""
     cell = runs.job.cell_dtype
     layout = {"src": np.dtype(np.uint16), "dst": cell}
-    if runs.job.signed:
+    if runs.job.weighs:
         layout["weight"] = runs.job.weight_dtype
     room = {name: buffers.take(f"range {name}", capacity, dtype) for name, dtype in layout.items()}
     n = [0, 0]

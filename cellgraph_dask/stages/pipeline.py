@@ -18,7 +18,7 @@ import numpy as np
 from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage
 from ..source.matrix import Block, Source
-from . import loops
+from . import loops, weighted_loops
 from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
 from .job import EdgeSink, Job, Method, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
@@ -147,8 +147,8 @@ def warm_up(source: Source, method: Method) -> None:
     loops.count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
     if method == "signed":
         kept = np.zeros(2, np.float64 if source.data.dtype.kind == "f" else np.int64)
-        loops.split_signed_block(
-            indices, kept, indptr, 0, 8, 16, table, dst, kept, src, src, kept.copy()
+        weighted_loops.split_entries(
+            indices, kept, indptr, 0, 8, 16, 0, table, dst, kept, src, src, kept.copy()
         )
         none, parts = counts[:0], kept[:0]
         loops.merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)

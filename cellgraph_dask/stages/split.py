@@ -22,7 +22,7 @@ import numpy as np
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block
-from . import loops
+from . import loops, weighted_loops
 from .job import Job
 from .runs import RunReader, Written, holds, write_run
 
@@ -57,7 +57,7 @@ class SplitRuns:
     @property
     def columns(self) -> list[dict[str, np.dtype[Any]]]:
         """Columns of the three sections."""
-        weight = {"weight": self.job.weight_dtype} if self.job.signed else {}
+        weight = {"weight": self.job.weight_dtype} if self.job.weighs else {}
         narrow = np.dtype(np.uint16)
         return [
             {"dst": self.job.cell_dtype} | weight,
@@ -147,23 +147,25 @@ class SplitSummary(NamedTuple):
 
 def split_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `split` needs for a block of that size on one thread."""
-    read = job.source.block_bytes(n_entries, n_rows, signed=job.signed)
+    read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
     tables = 8 * 4 * (job.n_partitions + 1) * (count_bands(n_rows) + 1)
-    return read + n_entries * job.entry_bytes + 4 * n_rows + tables
+    return read + (1 + job.both) * n_entries * job.entry_bytes + 4 * n_rows + tables
 
 
 def split(runs: SplitRuns, block: Block) -> SplitSummary:
     """Read a block, check it, and write its edges and transpose contributions as a run."""
     job = runs.job
-    entries = job.source.read_block(block, weights=job.signed)
+    entries = job.source.read_block(block, weights=job.weighs)
     n_rows = block.last_row - block.first_row
     in_row = buffers.take("split rows", n_rows, np.uint32)
     upper_counts = np.zeros(job.n_partitions, np.int64)
     lower_counts = np.zeros((job.n_partitions, runs.n_bands), np.int64)
-    place = (block.first_row, job.shift, BAND_BITS)
-    loops.count_contributions(
-        entries.indices, entries.indptr, *place, in_row, upper_counts, lower_counts
-    )
+    place: tuple[int, ...] = (block.first_row, job.shift, BAND_BITS)
+    counts = in_row, upper_counts, lower_counts
+    if job.rule is None:
+        loops.count_contributions(entries.indices, entries.indptr, *place, *counts)
+    else:
+        weighted_loops.count_entries(entries.indices, entries.indptr, *place, job.both, *counts)
     upper_starts = np.concatenate(([0], np.cumsum(upper_counts)))
     lower_starts = np.concatenate(([0], np.cumsum(lower_counts)))
     n_upper, n_lower = int(upper_starts[-1]), int(lower_starts[-1])
@@ -180,8 +182,8 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
     else:
         weights = buffers.take("split weights", n_upper + n_lower, job.weight_dtype)
         upper["weight"], lower["weight"] = np.split(weights, [n_upper])
-        loops.split_signed_block(
-            entries.indices, entries.weights, entries.indptr, *place, next_lower,
+        weighted_loops.split_entries(
+            entries.indices, entries.weights, entries.indptr, *place, job.both, next_lower,
             upper["dst"], upper["weight"], lower["src"], lower["row"], lower["weight"],
         )  # fmt: skip
     written = runs.write(block, [upper, lower, {"n": in_row}], upper_starts, lower_starts)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ..machine import buffers
 from ..source.matrix import Block
-from . import loops
-from .job import EdgeSink, Job, edges_crc, read_kept
+from . import loops, weighted_loops
+from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .rules import RULES
 
 _MASK = 2**64 - 1
 
@@ -32,7 +33,6 @@ class StreamSummary(NamedTuple):
     n_edges: int
     crc: int  # of their sources and then their destinations
     imbalance: tuple[int, int]  # the two halves of the sum of hashes
-    repeats: bool  # whether an upper entry is stored twice
     largest: int  # entries off the diagonal: most in a row,
     first: int  # … in the first row,
     last: int  # … in the last row
@@ -42,30 +42,43 @@ class StreamSummary(NamedTuple):
 
 def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
-    read = job.source.block_bytes(n_entries, n_rows, signed=False)
-    return read + 2 * n_entries * job.cell_dtype.itemsize
+    read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
+    weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
+    return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
 
 
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
-    entries = job.source.read_block(block)
-    src = buffers.take("stream src", block.stop - block.start, job.cell_dtype)
-    dst = buffers.take("stream dst", block.stop - block.start, job.cell_dtype)
-    imbalance = np.zeros(2, np.uint64)
+    entries = job.source.read_block(block, weights=job.rule is not None)
+    size = block.stop - block.start
+    out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
+    imbalance = np.zeros(4, np.uint64)
     degrees = np.zeros(3, np.int64)
-    n, repeats = loops.stream_block(
-        entries.indices, entries.indptr, block.first_row, seeds, src, dst, imbalance, degrees
-    )
+    if job.rule is None or entries.weights is None:
+        n, repeats = loops.stream_block(
+            entries.indices, entries.indptr, block.first_row, seeds, *out, imbalance, degrees
+        )
+    else:
+        out.append(buffers.take("stream weights", size, np.float64))
+        weights = entries.weights.astype(np.float64, copy=False)
+        n, repeats = weighted_loops.stream_entries(
+            entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
+            np.array([block.first_row + 1, block.last_row - 1]), job.both, RULES.index(job.rule),
+            seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
+        )  # fmt: skip
+    if repeats or imbalance[2:].any():
+        raise NotSymmetricError
+    columns = [column[:n] for column in out]
+    src, dst = columns[:2]
     position = sink.place(block.number, n)
-    sink.write(position, src[:n], dst[:n])
+    sink.write(position, *columns)
     return StreamSummary(
         first_row=block.first_row,
         last_row=block.last_row - 1,
         position=position,
         n_edges=n,
-        crc=edges_crc(src[:n], dst[:n]),
+        crc=edges_crc(*columns),
         imbalance=(int(imbalance[0]), int(imbalance[1])),
-        repeats=repeats,
         largest=int(degrees[0]),
         first=int(degrees[1]),
         last=int(degrees[2]),
@@ -83,8 +96,6 @@ def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) ->
 
 def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
     """Return the largest degree if the streamed edges are those of the matrix, else None."""
-    if any(summary.repeats for summary in summaries):
-        return None
     if any(sum(s.imbalance[half] for s in summaries) & _MASK for half in (0, 1)):
         return None
     largest, row, degree = 0, -1, 0

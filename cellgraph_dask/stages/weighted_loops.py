@@ -1,0 +1,266 @@
+"""The arithmetic of weighted graphs as compiled loops; see `loops`, whose words are used here.
+
+Where rows are wanted complete, each stored entry takes part twice: as an entry of its row, and
+mirrored as one of its column. "Upper" then are all entries of a row, and "lower" all of a column.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..machine.buffers import Array
+from ..machine.compiled import compiled
+from .loops import _mixed, _mixed_again, _sort
+
+_ONES, _MAX, _MIN, _MEAN, _SUM = 0, 1, 2, 3, 4  # places in `rules.RULES`; the last one is fuzzy
+
+
+@compiled()
+def count_entries(
+    indices: Array, indptr: Array, first_row: int, shift: int, band: int, both: int, in_row: Array,
+    upper: Array, lower: Array,
+) -> None:  # fmt: skip
+    """Count a block's entries as `loops.count_contributions` does, or if `both` each one twice."""
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        n_upper = 0
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            if j < i or (both and j != i):
+                lower[j >> shift, r >> band] += 1
+            if j > i or (both and j != i):
+                n_upper += 1
+        in_row[r] = n_upper
+        upper[i >> shift] += n_upper
+
+
+@compiled()
+def split_entries(
+    indices: Array, weights: Array, indptr: Array, first_row: int, shift: int, band: int, both: int,
+    lower_next: Array, upper_dst: Array, upper_weight: Array, lower_src: Array, lower_row: Array,
+    lower_weight: Array,
+) -> None:  # fmt: skip
+    """Write a block's entries with their weights as `loops.split_block` does, or each one twice."""
+    mask = (np.int64(1) << shift) - 1
+    in_band = (np.int64(1) << band) - 1
+    q = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            if j < i or (both and j != i):
+                p = lower_next[j >> shift, r >> band]
+                lower_next[j >> shift, r >> band] = p + 1
+                lower_src[p] = j & mask
+                lower_row[p] = r & in_band
+                lower_weight[p] = weights[e]
+            if j > i or (both and j != i):
+                upper_dst[q] = j
+                upper_weight[q] = weights[e]
+                q += 1
+
+
+@compiled()
+def _group_upper(
+    first_rows: Array, in_row: Array, row_starts: Array, dst: Array, weight: Array, starts: Array,
+    f: int, base: int, ends: Array, grouped: Array, grouped_weight: Array,
+) -> None:  # fmt: skip
+    """Do what `loops._group_upper` does, with weights."""
+    ends[:] = 0
+    width = ends.size - 1
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            ends[s + 1] += in_row[p]
+            s += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(starts.shape[0]):
+        s = max(first_rows[b] - base, 0)
+        q = starts[b, f]
+        for p in range(row_starts[b, f], row_starts[b, f + 1]):
+            at = ends[s]
+            n = np.int64(in_row[p])
+            for k in range(n):
+                grouped[at + k] = dst[q + k]
+                grouped_weight[at + k] = weight[q + k]
+            ends[s] = at + n
+            q += n
+            s += 1
+
+
+@compiled()
+def _group_lower(
+    src: Array, row: Array, weight: Array, starts: Array, bases: Array, f: int, ends: Array,
+    grouped: Array, grouped_weight: Array,
+) -> None:  # fmt: skip
+    """Do what `loops._group_lower` does, with weights."""
+    ends[:] = 0
+    width = ends.size - 1
+    n_bands = bases.shape[1]
+    for b in range(starts.shape[0]):
+        for p in range(starts[b, f * n_bands], starts[b, (f + 1) * n_bands]):
+            ends[src[p] + np.int64(1)] += 1
+    for s in range(width):
+        ends[s + 1] += ends[s]
+    for b in range(starts.shape[0]):
+        for g in range(n_bands):
+            base = bases[b, g]
+            for p in range(starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]):
+                at = ends[src[p]]
+                grouped[at] = base + np.int64(row[p])
+                grouped_weight[at] = weight[p]
+                ends[src[p]] = at + 1
+
+
+@compiled()
+def _sort_weighted(
+    dst: Array, weight: Array, start: int, stop: int, keys: Array, sorted_weight: Array
+) -> None:
+    """Sort ``[start, stop)`` by destination (below 2³²), stable; the last two are work space."""
+    n = stop - start
+    for k in range(n):
+        keys[k] = (np.int64(dst[start + k]) << 32) | k
+    _sort(keys, 0, n)
+    for k in range(n):
+        sorted_weight[k] = weight[start + (keys[k] & 0xFFFFFFFF)]
+        dst[start + k] = keys[k] >> 32
+    for k in range(n):
+        weight[start + k] = sorted_weight[k]
+
+
+@compiled(int)
+def _combine(rule: int, a: Any, b: Any) -> Any:
+    """Return the weight of a pair from those of its directions (float64); see `rules`."""
+    if rule == _ONES:
+        return 1.0 if a + b != 0.0 else 0.0
+    if rule == _MAX:
+        return max(a, b)
+    if rule == _MIN:
+        return min(a, b)
+    if rule == _MEAN:
+        return 0.5 * (a + b)
+    if rule == _SUM:
+        return a + b
+    return a + b - a * b
+
+
+@compiled(int)
+def merge_weighted(
+    first_partition: int, shift: int, first_rows: Array, in_row: Array, row_starts: Array,
+    upper_dst: Array, upper_weight: Array, upper_starts: Array, lower_src: Array, lower_row: Array,
+    lower_weight: Array, lower_starts: Array, bases: Array, upper_ends: Array, lower_ends: Array,
+    upper_grouped: Array, upper_kept: Array, lower_grouped: Array, lower_kept: Array, keys: Array,
+    rule: int, out_src: Array, out_dst: Array, out_weight: Array,
+) -> int:  # fmt: skip
+    """Merge entries as `loops.merge_partitions` does, and combine the weights of both directions.
+
+    `upper_kept` and `lower_kept` are work space for the weights of the grouped entries, `keys`
+    (int64) to sort as many. What a rule makes 0 is no edge. Weights must not be negative.
+    """
+    n: Any = 0
+    for f in range(upper_starts.shape[1] - 1):
+        base = np.int64(first_partition + f) << shift
+        _group_upper(
+            first_rows, in_row, row_starts, upper_dst, upper_weight, upper_starts, f, base,
+            upper_ends, upper_grouped, upper_kept,
+        )  # fmt: skip
+        _group_lower(
+            lower_src, lower_row, lower_weight, lower_starts, bases, f, lower_ends,
+            lower_grouped, lower_kept,
+        )  # fmt: skip
+        a: Any = 0
+        b: Any = 0
+        for s in range(upper_ends.size - 1):
+            source = base + s
+            a_end = upper_ends[s]
+            b_end = lower_ends[s]
+            for p in range(a + 1, a_end):
+                if upper_grouped[p] < upper_grouped[p - 1]:
+                    _sort_weighted(upper_grouped, upper_kept, a, a_end, keys, out_weight[n:])
+                    break
+            while a < a_end or b < b_end:
+                if b >= b_end or (a < a_end and upper_grouped[a] <= lower_grouped[b]):
+                    d = np.int64(upper_grouped[a])
+                else:
+                    d = np.int64(lower_grouped[b])
+                up = 0.0
+                while a < a_end and upper_grouped[a] == d:
+                    up += upper_kept[a]
+                    a += 1
+                low = 0.0
+                while b < b_end and lower_grouped[b] == d:
+                    low += lower_kept[b]
+                    b += 1
+                weight = _combine(rule, up, low) if source < d else _combine(rule, low, up)
+                out_src[n] = source
+                out_dst[n] = d
+                out_weight[n] = weight
+                n += weight != 0.0
+    return int(n)
+
+
+@compiled(int, bool)
+def stream_entries(
+    indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, whole: Array,
+    both: int, rule: int, seeds: Array, keys: Array, out_src: Array, out_dst: Array,
+    out_weight: Array, imbalance: Array, degrees: Array,
+) -> tuple[int, bool]:  # fmt: skip
+    """Write a block's entries as edges with weights, if the matrix is symmetric in its weights.
+
+    As `loops.stream_block`, but that hashes take the weights in: `bits` is a view of `weights`
+    (float64) as uint64. `imbalance` has four uint64 values more: the sums of those entries alone
+    whose row and column are both among the rows ``[whole[0], whole[1])``, all of which are whole in
+    this block; they come to zero if the matrix is symmetric. The seeds are three. `keys` (int64) is
+    work space to sort as many entries; `weights` are used up.
+    """
+    a = imbalance[0]
+    b = imbalance[1]
+    near_a = np.uint64(0)
+    near_b = np.uint64(0)
+    repeats = False
+    degrees[:] = 0
+    n: Any = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        begin = n
+        degree = 0
+        unsorted = False
+        inside = whole[0] <= i < whole[1]
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            if j == i:
+                continue
+            degree += 1
+            pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+            first = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
+            second = _mixed_again(first, seeds[1])
+            if j < i:
+                first = np.uint64(0) - first
+                second = np.uint64(0) - second
+            a += first
+            b += second
+            if inside and whole[0] <= j < whole[1]:
+                near_a += first
+                near_b += second
+            if both or j > i:
+                unsorted |= n > begin and j <= np.int64(out_dst[n - 1])
+                out_src[n] = i
+                out_dst[n] = j
+                out_weight[n] = _combine(rule, weights[e], weights[e])
+                n += 1
+        if unsorted:
+            _sort_weighted(out_dst, out_weight, begin, n, keys, weights[indptr[r] :])
+            for k in range(begin + 1, n):
+                repeats |= out_dst[k] == out_dst[k - 1]
+        degrees[0] = max(degrees[0], degree)
+        if r == 0:
+            degrees[1] = degree
+        degrees[2] = degree
+    imbalance[0] = a
+    imbalance[1] = b
+    imbalance[2] = near_a
+    imbalance[3] = near_b
+    return n, repeats
