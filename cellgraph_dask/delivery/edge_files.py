@@ -68,7 +68,7 @@ class EdgeFiles:
             return _GzipFile(path, dtype, compression, known, partial(note, side))
 
         with ThreadPoolExecutor(len(SIDES)) as pool:  # known parts are inflated
-            self._src, self._dst = pool.map(open_file, SIDES)
+            self._files = list(pool.map(open_file, SIDES))
 
     def keep(self, sizes: dict[int, int]) -> None:
         """Set the number of edges of each piece that will not come, as it is written already."""
@@ -100,15 +100,15 @@ class EdgeFiles:
             self._stopped = True
             self._changed.notify_all()
 
-    def read(self, position: int, src: Array, dst: Array) -> None:
+    def read(self, position: int, *columns: Array) -> None:
         """Read back edges that were written at a position; see `EdgeSink`."""
-        self._src.read(position, src)
-        self._dst.read(position, dst)
+        for file, column in zip(self._files, columns, strict=True):
+            file.read(position, column)
 
-    def write(self, position: int, src: Array, dst: Array) -> None:
+    def write(self, position: int, *columns: Array) -> None:
         """Write edges at a position."""
-        self._src.write(position, src)
-        self._dst.write(position, dst)
+        for file, column in zip(self._files, columns, strict=True):
+            file.write(position, column)
 
     def finish(self, counts: Sequence[int]) -> int:
         """Complete the files, make them durable, and return their size together.
@@ -118,11 +118,11 @@ class EdgeFiles:
         n_edges = sum(counts)
         assert n_edges == self._next_position
         with ThreadPoolExecutor(len(SIDES)) as pool:  # it is compression and waiting for the disk
-            return sum(pool.map(lambda file: file.finish(n_edges), (self._src, self._dst)))
+            return sum(pool.map(lambda file: file.finish(n_edges), self._files))
 
     def close(self) -> None:
         """Close the files, finished or not."""
-        for file in (self._src, self._dst):
+        for file in self._files:
             file.close()
 
 

@@ -30,6 +30,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import EdgeSink
 from ..stages.runs import RunReader, Scratch, Written, holds, write_run
 
+COLUMNS = ("src", "dst", "weight")  # of a piece; the last one only where edges have weights
 _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
 
@@ -43,20 +44,23 @@ class PieceSink:
         """Return the number of the piece: its place is not known yet."""
         return number
 
-    def write(self, position: int, src: Array, dst: Array) -> None:
+    def write(self, position: int, *columns: Array) -> None:
         """Write the edges of piece `position` to a file of its own."""
-        path = self.scratch.run("piece", position)
-        write_run(path, [({"src": src, "dst": dst}, np.array([src.size]))])
+        named = dict(zip(COLUMNS, columns, strict=False))
+        write_run(self.scratch.run("piece", position), [(named, np.array([columns[0].size]))])
 
-    def read(self, position: int, src: Array, dst: Array) -> None:
+    def read(self, position: int, *columns: Array) -> None:
         """Read the edges of piece `position` back."""
-        with _open_piece(self.scratch, position, src.dtype) as piece:
-            piece.read(0, "src", 0, src)
-            piece.read(0, "dst", 0, dst)
+        dtypes = [column.dtype for column in columns]
+        with open_piece(self.scratch, position, dtypes) as piece:
+            for name, column in zip(COLUMNS, columns, strict=False):
+                piece.read(0, name, 0, column)
 
 
-def _open_piece(scratch: Scratch, number: int, cell_dtype: np.dtype[Any]) -> RunReader:
-    return RunReader(scratch.run("piece", number), [({"src": cell_dtype, "dst": cell_dtype}, 1)])
+def open_piece(scratch: Scratch, number: int, dtypes: Sequence[np.dtype[Any]]) -> RunReader:
+    """Open the edges of a piece, whose first columns have these dtypes."""
+    columns = dict(zip(COLUMNS, dtypes, strict=False))
+    return RunReader(scratch.run("piece", number), [(columns, 1)])
 
 
 class Stretch(NamedTuple):
@@ -253,7 +257,7 @@ def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
         begin, end = target.positions[number], target.positions[number + 1]
         if end > at:
             n = min(end, stop) - at
-            with _open_piece(target.scratch, number, target.cell_dtype) as piece:
+            with open_piece(target.scratch, number, [target.cell_dtype] * 2) as piece:
                 piece.read(0, side, at - begin, out[at - start : at - start + n])
             at += n
         number += 1

@@ -56,7 +56,8 @@ class Job:
         """Dtype of weights in runs, where they are needed."""
         stored = self.source.data.dtype
         if self.rule is not None:
-            return np.dtype(np.float32 if stored.kind == "f" and stored.itemsize <= 4 else np.float64)
+            is_narrow = stored.kind == "f" and stored.itemsize <= 4
+            return np.dtype(np.float32 if is_narrow else np.float64)
         return np.dtype(np.float64 if stored.kind == "f" else np.int64)
 
     @property

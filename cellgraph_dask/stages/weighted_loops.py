@@ -220,7 +220,7 @@ def stream_entries(
     b = imbalance[1]
     near_a = np.uint64(0)
     near_b = np.uint64(0)
-    repeats = False
+    repeats: Any = False
     degrees[:] = 0
     n: Any = 0
     for r in range(indptr.size - 1):
@@ -263,4 +263,4 @@ def stream_entries(
     imbalance[1] = b
     imbalance[2] = near_a
     imbalance[3] = near_b
-    return n, repeats
+    return n, bool(repeats)
