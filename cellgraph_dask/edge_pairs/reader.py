@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from .format import (
     named_read_errors,
     read_manifest,
 )
+from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
 
 Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
@@ -250,6 +251,9 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
         with named_disk_errors(parent):
             for name, most in _files(origin):
                 _copy(origin / name, folder / name, most)
+            with suppress(OSError):  # of storage that does not list; the texts tell as much
+                if (origin / EMBEDDINGS).is_dir():
+                    (folder / EMBEDDINGS).mkdir()
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -75,6 +75,8 @@ def plan_export(
         If the store or the matrix cannot be exported.
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
+    OutputError
+        If an export into `out_dir` would be refused, as that is of cellucid 0.9.1 to 0.9.4.
     """
     options = Options(
         out_dir if out_dir is not None else Path.cwd(),
@@ -87,7 +89,10 @@ def plan_export(
             out_dir or "", output_storage_options, source, storage_options
         ),
     )
-    output = output_of(options, force=True)
+    folder, upload_bytes = Path.cwd(), 0
+    if out_dir is not None:
+        output = output_of(options, force=True)
+        folder, upload_bytes = output.folder, output.upload_bytes
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if isinstance(opened, LazyMatrix):
@@ -95,10 +100,7 @@ def plan_export(
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
-    prepared = prepare(
-        opened, output.folder, options, upload_bytes=output.upload_bytes, method=method
-    )
-    return prepared.plan
+    return prepare(opened, folder, options, upload_bytes=upload_bytes, method=method).plan
 
 
 def export_connectivities(

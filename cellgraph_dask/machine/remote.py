@@ -58,6 +58,11 @@ class RemotePath:
         """Whether there is such a file."""
         return self.size() is not None
 
+    def is_dir(self) -> bool:
+        """Whether there is anything below this name."""
+        with _as_os_errors(self.url):
+            return bool(self.files.isdir(self.path))
+
 
 AnyPath = Path | RemotePath
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
+from ..edge_pairs.generation import refuse_weighted
 from ..errors import CellgraphError, OutputError
 from ..machine.remote import AnyPath, RemotePath, find_path, is_url, local_path
 from ..runtime.progress import Progress
@@ -75,6 +76,7 @@ class Output:
         self.keep = False
         self.upload_bytes = self._target.upload_bytes
         with self._target.named_errors():
+            refuse_weighted(self.out_dir)
             taken = (self.out_dir / MANIFEST).exists()
         if taken and not force:
             raise OutputError(

@@ -39,6 +39,7 @@ from ..edge_pairs.format import (
     read_identity,
     read_manifest,
 )
+from ..edge_pairs.generation import refuse_weighted
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
 from ..machine.remote import AnyPath
@@ -91,6 +92,7 @@ def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) 
 
     The manifest has no tag. If that fails, the old export is whole, or the new one is.
     """
+    refuse_weighted(target.path)  # as somebody may have prepared it meanwhile
     sizes = [(made / name).stat().st_size for name in manifest.files]
     _remove_unnamed(target)  # of an export that was killed
     try:

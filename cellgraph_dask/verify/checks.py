@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest, viewer_bytes
+from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
@@ -82,8 +82,6 @@ class VerifyReport(Report):
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
-    viewer_memory_bytes : int or None
-        What the viewer of cellucid 0.9.1 to 0.9.4 needs to load the graph.
     alignment : Alignment or None
         How the graph lies in an embedding of the cells, if there is one.
     threads : int
@@ -108,7 +106,6 @@ class VerifyReport(Report):
     degree_quantiles: tuple[int, ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
-    viewer_memory_bytes: int | None = None
     alignment: Alignment | None = None
     threads: int = 1
     seconds: float = 0.0
@@ -179,7 +176,6 @@ class _Check:
             n_cells=manifest.n_cells,
             n_edges=manifest.n_edges,
             max_neighbors=manifest.max_neighbors,
-            viewer_memory_bytes=viewer_bytes(manifest.n_cells, manifest.n_edges),
         )
         source = self.source
         if source is not None and source.n_cells != manifest.n_cells:

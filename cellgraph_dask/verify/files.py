@@ -21,6 +21,7 @@ from ..edge_pairs.format import (
     index_dtype,
     read_identity,
 )
+from ..edge_pairs.generation import weighted_sign
 from ..edge_pairs.gzip_member import GZIP_HEADER, check_gzip_header, deflate_edges
 from ..edge_pairs.reader import open_plain, read_edges
 from ..errors import CellgraphError, InvalidExportError
@@ -36,6 +37,13 @@ def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
     path = out_dir / MANIFEST
     if path.read_bytes() != manifest.to_json().encode():
         problems.append(f"{path} is not spaced as the format has it; its text was changed.")
+    sign = weighted_sign(out_dir)
+    if sign is not None:
+        problems.append(
+            f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}), whose viewer refuses "
+            "the whole dataset as its graph has no weights. Prepare it with cellucid 0.0.9, or "
+            "keep the export in a folder of its own."
+        )
     try:
         identity = read_identity(out_dir, manifest.n_cells)
     except CellgraphError as error:

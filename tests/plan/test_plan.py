@@ -137,11 +137,22 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
     assert run_export(open_source(path), out_dir, memory_limit=least).n_edges > 0
 
 
-def test_the_viewer_that_refuses_large_graphs_is_warned_of(tmp_path):
-    for n_entries, warns in ((24_000_000, False), (26_000_000, True)):
-        source = _Sized(1_000_000, n_entries, 100_000)
-        source.path, source.key = "s.zarr", "obsp/connectivities"
-        job = Job(source, Scratch(""), 10, "general")
-        budget = Budget(10**9, 2 * 10**8, 1, True, None)
-        plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
-        assert any("0.9.1 to 0.9.4" in warning for warning in plan.warnings) == warns
+@pytest.mark.parametrize(
+    ("n_cells", "n_entries", "warns"),
+    [
+        (1_000_000, 100_000_000, False),
+        (1_000_000, 101_000_000, True),
+        (1_000_000, 900_000_000, True),  # large, but no denser than its neighbors
+        (60, 60 * 59, True),
+        (60, 60 * 25, False),
+        (30, 30 * 29, False),
+    ],
+)
+def test_very_dense_graphs_are_warned_of(n_cells, n_entries, warns):
+    source = _Sized(n_cells, n_entries, 100_000)
+    source.path, source.key = "s.zarr", "obsp/connectivities"
+    job = Job(source, Scratch(""), 10, "general")
+    budget = Budget(10**9, 2 * 10**8, 1, True, None)
+    plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
+    assert any("very dense" in warning for warning in plan.warnings) == warns
+    assert not any("cellucid" in warning for warning in plan.warnings)
