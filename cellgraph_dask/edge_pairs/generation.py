@@ -43,8 +43,11 @@ def weighted_sign(out_dir: AnyPath) -> str | None:
 
 
 def refuse_weighted(out_dir: AnyPath) -> None:
-    """Raise an OutputError if a folder is of cellucid 0.9.1 to 0.9.4."""
-    sign = weighted_sign(out_dir)
+    """Raise an OutputError if a folder is of cellucid 0.9.1 to 0.9.4, an OSError if unreadable."""
+    try:
+        sign = weighted_sign(out_dir)
+    except InvalidExportError as error:
+        raise error.__cause__ or error from None
     if sign is not None:
         raise OutputError(
             f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}). Their viewer refuses the "
