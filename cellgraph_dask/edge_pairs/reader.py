@@ -8,7 +8,6 @@ has to jump about unpacks both files to plain ones in its scratch folder first.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -24,6 +23,7 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import named_disk_errors, opened, read_at, write_at
 from ..machine.remote import AnyPath, RemotePath
+from ..machine.temporary import clear_dead, temporary_folder
 from .format import (
     IDENTITY,
     MANIFEST,
@@ -245,9 +245,8 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
     folder is made in `scratch_dir`, by default the system's folder for temporary files.
     """
     parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    with named_disk_errors(parent):
-        folder = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent))
-    try:
+    clear_dead(parent)
+    with temporary_folder(parent) as folder:
         with named_disk_errors(parent):
             for name, most in _files(origin):
                 _copy(origin / name, folder / name, most)
@@ -255,8 +254,6 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
                 if (origin / EMBEDDINGS).is_dir():
                     (folder / EMBEDDINGS).mkdir()
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:

@@ -132,18 +132,19 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
         if found != wanted:
             raise ResumeError(
                 f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
-                f"{wanted!r}. Give the same options to resume it, or start over without --resume."
+                f"{wanted!r}. Give the same options to resume it, or start over without "
+                "`resume=True`."
             )
     if record.fingerprint != source.fingerprint():
         raise ResumeError(
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
-            f"started ({record.started}). Start over without --resume."
+            f"started ({record.started}). Start over without `resume=True`."
         )
     base = _scratch_base(folder / WORK_FOLDER, options)
     if options.scratch_dir is not None and base != Path(record.scratch).parent:
         raise ResumeError(
             f"the run that was interrupted in {folder} has its temporary files in "
-            f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
+            f"{record.scratch}. Leave out `scratch_dir`, or start over without `resume=True`."
         )
     return record
 
@@ -203,7 +204,7 @@ def run_folders(
         if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
-                hint = "What is finished is kept; the same export with --resume continues it."
+                hint = "What is finished is kept; the same export with `resume=True` continues it."
                 error.args = (f"{error} {hint}",)
         raise
     finally:

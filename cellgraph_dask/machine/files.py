@@ -172,7 +172,7 @@ def named_disk_errors(folder: Path) -> Iterator[None]:
 
 def _no_room(folder: Path, error: OSError) -> str:
     """Say what a disk lacks: path, needed and free."""
-    remedy = "Free some space, or name another disk for temporary files with --scratch-dir."
+    remedy = "Free some space, or name another disk for temporary files with `scratch_dir`."
     if isinstance(error, FullError):
         where = os.fsdecode(error.filename or folder)
         return (

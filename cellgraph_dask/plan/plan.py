@@ -68,7 +68,7 @@ def prepare(
                 f"the run that was interrupted in {options.out_dir} was planned for more memory: "
                 f"resuming it takes {format_bytes(needed)}, but the limit is "
                 f"{format_bytes(budget.limit)}. Allow {-(-needed // 10**6)}MB with "
-                "--memory-limit, or start over without --resume."
+                "`memory_limit`, or start over without `resume=True`."
             )
     elif tuning is None:
         tuning = tune(job, budget)
@@ -129,7 +129,7 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
             f"{format_bytes(scratch)} may be needed in {scratch_dir}. Free some space, or name "
-            "another disk with --scratch-dir."
+            "another disk with `scratch_dir`."
         )
     if least > plan.output_free_bytes:
         raise DiskSpaceError(

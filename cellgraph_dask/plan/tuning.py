@@ -112,7 +112,7 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
         f"the memory limit of {format_bytes(budget.limit)} is too small: "
         f"{format_bytes(budget.reserved)} are taken by Python and its libraries, and {who} "
         f"{format_bytes(least - budget.reserved)} for chunks of {job.source.chunk_size:,} entries. "
-        f"The smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
+        f"The smallest limit that will do is {-(-least // 10**6)}MB (`memory_limit`).{smaller}"
     )
 
 

@@ -50,7 +50,7 @@ def open_output(
     elif on_cluster and scratch_dir is None:
         raise OutputError(
             f"the files of {path} are made in a folder before they are uploaded; on a cluster "
-            "all workers must see it: name one on storage that they share with --scratch-dir."
+            "all workers must see it: name one on storage that they share with `scratch_dir`."
         )
     return Output(path, folder, force=force, resume=resume)
 
@@ -81,7 +81,7 @@ class Output:
         if taken and not force:
             raise OutputError(
                 f"{self.out_dir} already holds an export. Choose another folder, or replace it "
-                "with --force; the old export stays whole until the new one is complete."
+                "with `force=True`; the old export stays whole until the new one is complete."
             )
 
     def __enter__(self) -> Output:
@@ -112,5 +112,5 @@ class Output:
         except CellgraphError as error:
             if not isinstance(self.out_dir, Path):
                 self.keep = True
-                error.args = (f"{error} What is finished is kept; --resume uploads it.",)
+                error.args = (f"{error} What is finished is kept; `resume=True` uploads it.",)
             raise

@@ -51,7 +51,7 @@ class WorkFolder:
                 if self.folder.stat().st_uid != os.getuid():
                     raise OutputError(
                         f"{self.folder} belongs to another user. Name another place for temporary "
-                        "files with --scratch-dir."
+                        "files with `scratch_dir`."
                     )
         with named_disk_errors(self.folder):
             try:

@@ -96,13 +96,13 @@ def inspect_workers(
         if memory_limit is not None and memory_limit > allowed:
             raise MemoryLimitError(
                 f"worker {worker} may use {format_bytes(allowed)}, less than the memory limit of "
-                f"{format_bytes(memory_limit)}. Start workers with a larger --memory-limit, or "
+                f"{format_bytes(memory_limit)}. Start workers with more memory, or "
                 f"name a limit of at most {allowed // 10**6}MB."
             )
         limits.append(int(allowed * _USABLE))
     if not limits:
         raise ClusterError(
-            "the workers have no memory limit. Name what each may use with --memory-limit."
+            "the workers have no memory limit. Name what each may use with `memory_limit`."
         )
     return Workers(
         n_workers=len(info),
@@ -128,7 +128,7 @@ def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -
                 raise ClusterError(
                     f"worker {worker} cannot use what this process uses: {problem}. Source, output "
                     "and scratch must be on storage that all workers share, under the same paths; "
-                    "name another place with --scratch-dir."
+                    "name another place with `scratch_dir`."
                 )
     finally:
         for name in names:
@@ -259,7 +259,7 @@ class Cluster:
                             f"in stage {stage.name}, {keys[k]!r} was tried on several workers, and "
                             "all of them died, probably out of memory or ended by the queue. See "
                             "their logs; give workers more memory, or name a smaller "
-                            "--memory-limit."
+                            "`memory_limit`."
                         ) from error
                     done(keys[k], summaries[k])
                     self._progress.advance(stage.sizes[k])

@@ -141,6 +141,6 @@ def _threads_that_fit(before: int, n_threads: int, limit: int) -> int:
         raise MemoryLimitError(
             f"the memory limit of {format_bytes(limit)} is too small: computing one chunk of the "
             f"Dask array took this process to {format_bytes(peak)}. Make its chunks smaller, or "
-            f"allow {-(-peak * 5 // 4 // 10**6)}MB (--memory-limit)."
+            f"allow {-(-peak * 5 // 4 // 10**6)}MB (`memory_limit`)."
         )
     return max(1, min(n_threads, (limit - before) // max(peak - before, 1)))

@@ -163,7 +163,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
         f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)} Name one with "
-        "--neighbors-key, or the matrix itself with --key."
+        "`neighbors_key`, or the matrix itself with `key`."
     )
 
 
@@ -196,7 +196,7 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         hint = "".join(f" Did you mean {key!r}?" for key in same)
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
-        f"{hint} Name the matrix with --key, or compute it with scanpy.pp.neighbors."
+        f"{hint} Name the matrix with `key`, or compute it with scanpy.pp.neighbors."
     )
 
 

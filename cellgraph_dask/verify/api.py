@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
-from ..machine.remote import find_path
+from ..machine.remote import AnyPath, find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.matrix import Source
@@ -61,6 +61,8 @@ def verify_export(
     ------
     SourceError, DamagedGraphError
         If the source cannot be read.
+    InvalidExportError
+        If there is no export, or it cannot be read from its URL.
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     OutputError, DiskSpaceError
@@ -80,13 +82,10 @@ def verify_export(
             )
         matrix = opened
     with progress_bars(progress) as bars, ExitStack() as stack:
-        if isinstance(path, Path):
-            folder = path
-        else:
-            try:
-                folder = stack.enter_context(downloaded(path, scratch_dir))
-            except InvalidExportError as error:
-                return VerifyReport(False, (str(error),))
+        folder = (
+            path if isinstance(path, Path) else stack.enter_context(downloaded(path, scratch_dir))
+        )
+        stack.enter_context(_named(folder, path))
         report = verify(
             folder,
             bars,
@@ -98,6 +97,16 @@ def verify_export(
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
+
+
+@contextmanager
+def _named(folder: Path, path: AnyPath) -> Iterator[None]:
+    """Let errors name an export by its URL and not by the folder of its copy."""
+    try:
+        yield
+    except InvalidExportError as error:
+        error.args = (str(error).replace(str(folder), str(path)),)
+        raise
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:

@@ -13,11 +13,8 @@ to come, is counted as reserved.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
-from ..machine.files import make_folders, named_disk_errors
+from ..machine.files import named_disk_errors
 from ..machine.memory import (
     SLACK_BYTES,
     format_bytes,
@@ -38,6 +35,7 @@ from ..machine.memory import (
     round_reserved,
 )
 from ..machine.report import Report
+from ..machine.temporary import clear_dead, temporary_folder
 from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
@@ -45,7 +43,7 @@ from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .comparison import prove_by_comparison
-from .files import check_figures, check_texts, differing_files
+from .files import check_figures, check_texts, differing_files, is_export
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
 from .scan import Survey, plan_survey, survey, survey_bytes
@@ -121,7 +119,8 @@ def verify(
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof. It raises the errors of reading the matrix, and `MemoryLimitError`.
+    the proof. It raises the errors of reading the matrix, `MemoryLimitError`, and an
+    `InvalidExportError` if there is nothing of an export.
     """
     began = time.perf_counter()
     reset_peak()
@@ -161,9 +160,12 @@ class _Check:
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
+        clear_dead(self._temporary)
         try:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
+            if not is_export(self.out_dir):
+                raise
             return VerifyReport(False, (str(error),))
         problems = check_texts(self.out_dir, manifest)
         try:
@@ -179,11 +181,11 @@ class _Check:
         )
         source = self.source
         if source is not None and source.n_cells != manifest.n_cells:
-            problems.append(
+            problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
                 f"{source.path} has {source.n_cells} rows."
             )
-            source = None
+            return replace(report, problems=(*problems, problem))
         seeds = _warm_up(manifest, source)
         try:
             found = self._survey(manifest, source, seeds)
@@ -240,7 +242,7 @@ class _Check:
         return MemoryLimitError(
             f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
             f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {-(-least // 10**6)}MB (--memory-limit)."
+            f"that will do is {-(-least // 10**6)}MB (`memory_limit`)."
         )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
@@ -312,21 +314,13 @@ class _Check:
             raise self._too_small(slabs_bytes())
         return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def _scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for temporary files, and remove it afterwards."""
-        parent = self.scratch_dir if self.scratch_dir is not None else self.out_dir
-        with named_disk_errors(parent):
-            made = make_folders(parent)
-            hidden = "" if self.scratch_dir is not None else "."
-            folder = Path(tempfile.mkdtemp(prefix=f"{hidden}cellgraph-dask-verify-", dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for above in made:
-                if not any(above.iterdir()):
-                    above.rmdir()
+        return temporary_folder(self._temporary, hidden=self.scratch_dir is None)
+
+    @property
+    def _temporary(self) -> Path:
+        return self.scratch_dir if self.scratch_dir is not None else self.out_dir
 
     def _align(self, manifest: Manifest, found: Survey, warnings: list[str]) -> Alignment | None:
         """Hold the sampled edges against the best embedding that can be read."""

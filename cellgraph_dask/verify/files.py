@@ -7,6 +7,7 @@ depend on nothing but the edges, the level, and the versions of the compression 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 
 from ..edge_pairs import gzip_member
 from ..edge_pairs.format import (
+    EDGE_FILE,
+    FOLDER,
     MANIFEST,
     SIDES,
     Manifest,
@@ -30,6 +33,18 @@ from ..errors import CellgraphError, InvalidExportError
 # Compressing is slow; of larger exports it is left out.
 MOST_EDGES = 1 << 23
 _MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
+
+
+def is_export(out_dir: Path) -> bool:
+    """Whether a folder holds anything of an export: a manifest, whatever it says, or an edge file.
+
+    All else is damage only to who has named the wrong folder.
+    """
+    with suppress(OSError):
+        names = [path.name for path in (out_dir / FOLDER).iterdir()]
+        if any(EDGE_FILE.fullmatch(name) for name in names):
+            return True
+    return os.path.lexists(out_dir / MANIFEST)
 
 
 def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:

@@ -185,7 +185,7 @@ def test_a_copy_that_fails_leaves_the_new_export_whole(
     stores, files = made
     proxy.inject(500, "PUT", "edges.dst.bin", times=10**9)
     options = s3.options(proxy.port, **ONCE)
-    with pytest.raises(OutputError, match=r"cannot write to .* --resume uploads it"):
+    with pytest.raises(OutputError, match=r"cannot write to .* `resume=True` uploads it"):
         export_connectivities(
             stores["new"], url, force=True, output_storage_options=options, scratch_dir=tmp_path
         )
