@@ -74,6 +74,9 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
         )  # fmt: skip
     else:
         facts.append(("components", "1: the graph is connected"))
+    if report.provenance is not None:
+        made = report.provenance
+        facts.append(("made from", f"{made.key} of {made.source}, by version {made.version}"))
     if report.alignment is not None:
         aligned = report.alignment
         facts.append(

@@ -25,6 +25,7 @@ from ..machine.files import named_disk_errors, opened, read_at, write_at
 from ..machine.remote import AnyPath, RemotePath
 from ..machine.temporary import clear_dead, temporary_folder
 from .format import (
+    FOLDER,
     IDENTITY,
     MANIFEST,
     SIDES,
@@ -35,6 +36,7 @@ from .format import (
 )
 from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
+from .provenance import PROVENANCE
 
 Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
 
@@ -258,7 +260,8 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:
     """Return the files of an export, and the most bytes of each that are worth a look."""
-    texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
+    names = (MANIFEST, IDENTITY, f"{FOLDER}/{PROVENANCE}")
+    texts = [(name, _SPARE_BYTES) for name in names]
     try:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out

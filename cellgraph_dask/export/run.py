@@ -14,6 +14,7 @@ from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PieceDelivery
 from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
+from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import ResumeError
 from ..machine.files import named_disk_errors
 from ..machine.memory import limit_bytes, peak_bytes, reset_peak
@@ -172,6 +173,16 @@ class _Export:
         folder = local_folder(self.options.out_dir, self.options.scratch_dir)
         return interrupted_run(self.ready, folder, self.options)
 
+    def provenance(self, result: _Result, record: RunRecord) -> str:
+        """Return the text that says what the edges were made from."""
+        return Provenance(
+            source=record.plan.source,
+            key=record.plan.key,
+            options={"compression": record.plan.compression},
+            fingerprint=record.fingerprint if self.lasting else None,
+            version=record.version,
+        ).to_json(result.manifest)
+
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
         prepared = prepare(
@@ -205,6 +216,7 @@ class _Export:
             try:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
+                    (edges / PROVENANCE).write_text(self.provenance(result, record))
                     output.publish(result.manifest, edges, progress)
                 return prepared, result
             except (OtherMethodError, NegativeWeightError) as reason:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
+from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
@@ -80,6 +81,8 @@ class VerifyReport(Report):
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
+    provenance : Provenance or None
+        What the export was made from, as it says itself; None if it does not.
     alignment : Alignment or None
         How the graph lies in an embedding of the cells, if there is one.
     threads : int
@@ -104,6 +107,7 @@ class VerifyReport(Report):
     degree_quantiles: tuple[int, ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
+    provenance: Provenance | None = None
     alignment: Alignment | None = None
     threads: int = 1
     seconds: float = 0.0
@@ -172,9 +176,15 @@ class _Check:
             check_figures(self.out_dir, manifest)
         except InvalidExportError as error:
             return VerifyReport(False, (*problems, str(error)))
+        provenance = None
+        try:
+            provenance = read_provenance(self.out_dir, manifest)
+        except InvalidExportError as error:
+            problems.append(str(error))
         report = VerifyReport(
             ok=False,
             problems=(),
+            provenance=provenance,
             n_cells=manifest.n_cells,
             n_edges=manifest.n_edges,
             max_neighbors=manifest.max_neighbors,
@@ -185,7 +195,7 @@ class _Check:
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
                 f"{source.path} has {source.n_cells} rows."
             )
-            return replace(report, problems=(*problems, problem))
+            return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
         try:
             found = self._survey(manifest, source, seeds)
@@ -208,7 +218,8 @@ class _Check:
             )
         if source is not None:
             kind, differences = self._prove(source, manifest, found, seeds)
-            problems += differences
+            if differences:
+                problems += [*self._other_source(report.provenance), *differences]
             report = replace(report, source=source.path, key=source.key, proof=kind)
         warnings = [
             f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
@@ -229,6 +240,16 @@ class _Check:
             n_components=found.components.n_components if found.components else None,
             largest_component=found.components.largest if found.components else None,
         )
+
+    def _other_source(self, provenance: Provenance | None) -> list[str]:
+        """Say that the export was made from another matrix, if that is known."""
+        source = self.source
+        if source is None or provenance is None:
+            return []
+        lasting = source.origin.is_lasting
+        fingerprint = source.fingerprint() if lasting else provenance.fingerprint
+        differs = provenance.differs(source.origin.name, source.key, fingerprint)
+        return [differs] if differs else []
 
     def _reserved(self) -> int:
         return round_reserved(resident_bytes())
