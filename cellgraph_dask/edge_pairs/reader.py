@@ -260,15 +260,15 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:
     """Return the files of an export, and the most bytes of each that are worth a look."""
-    names = (MANIFEST, IDENTITY, f"{FOLDER}/{PROVENANCE}")
-    texts = [(name, _SPARE_BYTES) for name in names]
+    texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
     try:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
         return texts
     # What does not compress becomes longer by 5 bytes for each 16 kB or more.
     most = manifest.side_bytes + manifest.side_bytes // 1000 + _SPARE_BYTES
-    return [*texts, *((manifest.path(side), most) for side in SIDES)]
+    edges = [(manifest.path(side), most) for side in SIDES]
+    return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
 
 
 def _copy(source: RemotePath, target: Path, most: int) -> None:

@@ -216,7 +216,8 @@ class _Export:
             try:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
-                    (edges / PROVENANCE).write_text(self.provenance(result, record))
+                    with named_disk_errors(edges):
+                        (edges / PROVENANCE).write_text(self.provenance(result, record))
                     output.publish(result.manifest, edges, progress)
                 return prepared, result
             except (OtherMethodError, NegativeWeightError) as reason:

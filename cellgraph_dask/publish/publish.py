@@ -68,7 +68,7 @@ class Target(Protocol):
         """Find out before the work whether the export will be taken, as far as that can be told."""
 
     def size(self, name: str) -> int | None:
-        """Size of an edge file in bytes, or None if there is no such file."""
+        """Size of a file beside the edge files, or of one of these; None if there is none."""
 
     def list(self) -> list[str]:
         """Names of all files beside the edge files, and theirs."""
@@ -177,7 +177,7 @@ def _identity_changes(target: Target, manifest: Manifest) -> Iterator[_Change]:
 def _provenance_changes(target: Target, after: str) -> Iterator[_Change]:
     name = f"{FOLDER}/{PROVENANCE}"
     before = None
-    if PROVENANCE in target.list():
+    if target.size(PROVENANCE) is not None:
         before = NOTHING
         with suppress(OSError, ValueError, InvalidExportError):
             check_readable(target.path / name, target.path)
@@ -234,7 +234,7 @@ class DiskTarget:
         """Do nothing: the work folder has been made on this disk."""
 
     def size(self, name: str) -> int | None:
-        """Size of an edge file in bytes, or None if there is no such file."""
+        """Size of a file beside the edge files, or of one of these; None if there is none."""
         path = self._folder / name
         return path.stat().st_size if path.exists() else None
 

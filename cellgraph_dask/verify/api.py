@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
-from ..machine.remote import AnyPath, find_path
+from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.matrix import Source
 from ..source.opening import open_source
 from .checks import VerifyReport, verify
+from .files import is_export
 
 
 def verify_export(
@@ -62,7 +63,7 @@ def verify_export(
     SourceError, DamagedGraphError
         If the source cannot be read.
     InvalidExportError
-        If there is no export, or it cannot be read from its URL.
+        If there is nothing of an export.
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     OutputError, DiskSpaceError
@@ -82,10 +83,13 @@ def verify_export(
             )
         matrix = opened
     with progress_bars(progress) as bars, ExitStack() as stack:
-        folder = (
-            path if isinstance(path, Path) else stack.enter_context(downloaded(path, scratch_dir))
-        )
-        stack.enter_context(_named(folder, path))
+        if isinstance(path, Path):
+            folder = path
+        else:
+            try:
+                folder = stack.enter_context(downloaded(path, scratch_dir))
+            except InvalidExportError as error:
+                return VerifyReport(False, (str(error),))
         report = verify(
             folder,
             bars,
@@ -96,17 +100,9 @@ def verify_export(
             components=components,
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
+    if report.n_cells is None and not is_export(path):
+        raise InvalidExportError(problems[0])
     return replace(report, problems=problems)
-
-
-@contextmanager
-def _named(folder: Path, path: AnyPath) -> Iterator[None]:
-    """Let errors name an export by its URL and not by the folder of its copy."""
-    try:
-        yield
-    except InvalidExportError as error:
-        error.args = (str(error).replace(str(folder), str(path)),)
-        raise
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:

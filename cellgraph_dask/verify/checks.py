@@ -44,7 +44,7 @@ from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops
 from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
 from .comparison import prove_by_comparison
-from .files import check_figures, check_texts, differing_files, is_export
+from .files import check_figures, check_texts, differing_files
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
 from .scan import Survey, plan_survey, survey, survey_bytes
@@ -123,8 +123,7 @@ def verify(
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof. It raises the errors of reading the matrix, `MemoryLimitError`, and an
-    `InvalidExportError` if there is nothing of an export.
+    the proof. It raises the errors of reading the matrix, and `MemoryLimitError`.
     """
     began = time.perf_counter()
     reset_peak()
@@ -168,8 +167,6 @@ class _Check:
         try:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
-            if not is_export(self.out_dir):
-                raise
             return VerifyReport(False, (str(error),))
         problems = check_texts(self.out_dir, manifest)
         try:

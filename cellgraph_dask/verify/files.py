@@ -7,7 +7,6 @@ depend on nothing but the edges, the level, and the versions of the compression 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +15,12 @@ import numpy as np
 
 from ..edge_pairs import gzip_member
 from ..edge_pairs.format import (
-    EDGE_FILE,
     FOLDER,
     MANIFEST,
     SIDES,
     Manifest,
     check_readable,
+    file_name,
     index_dtype,
     read_identity,
 )
@@ -29,22 +28,23 @@ from ..edge_pairs.generation import weighted_sign
 from ..edge_pairs.gzip_member import GZIP_HEADER, check_gzip_header, deflate_edges
 from ..edge_pairs.reader import open_plain, read_edges
 from ..errors import CellgraphError, InvalidExportError
+from ..machine.remote import AnyPath
 
 # Compressing is slow; of larger exports it is left out.
 MOST_EDGES = 1 << 23
 _MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
 
 
-def is_export(out_dir: Path) -> bool:
-    """Whether a folder holds anything of an export: a manifest, whatever it says, or an edge file.
+def is_export(out_dir: AnyPath) -> bool:
+    """Whether there is anything of an export: a manifest, whatever it says, or an edge file.
 
-    All else is damage only to who has named the wrong folder.
+    Where that cannot be found out, there may be one.
     """
-    with suppress(OSError):
-        names = [path.name for path in (out_dir / FOLDER).iterdir()]
-        if any(EDGE_FILE.fullmatch(name) for name in names):
-            return True
-    return os.path.lexists(out_dir / MANIFEST)
+    names = [f"{FOLDER}/{file_name(side, level)}" for side in SIDES for level in (None, 1)]
+    try:
+        return any((out_dir / name).exists() for name in (MANIFEST, *names))
+    except Exception:  # libraries of storage raise anything
+        return True
 
 
 def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
