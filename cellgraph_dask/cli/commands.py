@@ -127,7 +127,7 @@ _progress_option = click.option(
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
-    """Export the neighbor graph of an AnnData store for the Cellucid viewer, out of core."""
+    """Export the neighbor graph of an AnnData store as edge files of cellucid 0.0.9."""
 
 
 def _check_keys(options: dict[str, Any]) -> None:

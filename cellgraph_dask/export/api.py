@@ -121,7 +121,7 @@ def export_connectivities(
     client: Client | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Export a neighbor graph as the edge files of the Cellucid viewer.
+    """Export a neighbor graph as the edge files of cellucid 0.0.9.
 
     Of ``S = C + C.T`` every nonzero above the diagonal becomes an edge, sorted by source and
     destination. The work is done out of core; readers see an earlier export, or this one complete.
