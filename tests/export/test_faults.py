@@ -204,8 +204,10 @@ def check_rerun(server: FaultServer, world: World, *, resume: bool = False) -> N
     # A folder that the dead run has made for --scratch-dir may stay, but nothing is in it.
     assert world.left() in ([], ["scratch"])
     files = {n for n, content in snapshot(world.out_dir).items() if content is not None}
-    assert files == {MANIFEST, IDENTITY, world.manifest["sourcesPath"],
-                     world.manifest["destinationsPath"]}  # fmt: skip
+    assert files == {
+            MANIFEST, IDENTITY, "connectivity/provenance.json",
+            world.manifest["sourcesPath"], world.manifest["destinationsPath"],
+        }  # fmt: skip
 
 
 def test_killed_at_any_call(server, world):
