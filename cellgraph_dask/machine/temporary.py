@@ -6,6 +6,7 @@ whatever way that ends. A folder without one was left by a process that is dead.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -70,11 +71,11 @@ def _take(parent: Path, prefix: str) -> tuple[Path, int]:
             lock = os.open(folder / "lock", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    return folder, lock  # a disk without locks: nobody takes it for dead there
                 os.close(lock)
                 continue
-            except OSError:  # a disk without locks: nobody will take it for dead there
-                return folder, lock
             if os.fstat(lock).st_nlink:
                 return folder, lock
             os.close(lock)

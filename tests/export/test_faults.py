@@ -205,9 +205,9 @@ def check_rerun(server: FaultServer, world: World, *, resume: bool = False) -> N
     assert world.left() in ([], ["scratch"])
     files = {n for n, content in snapshot(world.out_dir).items() if content is not None}
     assert files == {
-            MANIFEST, IDENTITY, "connectivity/provenance.json",
-            world.manifest["sourcesPath"], world.manifest["destinationsPath"],
-        }  # fmt: skip
+        MANIFEST, IDENTITY, "connectivity/provenance.json",
+        world.manifest["sourcesPath"], world.manifest["destinationsPath"],
+    }  # fmt: skip
 
 
 def test_killed_at_any_call(server, world):
