@@ -11,7 +11,7 @@ from scipy import sparse
 
 from cellgraph_dask import __version__, export_connectivities, inspect_path, verify_export
 from cellgraph_dask.edge_pairs.format import Manifest, read_manifest
-from cellgraph_dask.edge_pairs.provenance import Provenance, read_provenance
+from cellgraph_dask.edge_pairs.provenance import Provenance, _parse, read_provenance
 from cellgraph_dask.errors import InvalidExportError
 from tests.helpers.command import run
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_anndata
@@ -120,6 +120,16 @@ def test_a_changed_one_is_found(made, change):
     report = verify_export(out_dir)
     assert not report.ok
     assert "provenance.json is not as an export has written it. Remove it" in report.problems[0]
+
+
+def test_every_bit_of_it_matters(made):
+    _, out_dir = made
+    manifest, raw = read_manifest(out_dir), (out_dir / PATH).read_bytes()
+    for bit in range(8 * len(raw)):
+        flipped = bytearray(raw)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(InvalidExportError, match="not as an export has written it"):
+            _parse(out_dir / PATH, bytes(flipped), manifest)
 
 
 def test_one_of_another_export_is_found(made):
