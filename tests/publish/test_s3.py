@@ -260,7 +260,7 @@ def test_no_such_bucket(s3, made):
     assert f"cannot write to {url}: it is not there, or the bucket is not" in outcome.stderr
     assert "nobody-has-made-this" not in s3.file_system().ls("")
     outcome = run("verify", url, "--output-storage-options", json.dumps(s3.options()))
-    assert outcome.exit_code == 3
+    assert outcome.exit_code == 1
     assert "holds no connectivity_manifest.json" in outcome.stderr
 
 
