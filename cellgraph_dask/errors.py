@@ -1,6 +1,7 @@
 """The errors a user can meet. Each message says what was found, what is allowed, what to change.
 
-No message, log, record or report holds a secret: all of them show names as `shown`, texts of others as `redact`.
+No message, log, record or report holds a secret: names are told as `shown` gives them, and what
+libraries say as `redact` does.
 """
 
 from __future__ import annotations

@@ -209,7 +209,8 @@ def inspect_path(
         run = _read_run(folder / WORK_FOLDER)
         return InspectReport(str(folder), "export", export=report, run=run)
     for scratch in (folder, folder / WORK_FOLDER):
-        if os.path.isdir(scratch) and (scratch.name.startswith(_PREFIXES) or _is_there(scratch / RUN)):
+        named = scratch.name.startswith(_PREFIXES)
+        if _is_there(scratch / RUN) or (named and _is_there(scratch) and scratch.is_dir()):
             return _inspect_scratch(scratch)
     if not _is_there(folder):
         raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")

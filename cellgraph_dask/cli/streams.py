@@ -14,8 +14,6 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-_done: list[bool] = []  # not empty if more was asked for than words, and has been done
-
 
 class _Stream(io.FileIO):
     """A file whose writes always succeed; the first error of one that did not is kept."""
@@ -29,6 +27,10 @@ class _Stream(io.FileIO):
             except OSError as error:
                 self.error = error
         return memoryview(data).nbytes
+
+
+_raw: dict[int, _Stream] = {}
+_done: list[bool] = []  # not empty if more was asked for than words, and has been done
 
 
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -56,9 +58,12 @@ def prepare() -> None:
         encoding = getattr(before, "encoding", None) or "utf-8"
         with suppress(OSError, ValueError, AttributeError):
             before.flush()
-        raw = _Stream(number, "w", closefd=False)
+        raw = _raw[number] = _Stream(number, "w", closefd=False)
         stream = io.TextIOWrapper(
-            io.BufferedWriter(raw), encoding, "cellgraph", line_buffering=number == 2 or raw.isatty()
+            io.BufferedWriter(raw),
+            encoding,
+            "cellgraph",
+            line_buffering=number == 2 or raw.isatty(),
         )
         setattr(sys, name, stream)
 
@@ -74,7 +79,7 @@ def finish(code: int) -> int:
     Readers that have had enough are no error.
     """
     sys.stdout.flush()
-    error = sys.stdout.buffer.raw.error  # type: ignore[attr-defined]
+    error = _raw[1].error
     if error is not None and error.errno != errno.EPIPE:
         what = "Warning: what was asked for is done, but" if _done else "Error:"
         print(f"{what} standard output cannot be written: {error.strerror}.", file=sys.stderr)

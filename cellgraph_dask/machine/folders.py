@@ -1,9 +1,9 @@
 """Folders of this user alone, in places where others may write too.
 
-A folder for temporary files may lie in a shared scratch folder, in ``/tmp``, or in the output folder
-of a group. Others may have put a folder of theirs under its name, or a link that leads into one of
-ours. So a folder is looked at before anything in it is deleted or believed, and what is deleted is
-reached through the folder that was looked at, never through a link.
+A folder for temporary files may lie in a shared scratch folder, in ``/tmp``, or in the output
+folder of a group. Others may have put a folder of theirs under its name, or a link that leads into
+one of ours. So a folder is looked at before anything in it is deleted or believed, and what is
+deleted is reached through the folder that was looked at, never through a link.
 """
 
 from __future__ import annotations
@@ -110,7 +110,11 @@ def read_own(path: Path) -> bytes:
 
 def read_plain(name: str | Path, inside: int | None = None, most: int = -1) -> bytes:
     """Return the bytes of a file, at most so many; an OSError if it is a link, pipe or device."""
-    with open(os.open(name, _FILE, dir_fd=inside), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    fd = os.open(name, _FILE, dir_fd=inside)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "it is not a file", str(name))
-        return file.read(most)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(fd)

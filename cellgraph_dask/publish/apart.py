@@ -15,7 +15,7 @@ from .work_folder import WORK_FOLDER
 _STORE_FILES = ("zarr.json", ".zgroup")
 
 
-def check_apart(name: str, file: str | None, out_dir: Any, scratch_dir: Path | None) -> None:
+def check_apart(name: str, file: str | None, out_dir: Any, scratch_dir: Any) -> None:
     """Refuse folders inside the source, and a source where a run makes and deletes files.
 
     The source is a URL, or a file or folder of this machine that messages call `name`. Links are
