@@ -212,8 +212,14 @@ def inspect_path(
         named = scratch.name.startswith(_PREFIXES)
         if _is_there(scratch / RUN) or (named and _is_there(scratch) and scratch.is_dir()):
             return _inspect_scratch(scratch)
-    if not _is_there(folder):
-        raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(
+            f"{path} does not exist; name a store, an export or a scratch folder."
+        ) from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
     try:
         return _inspect_store(path, key, neighbors_key, storage_options)
     except SourceError as error:

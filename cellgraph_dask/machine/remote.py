@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import OutputError, hide, shown
 
@@ -154,7 +154,7 @@ def address(url: str, options: Mapping[str, Any] | None) -> Address:
     hide(url, options)
     parts, found = urlsplit(url), dict(options or {})
     if parts.scheme in _WEB and parts.query and "params" not in found:
-        found["params"] = parts.query
+        found["params"] = parse_qsl(parts.query, keep_blank_values=True)
         url = parts._replace(query="").geturl()
     scheme, colon, rest = url.partition("://")
     return Address(f"{scheme.lower()}{colon}{rest.rstrip('/')}", found)

@@ -45,6 +45,7 @@ class WorkFolder:
         self._name = name
         self.resume = resume
         self._temporary = temporary
+        self._own: list[Path] = []  # folders that are ours alone, deepest first
         self._lock = -1
 
     def take(self) -> None:
@@ -75,8 +76,7 @@ class WorkFolder:
         with suppress(OSError):
             if held:
                 (self.path / "lock").unlink(missing_ok=True)
-        temporary = [self.folder] if self._temporary else []
-        for folder in (self.path, self.folder / FOLDER, *temporary, *self.created):
+        for folder in (self.folder / FOLDER, *self._own, *self.created):
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty
         if held:
@@ -91,11 +91,14 @@ class WorkFolder:
         path = self.path / "lock"
         for _ in range(_LOCK_ATTEMPTS):
             try:
+                self._own = []
                 if self._temporary:
                     self.created += make_folders(self.folder.parent)
                     make_own(self.folder)
+                    self._own = [self.folder]
                 self.created += make_folders(self.folder)
                 make_own(self.path)
+                self._own.insert(0, self.path)
                 lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             except (FileNotFoundError, FileExistsError):
                 if self.folder.is_file() or _is_file(self.path):

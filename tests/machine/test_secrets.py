@@ -29,7 +29,10 @@ def _forget(monkeypatch):
         ("abfs://container@account.net/a", "abfs://container@account.net/a"),
         ("abfs://user:word@account.net/a", "abfs://…@account.net/a"),
         ("simplecache::https://u:word@host/a?x=1", "simplecache::https://…@host/a?…"),
-        ("of URL('http://h/a?sig=1') and <http://u:p@h>", "of URL('http://h/a?…') and <http://…@h>"),
+        (
+            "of URL('http://h/a?sig=1') and <http://u:p@h>",
+            "of URL('http://h/a?…') and <http://…@h>",
+        ),
         ("is it http://h/a? Yes", "is it http://h/a? Yes"),
         ("/local/a?b=c and me@host", "/local/a?b=c and me@host"),
     ],
