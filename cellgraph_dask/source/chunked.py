@@ -39,6 +39,10 @@ class Encoded(ABC):
         """Whether they are in the store; a request, if they are remote."""
         return True
 
+    def stored_size(self) -> int:
+        """Return their number; 0 if there are none. It is a request, if they are remote."""
+        return self.size or 0
+
     @abstractmethod
     def whole(self) -> Array:
         """Return all as uint8, good until this thread's next chunk; or FileNotFoundError."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import CellgraphError, SourceError
 from ..machine.remote import is_url, local_path
 from .arrays import MemoryArray, StoredArray
+from .cells import count_cells
 from .checks import check_arrays, check_shape, check_weights
 from .in_memory import compress
 from .layout import (
@@ -19,6 +20,7 @@ from .layout import (
     Node,
     Tree,
     find_matrix,
+    holds_matrices,
     is_array,
     metadata_of,
     open_array,
@@ -74,12 +76,14 @@ def open_source(
         if neighbors_key is not None or key != "connectivities":
             raise ValueError("key and neighbors_key are for stores, files and AnnData")
         origin = Origin(f"{type(source).__name__} in memory")
-        return _open_object(origin, Found("matrix", source, None, ()))
+        return _open_object(origin, Found("matrix", source, ()), None)
     with open_root(source, storage_options) as root:
         found = find_matrix(root.node, root.origin.path, key, neighbors_key)
+        n_cells, notes = count_cells(root.node, root.origin.path, found.key)
+        found = found._replace(notes=(*found.notes, *notes))
         if isinstance(root.node, Tree):
-            return _open_object(root.origin, found)
-        return _open_node(root, found)
+            return _open_object(root.origin, found, n_cells)
+        return _open_node(root, found, n_cells)
 
 
 def is_container(source: Any) -> bool:
@@ -88,12 +92,8 @@ def is_container(source: Any) -> bool:
         isinstance(source, str | os.PathLike)
         or _is(source, "zarr", "Group")
         or _is(source, "zarr.abc.store", "Store")
-        or _is_anndata(source)
+        or holds_matrices(source)
     )
-
-
-def _is_anndata(source: Any) -> bool:
-    return hasattr(source, "obsp") and hasattr(source, "uns")
 
 
 def _is(source: object, module: str, name: str) -> bool:
@@ -109,10 +109,8 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
     if storage_options and (path is None or not is_url(path)):
         raise ValueError("storage options are for URLs, not for paths")
     if path is None:
-        if _is_anndata(source):
-            names = ("obsp", "uns", "obs", "obsm")
-            tree = Tree({name: getattr(source, name) for name in names if hasattr(source, name)})
-            yield Root(tree, Origin("AnnData in memory"))
+        if holds_matrices(source):
+            yield Root(Tree(source), Origin(f"{type(source).__name__} in memory"))
             return
         yield _zarr_object(source)
     elif is_url(path):
@@ -226,8 +224,8 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
     return Root(group, origin, zarr_store.stored_array, zarr_format=group.zarr_format)
 
 
-def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
-    key, node, n_cells, notes = found
+def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMatrix:
+    key, node, notes = found
     if is_array(node):
         return of_dense(root.origin, key, root.dense(node), n_cells, notes)
     layout, n_rows, n_columns = sparse_layout(key, node)
@@ -242,15 +240,17 @@ def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
     return Source(indptr, indices, data, root.origin, key, layout, n_cells, indices.size, notes)
 
 
-def _open_object(origin: Origin, found: Found) -> Source | LazyMatrix:
-    key, matrix, n_cells, notes = found
+def _open_object(origin: Origin, found: Found, n_cells: int | None) -> Source | LazyMatrix:
+    key, matrix, notes = found
     if _is(matrix, "dask.array", "Array"):
         return of_dask(origin, key, matrix, n_cells, notes)
     group = getattr(matrix, "group", None)
     if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
-        if _is(group, "zarr", "Group"):
-            return open_source(group.store, f"/{group.path}")
-        return open_source(group.file.filename, group.name)
+        is_zarr = _is(group, "zarr", "Group")
+        where = (group.store, f"/{group.path}") if is_zarr else (group.file.filename, group.name)
+        opened = open_source(*where)
+        check_shape(key, (opened.n_cells, opened.n_cells), n_cells)
+        return opened
     layout, *values, shape = compress(matrix, key)
     n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
     arrays = (MemoryArray(f"{key}/{name}", v) for name, v in zip(ARRAYS, values, strict=True))
