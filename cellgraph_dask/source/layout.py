@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CellgraphError, SourceError
+from .arrays import check_access
 
 Node = Any  # a group, or an array: something with a shape
 
@@ -60,7 +61,7 @@ class Tree:
 
 
 def holds_matrices(value: Any) -> bool:
-    """Whether an object in memory is an AnnData or MuData, or has tables that are, as SpatialData."""
+    """Whether an object in memory is AnnData or MuData, or has tables that are, as SpatialData."""
     return (hasattr(value, "obsp") and hasattr(value, "uns")) or isinstance(
         getattr(value, "tables", None), Mapping
     )
@@ -112,6 +113,7 @@ def metadata_of(what: str) -> Iterator[None]:
     except CellgraphError:
         raise
     except Exception as error:
+        check_access(error, f"the metadata of {what}")
         raise SourceError(
             f"the metadata of {what} cannot be used ({told(error)}). Copy the store again, or "
             "write the matrix again."

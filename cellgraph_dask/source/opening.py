@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CellgraphError, SourceError
 from ..machine.remote import is_url, local_path
-from .arrays import MemoryArray, StoredArray
+from .arrays import MemoryArray, StoredArray, check_access
 from .cells import count_cells
 from .checks import check_arrays, check_shape, check_weights
 from .in_memory import compress
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 ARRAYS = ("indptr", "indices", "data")
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_HDF5_STARTS = (0, 512, 1024, 2048)
 _ZIP = b"PK"
 
 
@@ -118,10 +117,11 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
     else:
         path = str(local_path(path)) if "://" in path else path
         if _is_hdf5(path):
-            from . import hdf5
+            from .hdf5 import stored_array
+            from .hdf5_datasets import DenseDataset, open_file
 
-            with hdf5.open_file(path) as file:
-                yield Root(file, _file_origin(path), hdf5.stored_array, hdf5.DenseDataset)
+            with open_file(path) as file:
+                yield Root(file, _file_origin(path), stored_array, DenseDataset)
         else:
             yield _zarr_files(path)
 
@@ -141,17 +141,55 @@ def _is_hdf5(path: str) -> bool:
         if Path(path).is_dir():
             return False
         with open(path, "rb") as file:
-            head = file.read(4096)
+            head = file.read(512)
+            if head.startswith(_ZIP):
+                return False
+            at, size = 512, file.seek(0, os.SEEK_END)
+            while not head.startswith(_HDF5) and at < size:  # after a block of the user's
+                file.seek(at)
+                head, at = file.read(len(_HDF5)), 2 * at
+            if head.startswith(_HDF5):
+                return True
+            file.seek(0)
+            kind = _kind_of(file.read(512), path)
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-    if head.startswith(_ZIP):
-        return False
-    if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
-        return True
     raise SourceError(
-        f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file such "
-        "as .h5ad; give one of these."
+        f"{path} is {kind}"
+        if kind
+        else f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file "
+        "such as .h5ad; give one of these."
     )
+
+
+_UNPACK = "which cannot be read in parts. Unpack it, and give what is in it"
+_TABLE = (
+    "a table, not a matrix over the cells. Read it in Python, and give the matrix itself, or an "
+    ".h5ad file with the graph in obsp"
+)
+_MAGIC = {
+    b"\x1f\x8b": ("compressed with gzip", "gunzip"),
+    b"BZh": ("compressed with bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("compressed with xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unzstd"),
+}
+
+
+def _kind_of(head: bytes, path: str) -> str:
+    """Say what a file is that is no source, and what to do; "" if that is not known."""
+    name = path.lower()
+    for magic, (kind, tool) in _MAGIC.items():
+        if head.startswith(magic):
+            is_tar = name.endswith((".tgz", ".tbz2", ".txz")) or ".tar." in name
+            what = f"a tar archive {kind}" if is_tar else kind
+            return f"{what}, {_UNPACK} ({'tar -xf' if is_tar else tool})."
+    if head[257:262] == b"ustar":
+        return f"a tar archive, {_UNPACK} (tar -xf)."
+    if name.endswith((".csv", ".tsv", ".txt", ".mtx", ".parquet")):
+        return f"{_TABLE}."
+    if name.endswith((".rds", ".rdata", ".qs")):
+        return "a file of R. Write it as .h5ad there, for example with zellkonverter or anndataR."
+    return ""
 
 
 def _zarr_files(path: str, prefix: str | None = None) -> Root:
@@ -167,12 +205,16 @@ def _zarr_files(path: str, prefix: str | None = None) -> Root:
         try:
             names = list(objects.members)
         except Exception as error:  # of strange bytes, zipfile raises anything
+            check_access(error, path)
             raise SourceError(
                 f"{path} is not a whole zip archive ({told(error)}). Copy it again from where it "
                 "came."
             ) from error
         if prefix is None:  # the root, or a folder in it
             roots = [n for n in names if n.rpartition("/")[2] in (".zgroup", "zarr.json")]
+            packed = [n for n in names if n.endswith((".h5ad", ".h5mu", ".h5"))]
+            if packed and not roots:
+                raise SourceError(f"{path} is a zip archive of {packed[0]}, {_UNPACK} (unzip).")
             root = min(roots, key=lambda name: name.count("/"), default="")
             prefix = root.rpartition("/")[0]
     return _zarr_root(origin, lambda: zarr_store.open_local(objects, prefix or ""))
@@ -214,6 +256,7 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
     except CellgraphError:
         raise
     except Exception as error:  # of strange metadata, zarr raises anything
+        check_access(error, origin.path)
         hint = ""
         if origin.file is None:
             hint = " Look at the URL, the connection and the storage options, too."
@@ -227,7 +270,11 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
 def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMatrix:
     key, node, notes = found
     if is_array(node):
-        return of_dense(root.origin, key, root.dense(node), n_cells, notes)
+        dense = root.dense(node)
+        check = getattr(dense, "check", None)
+        if check is not None:
+            check()
+        return of_dense(root.origin, key, dense, n_cells, notes)
     layout, n_rows, n_columns = sparse_layout(key, node)
     nodes = [open_array(node, key, name) for name in ARRAYS]
     n_cells = check_shape(key, (n_rows, n_columns), n_cells)
@@ -242,6 +289,7 @@ def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMa
 
 def _open_object(origin: Origin, found: Found, n_cells: int | None) -> Source | LazyMatrix:
     key, matrix, notes = found
+    matrix = matrix.data if _is(matrix, "xarray", "DataArray") else matrix
     if _is(matrix, "dask.array", "Array"):
         return of_dask(origin, key, matrix, n_cells, notes)
     group = getattr(matrix, "group", None)

@@ -131,7 +131,8 @@ def verify(
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix, and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
+    and `MemoryLimitError`.
     """
     began = time.perf_counter()
     reset_peak()

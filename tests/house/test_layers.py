@@ -38,7 +38,7 @@ NEVER = {"verify": {"stages", "delivery", "publish", "plan", "export"}}
 LIBRARIES = {
     "zarr": {"source/zarr_store", "source/zarr_objects", "source/opening", "demo"},
     "numcodecs": {"source/codecs"},
-    "h5py": {"source/hdf5", "source/opening"},
+    "h5py": {"source/hdf5", "source/hdf5_datasets", "source/opening"},
     "anndata": {"demo"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/spool", "edge_pairs/graph", "demo"},
