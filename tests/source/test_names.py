@@ -77,7 +77,7 @@ def files(tmp_path_factory, store):
 
 
 @pytest.mark.parametrize("kind", ["zarr", "zip", "h5ad"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_any_name_on_this_machine(tmp_path, files, monkeypatch, name, kind):
     source, out_dir = tmp_path / name / f"{name}.{kind}", tmp_path / name / f"{name}.out"
     source.parent.mkdir(parents=True)
