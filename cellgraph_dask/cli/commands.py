@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from .._version import __version__
+from ..errors import redact
 from ..machine.memory import format_bytes, parse_bytes
 from .failures import EXIT_CODES, INTERRUPTED, VERBOSE, Commands
+from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
 DIFFERENT = 3  # exit code
@@ -165,14 +167,28 @@ def _client(options: dict[str, Any]) -> Iterator[Any]:
         yield client
 
 
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command as they may be shown, without --resume."""
+    before = ""
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if before.endswith("storage-options"):
+            yield "…"
+        elif name.endswith("storage-options") and equals:
+            yield f"{name}=…"
+        elif word != "--resume":
+            yield redact(word)
+        before = word
+
+
 def _what_is_left(out_dir: str, scratch_dir: str | None) -> str:
     """Say what an interrupted export has left, and how to resume it."""
     from ..export.run import is_interrupted
 
     if not is_interrupted(out_dir, scratch_dir):
         return "Nothing is left behind."
-    command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
-    return f"What is finished is kept. Resume with:\n{shlex.join([*command, '--resume'])}"
+    command = ["cellgraph-dask", *_without_secrets(sys.argv[1:]), "--resume"]
+    return f"What is finished is kept. Resume with:\n{shlex.join(command)}"
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -223,6 +239,7 @@ def export(
 
     with _client(options) as client:
         report = export_connectivities(source, out_dir, client=client, **options)
+    note_done()
     if as_json:
         click.echo(report.to_json())
     else:
@@ -262,6 +279,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         from ..verify.api import verify_export
 
     report = verify_export(out_dir, **options)
+    note_done()
     if as_json:
         click.echo(report.to_json())
     elif report.ok:
@@ -308,6 +326,7 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
 
     context.meta[INTERRUPTED] = lambda: "The folder of the demo may be left behind."
     result = run_demo(directory, n_cells=cells)
+    note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
 
 
@@ -316,13 +335,13 @@ def main() -> None:
     # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
     # multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    prepare()
     try:
         cli()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        code = finish(code)
         # All files are closed and all threads have ended. Taking Python and LLVM apart object by
         # object would cost a small export a third of its time.
         os._exit(code)

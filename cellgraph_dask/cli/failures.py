@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from ..errors import CellgraphError
+from ..errors import CellgraphError, redact
 
 FAILED = 1
 
@@ -53,12 +54,13 @@ class Commands(click.Group):
         except click.ClickException as error:  # which click prints
             _print_json(context, error, error.format_message())
             raise
-        except CellgraphError as error:
-            error.args = (self.in_options(str(error)),)
-            _print_json(context, error, str(error))
+        except (CellgraphError, OSError) as error:  # of ours, or what the system refuses
+            message = self.in_options(redact(str(error)))
+            _print_json(context, error, message)
+            text = f"Error: {message}"
             if context.meta.get(VERBOSE):
-                raise
-            click.echo(f"Error: {error}", err=True)
+                text = redact(traceback.format_exc())
+            click.echo(text, err=True)
             context.exit(FAILED)
         except KeyboardInterrupt as interrupt:
             left: Callable[[], str] = context.meta.get(
@@ -69,7 +71,7 @@ class Commands(click.Group):
             click.echo(message, err=True)
             context.exit(128 + getattr(interrupt, "number", signal.SIGINT))
         except Exception as error:  # a mistake of ours, and Python shows where
-            _print_json(context, error, str(error))
+            _print_json(context, error, redact(str(error)))
             raise
 
     def in_options(self, text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
@@ -13,7 +14,7 @@ from ..runtime.cluster import active_client
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
-from .run import ExportReport, computing, output_of, run_export
+from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -79,7 +80,7 @@ def plan_export(
         If an export into `out_dir` would be refused, as that is of cellucid 0.9.1 to 0.9.4.
     """
     options = Options(
-        out_dir if out_dir is not None else Path.cwd(),
+        out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -95,6 +96,8 @@ def plan_export(
         folder, upload_bytes = output.folder, output.upload_bytes
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if out_dir is not None:
+        refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
         opened = estimate(opened, computing(options.client, memory_limit, 1))
         method = "general"

@@ -3,4 +3,6 @@
 It knows nothing of graphs, stores or Dask, and decides nothing.
 """
 
-__all__ = ["buffers", "compiled", "files", "memory", "remote", "report", "temporary"]
+__all__ = [
+    "buffers", "compiled", "files", "folders", "memory", "remote", "report", "temporary",
+]  # fmt: skip
