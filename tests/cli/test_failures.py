@@ -76,7 +76,7 @@ def test_each_speaks_its_own_language(tmp_path, source):
     [
         (["plan", "none.zarr"], 1, "SourceError", "none.zarr does not exist"),
         (["plan", "s.zarr", "--memory-limit", "50MB"], 1, "MemoryLimitError", "(--memory-limit)"),
-        (["export", "s.zarr", "s.zarr/.zgroup/x"], 1, "OutputError", "cannot write to"),
+        (["export", "s.zarr", "s.zarr/x"], 1, "OutputError", "is inside the store"),
         (["verify", "none"], 1, "InvalidExportError", "holds no connectivity_manifest.json"),
         (["inspect", "none"], 1, "SourceError", "none does not exist"),
         (["demo", "."], 1, "OutputError", "is not empty"),
