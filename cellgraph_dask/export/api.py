@@ -91,7 +91,7 @@ def plan_export(
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if isinstance(opened, LazyMatrix):
-        opened = estimate(opened, computing(options.client, memory_limit, 1))
+        opened = estimate(opened, computing(options.client, memory_limit, 1, opened.task_bytes))
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
