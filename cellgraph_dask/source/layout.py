@@ -285,6 +285,13 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
         same = [key for key in others if near and key.endswith(f"/{near[0]}")]
         hint = "".join(f" Did you mean {key!r}?" for key in same)
+    graphs = _children(root, "col_graphs")
+    if graphs or {"row_attrs", "col_attrs"} <= set(children(root)):
+        return SourceError(
+            f"{path} is a loom file, with {', '.join(graphs) or 'nothing'} in col_graphs; it has no {full_key}. "
+            "Read it with anndata.read_loom, which takes them into obsp, and write it with "
+            "write_h5ad or write_zarr."
+        )
     example = f" {inside[0]}" if inside and not names and not hint else ""
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"

@@ -270,7 +270,8 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
 def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMatrix:
     key, node, notes = found
     if is_array(node):
-        dense = root.dense(node)
+        with metadata_of(key):
+            dense = root.dense(node)
         check = getattr(dense, "check", None)
         if check is not None:
             check()
