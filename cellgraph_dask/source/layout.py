@@ -288,9 +288,9 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
     graphs = _children(root, "col_graphs")
     if graphs or {"row_attrs", "col_attrs"} <= set(children(root)):
         return SourceError(
-            f"{path} is a loom file, with {', '.join(graphs) or 'nothing'} in col_graphs; it has no {full_key}. "
-            "Read it with anndata.read_loom, which takes them into obsp, and write it with "
-            "write_h5ad or write_zarr."
+            f"{path} is a loom file, which has no {full_key}; its col_graphs hold "
+            f"{', '.join(graphs) or 'nothing'}. In Python, make a matrix of a graph there, "
+            "scipy.sparse.coo_array((w, (a, b)), shape), and export that."
         )
     example = f" {inside[0]}" if inside and not names and not hint else ""
     return SourceError(
