@@ -20,6 +20,7 @@ from ..machine.memory import limit_bytes, peak_bytes, reset_peak
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
+from ..publish.apart import check_apart
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
@@ -92,6 +93,12 @@ def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
 
 
+def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
+    """Refuse an export of a source into itself."""
+    origin = source.origin
+    check_apart(origin.path, origin.file, options.out_dir, options.scratch_dir)
+
+
 def run_export(
     source: Source | LazyMatrix,
     options: Options,
@@ -102,6 +109,7 @@ def run_export(
     """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
+    refuse_inside(source, options)
     export = _Export(source, options, method, tuning)
     record = export.interrupted()
     force = options.force or (record is not None and record.force)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import CellgraphError, SourceError
-from ..machine.remote import is_url, local_path
+from ..errors import CellgraphError, OutputError, SourceError, shown
+from ..machine.files import absolute
+from ..machine.remote import address, is_url, local_path, options_of, plain_name
 from .arrays import MemoryArray, StoredArray, check_access
 from .cells import count_cells
 from .checks import check_arrays, check_shape, check_weights
@@ -88,7 +90,7 @@ def open_source(
 def is_container(source: Any) -> bool:
     """Whether a source is something that a matrix is found in by a key, and not a matrix."""
     return (
-        isinstance(source, str | os.PathLike)
+        isinstance(plain_name(source), str)
         or _is(source, "zarr", "Group")
         or _is(source, "zarr.abc.store", "Store")
         or holds_matrices(source)
@@ -104,7 +106,8 @@ def _is(source: object, module: str, name: str) -> bool:
 @contextmanager
 def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> Iterator[Root]:
     """Open what holds a matrix; a SourceError if there is nothing, or something else."""
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    path, storage_options = plain_name(source), options_of(source, storage_options)
+    path = path if isinstance(path, str) else None
     if storage_options and (path is None or not is_url(path)):
         raise ValueError("storage options are for URLs, not for paths")
     if path is None:
@@ -115,7 +118,7 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
     elif is_url(path):
         yield _zarr_url(path, storage_options)
     else:
-        path = str(local_path(path)) if "://" in path else path
+        path = str(_local(path))
         if _is_hdf5(path):
             from .hdf5 import stored_array
             from .hdf5_datasets import DenseDataset, open_file
@@ -126,20 +129,28 @@ def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> 
             yield _zarr_files(path)
 
 
+def _local(path: str) -> Path:
+    try:
+        return local_path(path)
+    except OutputError as error:
+        raise SourceError(*error.args) from error
+
+
 def _file_origin(path: str) -> Origin:
-    return Origin(path, str(Path(path).absolute()), is_shared=True, is_lasting=True)
+    return Origin(path, str(absolute(Path(path))), is_shared=True, is_lasting=True)
 
 
 def _is_hdf5(path: str) -> bool:
     """Whether a path is an HDF5 file, by its content; a SourceError if it is no source at all."""
     try:
-        if not Path(path).exists():
-            raise SourceError(
-                f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData "
-                "store, or an .h5ad file."
-            )
-        if Path(path).is_dir():
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
             return False
+        if not stat.S_ISREG(mode):
+            raise SourceError(
+                f"{path} is a pipe, a socket or a device, which can be read once only, from its "
+                "start. Write what comes from it to a file, and give that."
+            )
         with open(path, "rb") as file:
             head = file.read(512)
             if head.startswith(_ZIP):
@@ -152,6 +163,11 @@ def _is_hdf5(path: str) -> bool:
                 return True
             file.seek(0)
             kind = _kind_of(file.read(512), path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(
+            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
+            "or an .h5ad file."
+        ) from None
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
     raise SourceError(
@@ -223,13 +239,15 @@ def _zarr_files(path: str, prefix: str | None = None) -> Root:
 def _zarr_url(url: str, options: Mapping[str, Any] | None) -> Root:
     from . import zarr_store
 
-    if url.endswith((".h5ad", ".h5mu")):
+    target = address(url, options)
+    name = shown(target.url)
+    if target.url.endswith((".h5ad", ".h5mu")):
         raise SourceError(
-            f"{url} is an HDF5 file on another machine, which cannot be read in parts. Copy "
+            f"{name} is an HDF5 file on another machine, which cannot be read in parts. Copy "
             "it to this one, or write it as a zarr store."
         )
-    origin = Origin(url, is_shared=True, is_lasting=True)
-    return _zarr_root(origin, lambda: zarr_store.open_remote(url, options=options))
+    origin = Origin(name, is_shared=True, is_lasting=True)
+    return _zarr_root(origin, lambda: zarr_store.open_remote(*target))
 
 
 def _zarr_object(source: Any) -> Root:
@@ -245,7 +263,7 @@ def _zarr_object(source: Any) -> Root:
     if isinstance(store, ZipStore):
         return _zarr_files(str(store.path), prefix)
     origin = Origin(str(store), is_shared=not isinstance(store, MemoryStore))
-    return _zarr_root(origin, lambda: zarr_store.open_remote(store, prefix))
+    return _zarr_root(origin, lambda: zarr_store.open_remote(store, path=prefix))
 
 
 def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:

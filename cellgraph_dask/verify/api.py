@@ -11,7 +11,7 @@ from typing import Any
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
-from ..machine.remote import find_path
+from ..machine.remote import find_path, local_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.embeddings import stored_embeddings
@@ -100,7 +100,7 @@ def verify_export(
             source=matrix,
             limit=limit,
             threads=n_threads,
-            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
             stored=stored if source is not None else None,
         )
