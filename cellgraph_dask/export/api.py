@@ -99,7 +99,7 @@ def plan_export(
     if out_dir is not None:
         refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
-        opened = estimate(opened, computing(options.client, memory_limit, 1))
+        opened = estimate(opened, computing(options.client, memory_limit, 1, opened.task_bytes))
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"

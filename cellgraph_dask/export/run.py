@@ -265,11 +265,14 @@ def _report(
     )
 
 
-def computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
-    """Return the function that computes a Dask array: on the cluster, or on threads."""
+def computing(
+    client: Client | None, memory_limit: int | str | None, threads: int, task_bytes: int
+) -> Compute:
+    """Return the function that computes a `LazyMatrix`: on the cluster, or on threads."""
     if client is not None:
         return partial(compute_on_workers, client)
-    return partial(compute_on_threads, n_threads=threads, limit=limit_bytes(memory_limit))
+    limit = limit_bytes(memory_limit)
+    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=task_bytes)
 
 
 def _spooled(
@@ -282,7 +285,7 @@ def _spooled(
         if isinstance(source, Source):
             return spool_memory(source, folder)
         threads = options.threads or default_threads()
-        compute = computing(options.client, options.memory_limit, threads)
+        compute = computing(options.client, options.memory_limit, threads, source.task_bytes)
         return spool(source, folder, compute, progress)
 
 

@@ -103,15 +103,27 @@ class _GatedPool(ThreadPoolExecutor):
 
 
 def compute_on_threads(
-    tasks: Sequence[Any], on_result: Callable[[Any], None], *, n_threads: int, limit: int
-) -> list[Any]:
+    tasks: Sequence[Any], on_result: Callable[[Any], None], *, n_threads: int, limit: int,
+    task_bytes: int = 0,
+) -> list[Any]:  # fmt: skip
     """Compute delayed tasks of the user's graph on threads of this process.
 
     What such a task takes is known to nobody before. So one thread does the first alone, and as
     many follow as its memory allows. `on_result` is called with each result as it comes; `limit` is
-    the most resident bytes of this process; a MemoryLimitError if the first task goes beyond it.
+    the most resident bytes of this process; a MemoryLimitError if the first task goes beyond it,
+    or would by `task_bytes`, what one may take if that is known.
     """
     before = resident_bytes()
+    if before + task_bytes > limit:
+        least = (before + task_bytes) * 21 // 20
+        raise MemoryLimitError(
+            f"the memory limit of {format_bytes(limit)} is too small: reading a chunk of the dense "
+            f"matrix takes up to {format_bytes(task_bytes)}, beside the {format_bytes(before)} of "
+            f"Python and its libraries. Write it with smaller chunks, or allow "
+            f"{-(-least // 10**6)}MB (--memory-limit)."
+        )
+    if task_bytes:
+        n_threads = max(1, min(n_threads, (limit - before) // task_bytes))
     lock = threading.Lock()
     is_first = [True]
 

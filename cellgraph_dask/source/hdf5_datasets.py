@@ -29,12 +29,12 @@ from .layout import told
 
 SHUFFLE = 2
 _FILTERS = {
-    1: "zlib", SHUFFLE: "shuffle", 3: "fletcher32", 307: "bz2", 32000: "lzf", 32001: "blosc",
+    1: "zlib", SHUFFLE: "shuffle", 3: "fletcher32", 32000: "lzf", 32001: "blosc",
     32015: "zstd",
 }  # fmt: skip
 _BLOSC, _SNAPPY = 32001, 3  # by its settings; numcodecs has no snappy, hdf5plugin has
 # Compressors that give out as much as they like, until they are stopped.
-_COMPRESSORS = (1, 307, 32015)
+_COMPRESSORS = {1: "zlib", 307: "bz2", 32015: "zstd"}
 # Those that say, in these bytes of a chunk, how much they will give: szip,
 # Blosc, LZ4, Blosc2.
 _SIZE_AT: dict[int, tuple[int, int, Literal["little", "big"]]] = {
@@ -147,7 +147,7 @@ def check_chunk(dataset: h5py.Dataset, corner: tuple[int, ...]) -> None:
         if claimed > most:
             raise ChunkError(f"it says it holds {claimed} bytes, not {n_bytes}")
     else:
-        count_decoded(_FILTERS[applied[-1]], np.frombuffer(encoded, np.uint8), most)
+        count_decoded(_COMPRESSORS[applied[-1]], np.frombuffer(encoded, np.uint8), most)
 
 
 class Dataset(StoredArray):
