@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..errors import CellgraphError, redact
+from ..errors import CellgraphError, redact, shown
 from ..machine.memory import format_bytes, parse_bytes
 from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
@@ -316,7 +316,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         if as_json:
             click.echo(report.to_json())
         elif report.ok:
-            click.echo(describe_verification(out_dir, report))
+            click.echo(describe_verification(shown(out_dir), report))
         else:
             _print_all("Wrong", report.problems)
         _print_all("Warning", report.warnings)

@@ -9,7 +9,9 @@ chunk and one thread at a time.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,13 +37,39 @@ _FILTERS = {
 _FIRST_PLUGIN = 256  # filters below are HDF5's own
 _MOST_CHUNKS = 1 << 22  # whose places are kept: 100 MB; beyond that h5py looks them up each time
 _ADVICE = "copy it again from where it came, or write it again."
+_without_locks: set[str] = set()  # files on disks that have no locks
+
+log = logging.getLogger(__name__)
+
+
+def _open(path: str) -> h5py.File:
+    """Open a file for reading; a SourceError if another program is writing to it.
+
+    On a disk without locks that cannot be told, and is logged.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "unable to lock" not in str(error):
+            raise
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise SourceError(
+                f"{path} cannot be opened: another program has locked it, to write to it. Wait for "
+                "that, or copy the file and give the copy."
+            ) from error
+    if path not in _without_locks:
+        _without_locks.add(path)
+        log.warning("the disk of %s has no locks: nothing tells whether it is written to", path)
+    return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[h5py.File]:
     """Open a file; a SourceError if it is not a whole HDF5 file."""
     try:
-        file = h5py.File(path, "r")
+        file = _open(path)
+    except SourceError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(
             f"{path} is not an HDF5 file that can be opened ({error}). Copy it again from "
@@ -138,7 +166,7 @@ class _Dataset(StoredArray):
             if number < places.shape[1]:
                 places[:, number] = info.byte_offset, info.size, info.filter_mask
 
-        with h5py.File(self._path, "r") as file:
+        with _open(self._path) as file:
             dataset = file[self.name].id
             if hasattr(dataset, "chunk_iter"):  # since HDF5 1.12.3
                 dataset.chunk_iter(note)
@@ -208,7 +236,7 @@ class SlicedDataset(_Dataset):
         absent: list[Span] = []
         a = start
         try:
-            with h5py.File(self._path, "r") as file:
+            with _open(self._path) as file:
                 dataset = file[self.name]
                 _require_filters(dataset)
                 for a, b in cut_spans(start, stop, self.chunk_size):

@@ -13,6 +13,7 @@ import pytest
 from cellgraph_dask import (
     errors,
     export_connectivities,
+    inspect_path,
     open_export,
     plan_export,
     verify_export,
@@ -23,6 +24,7 @@ from cellgraph_dask.machine import remote
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source import zarr_objects
+from tests.helpers.command import run
 from tests.helpers.flaky import Flaky
 from tests.helpers.servers import serving
 from tests.helpers.stores import chunk_file, directed_graph, write_store
@@ -152,9 +154,11 @@ def test_a_resumed_run_knows_its_url_by_another_token(tmp_path, stores, monkeypa
         assert report.kept_tasks == 1
         plan = plan_export(source, memory_limit="4GB")
         verified = verify_export(out_dir, source=source, memory_limit="4GB")
+        inspected = inspect_path(source)
+        words = run("verify", source, "--source", source).stderr
     assert_exported(out_dir, GRAPH)
     assert verified.ok
-    told = f"{plan!r} {plan.to_json()} {report!r} {verified!r}"
+    told = f"{plan!r} {plan.to_json()} {report!r} {verified!r} {inspected!r} {words}"
     assert not any(secret in told for secret in ("hunter22", "ghijkl"))
 
 
