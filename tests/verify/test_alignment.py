@@ -45,7 +45,10 @@ def bare(adata):
     return left
 
 
-@pytest.fixture(scope="module", params=["pbmc", "digits", "demo"])
+SLOW = pytest.param("digits", marks=pytest.mark.slow)  # its neighbors are computed
+
+
+@pytest.fixture(scope="module", params=["pbmc", SLOW, "demo"])
 def store(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "cells.zarr"
     if request.param == "demo":
