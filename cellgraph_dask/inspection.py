@@ -120,7 +120,7 @@ def _inspect_store(
             members = _members_of_obsp(root)
         matrices = tuple(_describe(root, name, node) for name, node in members.items())
     n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
-    embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options))
+    embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options)[0])
     return InspectReport(str(path), "store", root.zarr_format, matrices, embeddings)
 
 

@@ -66,6 +66,8 @@ class ExportReport(Report):
         Whether the matrix was proved symmetric, so that one pass without temporary files was all.
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
+    warnings : tuple of str
+        What the user should know about the matrix, as in the plan.
     """
 
     out_dir: str
@@ -83,6 +85,7 @@ class ExportReport(Report):
     output_bytes: int
     symmetric: bool
     kept_tasks: int
+    warnings: tuple[str, ...] = ()
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
@@ -245,6 +248,7 @@ def _report(
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
+        warnings=prepared.job.source.notes,
     )
 
 

@@ -238,6 +238,9 @@ class _Requested(Encoded):
     def exists(self) -> bool:
         return bool(self._ask(lambda: self._store.exists(self._key)))
 
+    def stored_size(self) -> int:
+        return int(self._ask(lambda: self._store.getsize(self._key))) if self.exists() else 0
+
     def whole(self) -> Array:
         return self._get(None)
 

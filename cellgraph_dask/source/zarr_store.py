@@ -172,6 +172,23 @@ class ZarrArray:
         self.check_codecs()
         return self.array[index]
 
+    def read_small(self, most_bytes: int) -> Any:
+        """Return an array of one chunk; a SourceError if so much is stored that it may be a bomb.
+
+        How many bytes a text decodes to is not known beforehand, but no codec makes gigabytes of
+        some hundred bytes.
+        """
+        key = self.array.metadata.encode_chunk_key((0,) * self.ndim)
+        found = self.objects.open(f"{self.array.path}/{key}".lstrip("/"))
+        if found is not None:
+            try:
+                size = found.stored_size()
+            finally:
+                found.close()
+            if size > most_bytes // 4:
+                raise SourceError(f"{self.array.path} has {size} bytes, too many for a name.")
+        return self[()]
+
     def check_codecs(self) -> None:
         """Raise a SourceError if a codec runs what it reads, or stands for objects.
 

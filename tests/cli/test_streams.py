@@ -37,9 +37,8 @@ def test_an_export_is_done_whatever_becomes_of_its_words(here, streams, more):
     code, errors = shell(f"{COMMAND} export s.zarr out {more} {streams}")
     assert (code, errors if "progress" not in more else "") == (0, "")
     assert_exported(here / "out", GRAPH)
-    assert {path.name for path in (here / "out").iterdir()} == {
-        "connectivity", "connectivity_manifest.json",
-    }  # fmt: skip
+    names = {"connectivity", "connectivity_manifest.json"}
+    assert {path.name for path in (here / "out").iterdir()} == names
 
 
 def test_words_that_are_lost_are_told_of(here):

@@ -44,7 +44,7 @@ LIBRARIES = {
         "demo",
     },
     "numcodecs": {"source/codecs"},
-    "h5py": {"source/hdf5", "source/opening"},
+    "h5py": {"source/hdf5", "source/hdf5_datasets", "source/opening"},
     "anndata": {"demo"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/spool", "edge_pairs/graph", "demo"},

@@ -78,7 +78,7 @@ def files(tmp_path_factory, store):
 
 
 @pytest.mark.parametrize("kind", ["zarr", "zip", "h5ad"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
 def test_any_name_on_this_machine(tmp_path, files, monkeypatch, name, kind):
     source, out_dir = tmp_path / name / f"{name}.{kind}", tmp_path / name / f"{name}.out"
     source.parent.mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_an_hdf5_file_that_is_being_written(files, tmp_path):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program, path], **pipes) as writer:
         assert writer.stdout.readline() == b"open\n"
-        with pytest.raises(SourceError, match="another program has locked it"):
+        with pytest.raises(SourceError, match="is open for writing in another program"):
             plan_export(path)
         writer.communicate(b"\n")
     plan_export(path)
