@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from .._version import __version__
-from ..errors import redact
+from ..errors import redact, shown
 from ..machine.memory import format_bytes, parse_bytes
 from .failures import EXIT_CODES, INTERRUPTED, VERBOSE, Commands
 from .streams import finish, note_done, prepare
@@ -283,7 +283,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
     if as_json:
         click.echo(report.to_json())
     elif report.ok:
-        click.echo(describe_verification(out_dir, report))
+        click.echo(describe_verification(shown(out_dir), report))
     else:
         cli.print_all("Wrong", report.problems)
     cli.print_all("Warning", report.warnings)

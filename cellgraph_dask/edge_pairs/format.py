@@ -143,7 +143,9 @@ def read_json(path: AnyPath, out_dir: AnyPath) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ABSENT:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
 
 

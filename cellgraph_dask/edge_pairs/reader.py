@@ -282,6 +282,10 @@ def _copy(source: RemotePath, target: Path, most: int) -> None:
                     most -= len(part)
         except FileNotFoundError:
             target.unlink()
+        except PermissionError as error:  # or absent, where this user may not list
+            if target.name != IDENTITY:
+                raise InvalidExportError(f"{source} cannot be read: {error.strerror}.") from error
+            target.unlink()
         except OSError as error:
             if error.filename != str(source):  # of the disk, then
                 raise

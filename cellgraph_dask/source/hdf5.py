@@ -35,6 +35,7 @@ from .hdf5_datasets import (
     missing,
     open_file,
     path_of_virtual,
+    read_only,
     stretch,
 )
 
@@ -159,7 +160,7 @@ class _Direct(Encoded):
 
     def whole(self) -> Array:
         out = buffers.take("encoded chunk", self.size, np.uint8)
-        with h5py.File(self._array.path, "r") as file:
+        with read_only(self._array.path) as file:
             _, found = file[self._array.name].id.read_direct_chunk((self._at,), out=out)
         if len(found) != self.size:
             raise ChunkError(f"it has {len(found)} bytes, not {self.size}")

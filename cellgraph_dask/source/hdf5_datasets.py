@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -43,13 +44,29 @@ _SIZE_AT: dict[int, tuple[int, int, Literal["little", "big"]]] = {
 _COUNTED = (5, 6)  # nbit and scale-offset: their settings say how many values a chunk has
 _FIRST_PLUGIN = 256  # filters below are HDF5's own
 ADVICE = "copy it again from where it came, or write it again."
+_without_locks: set[str] = set()  # files on disks that have no locks
+
+log = logging.getLogger(__name__)
+
+
+def read_only(path: str) -> h5py.File:
+    """Open a file as h5py does; on a disk without locks without one, which is logged once."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "unable to lock" not in str(error) or error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+    if path not in _without_locks:
+        _without_locks.add(path)
+        log.warning("the disk of %s has no locks: nothing tells whether it is written to", path)
+    return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[h5py.File]:
     """Open a file; a SourceError if it is not a whole HDF5 file."""
     try:
-        file = h5py.File(path, "r")
+        file = read_only(path)
     except PermissionError as error:
         raise SourceError(f"{path} cannot be opened: {os.strerror(errno.EACCES)}.") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -60,9 +77,8 @@ def open_file(path: str) -> Iterator[h5py.File]:
             or (isinstance(error, BlockingIOError))
         ):
             raise SourceError(
-                f"{path} is open for writing in another program, or its disk has no locks "
-                f"({text}). Close it there and try again; if nothing writes to it, set "
-                "HDF5_USE_FILE_LOCKING=FALSE."
+                f"{path} is open for writing in another program ({text}). Close it there and try "
+                "again; if nothing writes to it, set HDF5_USE_FILE_LOCKING=FALSE."
             ) from error
         raise SourceError(
             f"{path} is not an HDF5 file that can be opened ({text}). Copy it again from "
@@ -171,7 +187,7 @@ class Dataset(StoredArray):
             if number < places.shape[1]:
                 places[:, number] = info.byte_offset, info.size, info.filter_mask
 
-        with h5py.File(self.path, "r") as file:
+        with read_only(self.path) as file:
             dataset = file[self.name].id
             if hasattr(dataset, "chunk_iter"):  # since HDF5 1.12.3
                 dataset.chunk_iter(note)
@@ -250,7 +266,7 @@ class SlicedDataset(Dataset):
         absent: list[Span] = []
         a = start
         try:
-            with h5py.File(self.path, "r") as file:
+            with read_only(self.path) as file:
                 dataset = file[self.name]
                 require_filters(dataset)
                 for a, b in cut_spans(start, stop, self.chunk_size):

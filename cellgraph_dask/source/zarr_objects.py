@@ -27,9 +27,10 @@ from zarr.core.sync import sync
 from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.remote import is_denied, is_page
 from .chunked import Encoded, Extent, check_crc, first_byte
 from .codecs import ChunkError, inflate
-from .remote_store import gives_parts, is_denied, is_page
+from .remote_store import gives_parts
 
 _LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, without name and extra
 

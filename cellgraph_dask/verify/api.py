@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.reader import downloaded
-from ..errors import InvalidExportError, SourceError
+from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path, local_path
 from ..runtime.progress import progress_bars
@@ -110,7 +110,7 @@ def verify_export(
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     if report.n_cells is None and not is_export(path):
         raise InvalidExportError(problems[0])
-    return replace(report, problems=problems)
+    return replace(report, problems=problems, warnings=tuple(map(redact, report.warnings)))
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
