@@ -117,7 +117,9 @@ def _has_links(top: Path) -> bool:
     )
 
 
-def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord | None:
+def interrupted_run(
+    source: Source, fingerprint: str, folder: Path, options: Options
+) -> RunRecord | None:
     """Return the run to resume, if any; a ResumeError if it is not the one that is asked for."""
     record = read_run(folder / WORK_FOLDER)
     if record is None:
@@ -134,7 +136,7 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
                 f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
                 f"{wanted!r}. Give the same options to resume it, or start over without --resume."
             )
-    if record.fingerprint != source.fingerprint():
+    if record.fingerprint != fingerprint:
         raise ResumeError(
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
             f"started ({record.started}). Start over without --resume."
@@ -148,15 +150,15 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
     return record
 
 
-def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecord:
-    """Return the record of a run that begins."""
+def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Options) -> RunRecord:
+    """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
     scratch = _scratch_base(output.work, options).absolute() / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
         id=run,
         version=__version__,
-        fingerprint=source.fingerprint(),
+        fingerprint=fingerprint,
         out_dir=str(output.name),
         scratch=str(scratch),
         seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),

@@ -28,6 +28,7 @@ from ..runtime.stage import Executor, Journal, ResumableExecutor
 from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
+from ..source.stamps import Watch
 from ..stages.job import Job, Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.runs import Scratch
@@ -99,8 +100,12 @@ def run_export(
     """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
-    export = _Export(source, options, method, tuning)
-    record = export.interrupted()
+    with Watch(source) as watch:
+        return _run_export(_Export(source, watch, options, method, tuning), options, began)
+
+
+def _run_export(export: _Export, options: Options, began: float) -> ExportReport:
+    source, record = export.source, export.interrupted()
     force = options.force or (record is not None and record.force)
     output = output_of(options, force=force, resume=record is not None)
     read_identity(output.out_dir, source.n_cells)
@@ -145,6 +150,7 @@ class _Export:
     """An export of a source: how it is planned and run, until a method suits the matrix."""
 
     source: Source | LazyMatrix
+    watch: Watch
     options: Options
     method: Method | None
     tuning: Tuning | None
@@ -170,7 +176,7 @@ class _Export:
             log.info("only exports of files and URLs can be resumed; starting from the beginning")
             return None
         folder = local_folder(self.options.out_dir, self.options.scratch_dir)
-        return interrupted_run(self.ready, folder, self.options)
+        return interrupted_run(self.ready, self.watch.fingerprint, folder, self.options)
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
@@ -200,11 +206,12 @@ class _Export:
         """Try methods until one suits the matrix, and publish what it has made."""
         while True:
             if record is None:
-                record = new_record(prepared, output, self.options)
+                record = new_record(prepared, self.watch.fingerprint, output, self.options)
             keep = self.options.keep_scratch
             try:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
+                    self.watch.check()
                     output.publish(result.manifest, edges, progress)
                 return prepared, result
             except (OtherMethodError, NegativeWeightError) as reason:

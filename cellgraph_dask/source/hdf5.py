@@ -9,12 +9,12 @@ chunk and one thread at a time.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -23,6 +23,7 @@ from h5py import h5d, h5t
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import STEP, RawArray, Span, StoredArray, cut_spans
 from .chunked import ChunkedArray, Extent
 from .codecs import ChunkCodecs, chunk_codecs
@@ -117,6 +118,32 @@ def _require_filters(dataset: h5py.Dataset) -> None:
             )
 
 
+def _outside(dataset: h5py.Dataset, depth: int = 4) -> tuple[str, ...]:
+    """Return the other files that a dataset's values are in: external and virtual storage.
+
+    HDF5 looks for relative names beside the file and in the working directory.
+    """
+    paths: dict[str, None] = {}
+    folders = (os.path.dirname(dataset.file.filename), "")  # noqa: PTH120
+
+    def add(name: str, path: str) -> None:
+        for folder in folders:
+            pattern = os.path.join(folder, name)  # noqa: PTH118
+            found = glob.glob(pattern.replace("%b", "*")) if "%b" in pattern else [pattern]  # noqa: PTH207
+            for file in found:
+                paths[os.path.abspath(file)] = None  # noqa: PTH100
+                if path and depth:
+                    with suppress(Exception), h5py.File(file, "r") as other:
+                        paths.update(dict.fromkeys(_outside(other[path], depth - 1)))
+
+    for name, _, _ in dataset.external or ():
+        add(name, "")
+    for source in dataset.virtual_sources() if dataset.is_virtual else ():
+        if source.file_name != ".":
+            add(source.file_name, source.dset_name)
+    return tuple(paths)
+
+
 class _Dataset(StoredArray):
     """What all datasets of one dimension have; `name` leads to it in its file."""
 
@@ -126,6 +153,7 @@ class _Dataset(StoredArray):
         self.dtype = dataset.dtype.newbyteorder("=")
         self.chunk_size = int((dataset.chunks or (STEP,))[0])
         self._path = os.path.abspath(dataset.file.filename)  # noqa: PTH100
+        self._outside = _outside(dataset)
 
     @cached_property
     def _places(self) -> Array:
@@ -147,8 +175,8 @@ class _Dataset(StoredArray):
                     note(dataset.get_chunk_info(k))
         return places
 
-    def files(self) -> Iterator[Path]:
-        yield Path(self._path)
+    def stamp(self) -> str:
+        return stamps.of_files((self._path, *self._outside))
 
 
 class _RawDataset(_Dataset, RawArray):
@@ -254,6 +282,11 @@ class DenseDataset:
         self.chunks = dataset.chunks
         names = [_FILTERS.get(k, label or f"filter {k}") for k, _, label in _filters(dataset)]
         self.codec = ", ".join(names) or None
+        self._outside = _outside(dataset)
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        return stamps.of_files((self._path, *self._outside))
 
     def __getitem__(self, index: Any) -> Any:
         """Return the values at an index."""

@@ -28,7 +28,7 @@ from ..runtime.progress import Progress
 from .arrays import EvenIndptr, MemoryArray, SpooledArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
-from .matrix import Origin, Source
+from .matrix import Origin, Source, digest_of
 
 Compute = Callable[[list[Any], Callable[[Any], None]], list[Any]]
 
@@ -45,6 +45,17 @@ class LazyMatrix:
     key: str
     array: Any
     notes: tuple[str, ...] = ()
+    stored: Any = None  # the dense matrix in a store that it is read from, if it is from one
+
+    @property
+    def path(self) -> str:
+        """What the user called its origin."""
+        return self.origin.path
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again, if it is in a store."""
+        told = f"{self.array.shape} {self.array.dtype}"
+        return digest_of(self.origin, told, self.stored.stamp() if self.stored is not None else "")
 
     @property
     def n_cells(self) -> int:
@@ -89,7 +100,7 @@ def of_dense(
     rows = min(n_rows, rows * max(1, _PIECE_BYTES // (rows * columns * item)))
     pieces = (rows, columns)
     array = da.from_array(dense, chunks=pieces, name=False, asarray=False, inline_array=True)
-    return LazyMatrix(origin, key, array, notes)
+    return LazyMatrix(origin, key, array, notes, dense)
 
 
 class Part(NamedTuple):

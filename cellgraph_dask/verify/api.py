@@ -16,6 +16,7 @@ from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
 from ..source.matrix import Source
 from ..source.opening import open_source
+from ..source.stamps import Watch
 from .checks import VerifyReport, verify
 
 
@@ -69,6 +70,7 @@ def verify_export(
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
     matrix: Source | None = None
+    watch: Watch | None = None
     if source is not None:
         opened = open_source(
             source, key, neighbors_key=neighbors_key, storage_options=storage_options
@@ -79,7 +81,10 @@ def verify_export(
                 "sparse matrices in stores or in memory."
             )
         matrix = opened
+        watch = Watch(matrix)
     with progress_bars(progress) as bars, ExitStack() as stack:
+        if watch is not None:
+            stack.enter_context(watch)
         if isinstance(path, Path):
             folder = path
         else:
@@ -96,6 +101,8 @@ def verify_export(
             scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
             components=components,
         )
+        if watch is not None:
+            watch.check()
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)
 
