@@ -17,10 +17,12 @@ import click
 
 from .._version import __version__
 from ..errors import CellgraphError
+from ..machine.interrupts import holding
 from ..machine.memory import format_bytes, parse_bytes
 from .words import describe_inspection, describe_plan, describe_verification
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]
@@ -173,34 +175,53 @@ def _errors(context: click.Context) -> Iterator[None]:
         context.exit(FAILED)
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: the time of a batch job is over, say."""
+class _Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or SIGTERM: the time of a batch job is over, say."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _interrupt(number: int, _: object) -> None:
+    for other in _ENDING:  # what follows is clearing up, which no second signal should cut short
+        signal.signal(other, lambda *_: None)
+    raise _Interrupted(number)
 
 
 @contextmanager
 def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end an export in order, and print how to resume it."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        from ..export.run import is_interrupted
+    """Let Ctrl-C and SIGTERM end an export in order, and print how to resume it.
 
-        if is_interrupted(out_dir, scratch_dir):
-            command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
-            resuming = shlex.join([*command, "--resume"])
-            message = f"What is finished is kept. Resume with:\n{resuming}"
-        else:
-            message = "Nothing is left behind."
-        click.echo(f"Interrupted. {message}", err=True)
-        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
-        context.exit(128 + number)
+    Once the export is shown to readers, it has succeeded, whatever comes.
+    """
+    before = {number: signal.signal(number, _interrupt) for number in _ENDING}
+    try:
+        with holding(deliver=False) as hold:
+            try:
+                yield
+            except KeyboardInterrupt as interrupt:
+                if not hold.shown:
+                    click.echo(f"Interrupted. {_what_is_left(out_dir, scratch_dir)}", err=True)
+                    context.exit(128 + getattr(interrupt, "number", signal.SIGINT))
+            if hold.noted:
+                click.echo(
+                    "Warning: the export is complete; only tidying up was interrupted.", err=True
+                )
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not hold.is_held:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _what_is_left(out_dir: str, scratch_dir: str | None) -> str:
+    """Say what an interrupted export has left, and how to resume it."""
+    from ..export.run import is_interrupted
+
+    if not is_interrupted(out_dir, scratch_dir):
+        return "Nothing is left behind."
+    command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
+    return f"What is finished is kept. Resume with:\n{shlex.join([*command, '--resume'])}"
 
 
 @cli.command()
@@ -347,13 +368,14 @@ def main() -> None:
     # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
     # multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        cli()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # All files are closed and all threads have ended. Taking Python and LLVM apart object by
-        # object would cost a small export a third of its time.
-        os._exit(code)
+    with holding(deliver=False):  # what is done stays done until the very end
+        try:
+            cli()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # All files are closed and all threads have ended. Taking Python and LLVM apart object
+            # by object would cost a small export a third of its time.
+            os._exit(code)

@@ -201,6 +201,7 @@ def run_folders(
             edges.mkdir(mode=0o700, exist_ok=True)
             record.write(output.work)
         yield edges
+        (output.work / RUN).unlink(missing_ok=True)  # it is published: nothing to resume
     except (KeyboardInterrupt, ClusterError) as error:
         if lasting and any_finished(output.work, record.id):
             output.keep = True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,8 +14,9 @@ from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PieceDelivery
 from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
-from ..errors import ResumeError
+from ..errors import ClusterError, ResumeError
 from ..machine.files import named_disk_errors
+from ..machine.interrupts import Hold, holding
 from ..machine.memory import limit_bytes, peak_bytes, reset_peak
 from ..machine.report import Report
 from ..plan.options import Options
@@ -59,7 +60,7 @@ class ExportReport(Report):
     seconds : float
         From start to end.
     memory_limit_bytes, projected_memory_bytes, peak_memory_bytes : int
-        Resident memory: allowed, foreseen at most, and measured.
+        Resident memory: allowed, foreseen at most, and measured; 0 if workers could not tell.
     scratch_bytes, output_bytes : int
         Temporary and final bytes on disk.
     symmetric : bool
@@ -100,8 +101,9 @@ def run_export(
     """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
-    with Watch(source) as watch:
-        return _run_export(_Export(source, watch, options, method, tuning), options, began)
+    with Watch(source) as watch, holding() as hold:
+        export = _Export(source, watch, hold, options, method, tuning)
+        return _run_export(export, options, began)
 
 
 def _run_export(export: _Export, options: Options, began: float) -> ExportReport:
@@ -112,16 +114,29 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
     # What needs no spooling is planned, and refused, before anything is written.
     ready = export.ready
     prepared = export.prepare(ready, output, record) if ready is not None else None
-    with (
-        output,
-        progress_bars(options.progress) as bars,
-        spool_folder(output, options, needed=prepared is None) as spooled,
-    ):
-        if prepared is None:
-            prepared = export.prepare(_spooled(source, spooled, bars, options), output, None)
-        if record is not None and read_run(output.work) != record:
-            raise ResumeError(f"another run has ended in {options.out_dir} just now; try again.")
-        prepared, result = export.run(prepared, record, output, spooled, bars)
+    try:
+        with (
+            output,
+            progress_bars(options.progress) as bars,
+            spool_folder(output, options, needed=prepared is None) as spooled,
+        ):
+            if prepared is None:
+                prepared = export.prepare(_spooled(source, spooled, bars, options), output, None)
+            if record is not None and read_run(output.work) != record:
+                raise ResumeError(
+                    f"another run has ended in {options.out_dir} just now; try again."
+                )
+            export.run(prepared, record, output, spooled, bars)
+    except (Exception, KeyboardInterrupt) as error:
+        if not export.hold.shown:
+            raise
+        log.warning(
+            "the export in %s is complete; tidying up was cut short (%s), and temporary files may "
+            "be left for the next export into it to remove",
+            output.name,
+            str(error) or type(error).__name__,
+        )
+    prepared, result = export.made[-1]
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
@@ -143,6 +158,7 @@ class _Result(NamedTuple):
     manifest: Manifest
     outcome: Outcome
     n_kept: int  # tasks of an interrupted run
+    peak: int  # most resident bytes of a worker; 0 if there are none, or they cannot tell
 
 
 @dataclass(frozen=True)
@@ -151,9 +167,11 @@ class _Export:
 
     source: Source | LazyMatrix
     watch: Watch
+    hold: Hold
     options: Options
     method: Method | None
     tuning: Tuning | None
+    made: list[tuple[Prepared, _Result]] = field(default_factory=list)
 
     @property
     def ready(self) -> Source | None:
@@ -202,7 +220,7 @@ class _Export:
         output: Output,
         spooled: Path,
         progress: Progress,
-    ) -> tuple[Prepared, _Result]:
+    ) -> None:
         """Try methods until one suits the matrix, and publish what it has made."""
         while True:
             if record is None:
@@ -212,8 +230,9 @@ class _Export:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
                     self.watch.check()
-                    output.publish(result.manifest, edges, progress)
-                return prepared, result
+                    self.made.append((prepared, result))
+                    output.publish(result.manifest, edges, progress, self.hold)
+                return
             except (OtherMethodError, NegativeWeightError) as reason:
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
@@ -227,7 +246,7 @@ class _Export:
 def _report(
     output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
-    plan, outcome, client = prepared.plan, result.outcome, options.client
+    plan, outcome = prepared.plan, result.outcome
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
@@ -239,7 +258,7 @@ def _report(
         seconds=round(seconds, 3),
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
-        peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
+        peak_memory_bytes=peak_bytes() if options.client is None else result.peak,
         scratch_bytes=outcome.scratch_bytes + prepared.job.source.spool_bytes,
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
@@ -289,7 +308,11 @@ def _run(
         with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
             outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return _Result(manifest, outcome, resumable.n_kept)
+    peak = 0
+    if client is not None:  # not later: what dies from now on has done its work
+        with suppress(ClusterError):
+            peak = worker_peak_bytes(client)
+    return _Result(manifest, outcome, resumable.n_kept, peak)
 
 
 def _delivery(

@@ -94,8 +94,14 @@ def read_at(fd: int, out: Array, offset: int) -> None:
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were not there, deepest first."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
     return missing
 
 

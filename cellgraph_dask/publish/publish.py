@@ -22,8 +22,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -41,6 +41,7 @@ from ..edge_pairs.format import (
 )
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
+from ..machine.interrupts import Hold
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
 from .work_folder import WorkFolder, check_no_link
@@ -86,42 +87,58 @@ class Target(Protocol):
         """Remove an edge file."""
 
 
-def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
+def publish(target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold) -> None:
     """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
-    The manifest has no tag. If that fails, the old export is whole, or the new one is.
+    The manifest has no tag. If that fails, the old export is whole. Once the new one is shown,
+    signals wait (`hold`), and what fails then is told as a warning: only tidying up is left.
     """
-    sizes = [(made / name).stat().st_size for name in manifest.files]
+    names = manifest.files
+    sizes = [(made / name).stat().st_size for name in names]
     _remove_unnamed(target)  # of an export that was killed
     try:
-        _bring_in(target, manifest, made, progress)
-    finally:
+        hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
+        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+        target.bring([made / name for name in names], shown.files, progress)
+        hold.begin()
         try:
+            _show(target, shown)
+        except KeyboardInterrupt:
+            if _shown(target) != shown:
+                raise
+        hold.shown = True
+        if hop:
+            with _only_tidying(target):
+                target.copy(shown.files, names)
+                target.put_texts([(MANIFEST, manifest.to_json())])
+    finally:
+        with _only_tidying(target):
             _remove_unnamed(target)
-        except Exception as error:  # a lost connection, say
-            log.warning(
-                "files that are no part of the export in %s could not be removed (%s); the next "
-                "export into it will do it",
-                target.path,
-                error,
-            )
-    if [target.size(name) for name in manifest.files] != sizes or _shown(target) != manifest:
+    found = _shown(target)
+    if found not in (shown, manifest) or _sizes(target, found) != sizes:
+        hold.shown = False
         raise OutputError(
             f"{target.path} does not hold what was written to it: another export into it may have "
             "run at the same time. Export again."
         )
 
 
-def _bring_in(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
-    """Move the new files in and show them; under tagged names first if theirs are taken."""
-    names = manifest.files
-    hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
-    shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-    target.bring([made / name for name in names], shown.files, progress)
-    _show(target, shown)
-    if hop:
-        target.copy(shown.files, names)
-        target.put_texts([(MANIFEST, manifest.to_json())])
+def _sizes(target: Target, shown: Manifest | None) -> list[int | None]:
+    return [target.size(name) for name in shown.files] if shown is not None else []
+
+
+@contextmanager
+def _only_tidying(target: Target) -> Iterator[None]:
+    """Tell as a warning what fails when one export or the other is whole."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:  # a lost connection, say
+        log.warning(
+            "tidying up in %s was cut short (%s); what readers find is whole, and the next export "
+            "into it does the rest",
+            target.path,
+            str(error) or type(error).__name__,
+        )
 
 
 def _show(target: Target, manifest: Manifest) -> None:
