@@ -231,7 +231,7 @@ class _Export:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
                     self.watch.check()
                     self.made.append((prepared, result))
-                    output.publish(result.manifest, edges, progress, self.hold)
+                    output.publish(result.manifest, edges, progress)
                 return
             except (OtherMethodError, NegativeWeightError) as reason:
                 # Seen only while running: a weight is negative, or an entry has no mirror image.

@@ -55,22 +55,19 @@ class Hold:
             raise KeyboardInterrupt
 
 
-_outermost: list[Hold] = []  # of the main thread
+_here = threading.local()
 
 
 @contextmanager
 def holding(*, deliver: bool = True) -> Iterator[Hold]:
-    """Give a `Hold`, and end it; inside another one it is that, which goes on."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and _outermost:
-        yield _outermost[0]
+    """Give a `Hold`, and end it; inside another one of this thread it is that, which goes on."""
+    outer: Hold | None = getattr(_here, "hold", None)
+    if outer is not None:
+        yield outer
         return
-    hold = Hold()
-    if is_main:
-        _outermost.append(hold)
+    hold = _here.hold = Hold()
     try:
         yield hold
     finally:
-        if is_main:
-            _outermost.clear()
+        _here.hold = None
         hold.end(deliver=deliver)

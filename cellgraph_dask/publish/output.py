@@ -11,7 +11,7 @@ from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
 from ..errors import CellgraphError, OutputError
-from ..machine.interrupts import Hold
+from ..machine.interrupts import holding
 from ..machine.remote import AnyPath, RemotePath, find_path, is_url, local_path
 from ..runtime.progress import Progress
 from .publish import DiskTarget, Target, publish
@@ -97,21 +97,20 @@ class Output:
         self._held.release(keep=self.keep)
 
     def publish(
-        self, manifest: Manifest, made: Path | None = None, progress: Progress | None = None,
-        hold: Hold | None = None,
-    ) -> None:  # fmt: skip
+        self, manifest: Manifest, made: Path | None = None, progress: Progress | None = None
+    ) -> None:
         """Show edge files to readers, as `manifest` describes them.
 
         They were made in the folder `made`, by default the work folder. If that fails, the old
         export is whole or the new one is, and what was to be uploaded stays on this machine, for a
-        run that resumes. From then on that the new one is shown, signals wait in `hold`.
+        run that resumes.
         """
-        made, progress, hold = made or self.work, progress or Progress(), hold or Hold()
-        try:
-            with self._target.named_errors():
-                publish(self._target, manifest, made, progress, hold)
-        except CellgraphError as error:
-            if not hold.shown and not isinstance(self.out_dir, Path):
-                self.keep = True
-                error.args = (f"{error} What is finished is kept; --resume uploads it.",)
-            raise
+        with holding() as hold:
+            try:
+                with self._target.named_errors():
+                    publish(self._target, manifest, made or self.work, progress or Progress())
+            except CellgraphError as error:
+                if not hold.shown and not isinstance(self.out_dir, Path):
+                    self.keep = True
+                    error.args = (f"{error} What is finished is kept; --resume uploads it.",)
+                raise

@@ -41,7 +41,7 @@ from ..edge_pairs.format import (
 )
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
-from ..machine.interrupts import Hold
+from ..machine.interrupts import Hold, holding
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
 from .work_folder import WorkFolder, check_no_link
@@ -87,12 +87,19 @@ class Target(Protocol):
         """Remove an edge file."""
 
 
-def publish(target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold) -> None:
+def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
     """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
     The manifest has no tag. If that fails, the old export is whole. Once the new one is shown,
-    signals wait (`hold`), and what fails then is told as a warning: only tidying up is left.
+    signals wait, and what fails then is told as a warning: only tidying up is left.
     """
+    with holding() as hold:
+        _publish(target, manifest, made, progress, hold)
+
+
+def _publish(
+    target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold
+) -> None:
     names = manifest.files
     sizes = [(made / name).stat().st_size for name in names]
     _remove_unnamed(target)  # of an export that was killed
@@ -146,7 +153,8 @@ def _show(target: Target, manifest: Manifest) -> None:
 
     Two files cannot be replaced at once. So the identity first says nothing of the number of edges,
     if what it says is not the new number; then the manifest comes; then the number. Where a step
-    fails, the identity is made to agree with the manifest that is there.
+    fails, the identity is made to agree with the manifest that is there; if that is the new one,
+    all is well.
     """
     identity = read_identity(target.path, manifest.n_cells)
     steps = [(MANIFEST, manifest.to_json())]
@@ -164,8 +172,10 @@ def _show(target: Target, manifest: Manifest) -> None:
         target.put_texts(steps)
     except BaseException:
         with suppress(Exception):  # if the manifest cannot be read, the identity stays silent
-            told = after if _shown(target) == manifest else before
-            target.put_texts([(IDENTITY, told)])
+            is_shown = _shown(target) == manifest
+            target.put_texts([(IDENTITY, after if is_shown else before)])
+            if is_shown:
+                return
         raise
 
 
