@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.memory import limit_bytes
+from ..runtime.threads import check_threads
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -33,7 +36,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.compression is not None and not 1 <= self.compression <= 9:
             raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        check_threads(self.threads)
+        limit_bytes(self.memory_limit)
         if self.scratch_dir is not None:  # workers may have another working directory
             object.__setattr__(self, "scratch_dir", Path(self.scratch_dir).absolute())

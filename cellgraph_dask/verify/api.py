@@ -13,7 +13,7 @@ from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path
 from ..runtime.progress import progress_bars
-from ..runtime.threads import default_threads
+from ..runtime.threads import check_threads, default_threads
 from ..source.matrix import Source
 from ..source.opening import open_source
 from ..source.stamps import Watch
@@ -109,6 +109,5 @@ def verify_export(
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
     """Return memory limit in bytes and number of threads, as given or by default."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    check_threads(threads)
     return limit_bytes(memory_limit), threads or default_threads()
