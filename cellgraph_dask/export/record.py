@@ -89,7 +89,7 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
 
 def _scratch_name(folder: Path) -> str:
     """Return the name of the folder of all runs into `folder` inside the user's scratch folder."""
-    return f"cellgraph-dask-{sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+    return f"cellgraph-dask-{sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
 
 
 def _is_ours(record: RunRecord, folder: Path) -> bool:
@@ -142,7 +142,7 @@ def interrupted_run(
             f"started ({record.started}). Start over without --resume."
         )
     base = _scratch_base(folder / WORK_FOLDER, options)
-    if options.scratch_dir is not None and base != Path(record.scratch).parent:
+    if options.scratch_dir is not None and base.resolve() != Path(record.scratch).parent.resolve():
         raise ResumeError(
             f"the run that was interrupted in {folder} has its temporary files in "
             f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."

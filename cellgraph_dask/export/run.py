@@ -17,7 +17,7 @@ from ..edge_pairs.gzip_member import DeflatePart
 from ..errors import ClusterError, ResumeError
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
-from ..machine.memory import limit_bytes, peak_bytes, reset_peak
+from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
@@ -230,6 +230,9 @@ class _Export:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
                     self.watch.check()
+                    log.info(
+                        "publishing %s edges to %s", f"{result.manifest.n_edges:,}", output.name
+                    )
                     self.made.append((prepared, result))
                     output.publish(result.manifest, edges, progress)
                 return
@@ -296,6 +299,7 @@ def _run(
     client: Client | None,
 ) -> _Result:
     """Run all stages; leave the edge files in the folder `edges`."""
+    log.info(_taken(prepared.plan))
     plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
     job = replace(prepared.job, scratch=Scratch(record.scratch))
     with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
@@ -313,6 +317,17 @@ def _run(
         with suppress(ClusterError):
             peak = worker_peak_bytes(client)
     return _Result(manifest, outcome, resumable.n_kept, peak)
+
+
+def _taken(plan: ExportPlan) -> str:
+    """Say for the log which method is taken, with which sizes."""
+    return (
+        f"{plan.key} of {plan.source}: {plan.n_cells:,} cells, {plan.n_entries:,} entries; "
+        f"{plan.method} method, {plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
+        f"{plan.threads} threads; projected memory {format_bytes(plan.projected_memory_bytes)} of "
+        f"{format_bytes(plan.memory_limit_bytes)}, temporary files up to "
+        f"{format_bytes(plan.scratch_bytes)}"
+    )
 
 
 def _delivery(

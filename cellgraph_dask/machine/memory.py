@@ -32,7 +32,7 @@ def parse_bytes(size: int | str) -> int:
     ValueError.
     """
     given: Any = size
-    if isinstance(given, numbers.Integral) and type(given) is not bool:
+    if isinstance(given, numbers.Integral):
         value: float = int(given)
     else:
         match = _SIZE.match(given) if isinstance(given, str) else None

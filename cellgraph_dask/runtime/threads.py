@@ -34,7 +34,7 @@ def check_threads(threads: Any) -> None:
     """Raise a ValueError if a number of threads is not one that can be."""
     if threads is None:
         return
-    if not isinstance(threads, Integral) or type(threads) is bool:
+    if not isinstance(threads, Integral):
         raise ValueError(f"threads must be a whole number, not {type(threads).__name__}")
     n = int(threads)
     if not 1 <= n < 2**31:
