@@ -85,7 +85,7 @@ _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
                  help="Upper bound on the resident memory of this process, such as 512MB; 384MB "
                       "or more.  [default: half of the machine's or cgroup's]"),
-    click.option("--threads", type=click.IntRange(1), metavar="N",
+    click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
