@@ -3,4 +3,4 @@
 It knows nothing of graphs, stores or Dask, and decides nothing.
 """
 
-__all__ = ["buffers", "compiled", "files", "interrupts", "memory", "remote", "report"]
+__all__ = ["buffers", "compiled", "files", "folders", "interrupts", "memory", "remote", "report"]

@@ -39,12 +39,13 @@ from ..edge_pairs.format import (
     read_identity,
     read_manifest,
 )
-from ..errors import InvalidExportError, OutputError
+from ..errors import InvalidExportError, OutputError, redact
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
+from ..machine.folders import check_no_link
 from ..machine.interrupts import Hold, holding
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
-from .work_folder import WorkFolder, check_no_link
+from .work_folder import WorkFolder
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _only_tidying(target: Target) -> Iterator[None]:
             "tidying up in %s was cut short (%s); what readers find is whole, and the next export "
             "into it does the rest",
             target.path,
-            str(error) or type(error).__name__,
+            redact(str(error)) or type(error).__name__,
         )
 
 

@@ -11,12 +11,14 @@ from typing import Any
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
-from ..machine.remote import find_path
+from ..machine.remote import find_path, local_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import check_threads, default_threads
+from ..source.embeddings import stored_embeddings
 from ..source.matrix import Source
-from ..source.opening import open_source
+from ..source.opening import is_container, open_source
 from ..source.stamps import Watch
+from .alignment import Stored
 from .checks import VerifyReport, verify
 
 
@@ -82,6 +84,11 @@ def verify_export(
             )
         matrix = opened
         watch = Watch(matrix)
+        key = opened.key if is_container(source) else ""
+
+    def stored(n_cells: int, most_bytes: int) -> Stored:
+        return stored_embeddings(source, n_cells, storage_options, key=key, most_bytes=most_bytes)
+
     with progress_bars(progress) as bars, ExitStack() as stack:
         if watch is not None:
             stack.enter_context(watch)
@@ -98,8 +105,9 @@ def verify_export(
             source=matrix,
             limit=limit,
             threads=n_threads,
-            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
+            stored=stored if source is not None else None,
         )
         if watch is not None:
             watch.check()

@@ -360,7 +360,7 @@ def test_a_modality_by_its_path(tmp_path, name):
     key = "mod/rna/obsp/connectivities"
     export_connectivities(tmp_path / name, tmp_path / "out", key=key)
     assert_exported(tmp_path / "out", GRAPHS["directed"])
-    with pytest.raises(SourceError, match=rf"In its modalities: {key}.*Did you mean '{key}'"):
+    with pytest.raises(SourceError, match=rf"tables and modalities: {key}.*Did you mean '{key}'"):
         plan_export(tmp_path / name)
 
 
