@@ -17,6 +17,7 @@ import click
 
 from .._version import __version__
 from ..errors import redact, shown
+from ..machine.interrupts import holding
 from ..machine.memory import format_bytes, parse_bytes
 from .failures import EXIT_CODES, INTERRUPTED, VERBOSE, Commands
 from .streams import finish, note_done, prepare
@@ -92,7 +93,7 @@ _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
                  help="Upper bound on the resident memory of this process, such as 512MB; 384MB "
                       "or more.  [default: half of the machine's or cgroup's]"),
-    click.option("--threads", type=click.IntRange(1), metavar="N",
+    click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
@@ -336,12 +337,13 @@ def main() -> None:
     # multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     prepare()
-    try:
-        cli()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        logging.shutdown()
-        code = finish(code)
-        # All files are closed and all threads have ended. Taking Python and LLVM apart object by
-        # object would cost a small export a third of its time.
-        os._exit(code)
+    with holding(deliver=False):  # what is done stays done until the very end
+        try:
+            cli()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            logging.shutdown()
+            code = finish(code)
+            # All files are closed and all threads have ended. Taking Python and LLVM apart object
+            # by object would cost a small export a third of its time.
+            os._exit(code)

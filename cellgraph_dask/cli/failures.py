@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..errors import CellgraphError, redact
+from ..machine.interrupts import SIGNALS, holding
 
 FAILED = 1
 
@@ -23,7 +24,6 @@ EXIT_CODES = (
 
 # Keys of a context's `meta`, which a command shares with the group.
 _JSON, VERBOSE, INTERRUPTED = (f"{__name__}.{name}" for name in ("json", "verbose", "interrupted"))
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PARAMETER = re.compile(r"`(\w+)(=\w+)?`")
 
 
@@ -106,10 +106,8 @@ class _Ended(KeyboardInterrupt):
 
 
 def _end(number: int, _: Any) -> None:
-    # What follows is tidying up, which another signal should not cut short; Ctrl-C may.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for other in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, signal.SIG_IGN)
+    for other in SIGNALS:  # what follows is tidying up, which no second signal should cut short
+        signal.signal(other, lambda *_: None)
     raise _Ended(number)
 
 
@@ -117,14 +115,25 @@ def _end(number: int, _: Any) -> None:
 def _signals() -> Iterator[None]:
     """Let signals that end the process end the work in order, as Ctrl-C does.
 
-    Those that are ignored, as ``nohup`` has it, stay ignored.
+    Those that are ignored, as ``nohup`` has it, stay ignored. Once an export is shown to readers,
+    it has succeeded, whatever comes.
     """
-    before = {number: signal.getsignal(number) for number in _ENDING}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, _end)
-        yield
+        with holding(deliver=False) as hold:
+            try:
+                yield
+            except KeyboardInterrupt:
+                if not hold.shown:
+                    raise
+            if hold.noted:
+                click.echo(
+                    "Warning: the export is complete; only tidying up was interrupted.", err=True
+                )
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not hold.is_held:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -10,7 +10,7 @@ from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
-from ..runtime.cluster import active_client
+from ..runtime.cluster import client_for
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
@@ -62,7 +62,8 @@ def plan_export(
         Where temporary files would go; by default beside the output.
     client
         A `distributed.Client`: its workers do the work, and the memory limit is that of each
-        worker. By default the one that is active, if any; else threads of this process.
+        worker. By default the one that is active, if any; else threads of this process, as inside
+        a task of a cluster and where the active client is asynchronous.
     output_storage_options
         For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
@@ -85,7 +86,7 @@ def plan_export(
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client if client is not None else active_client(),
+        client=client_for(client),
         output_storage_options=default_options(
             out_dir or "", output_storage_options, source, storage_options
         ),
@@ -186,7 +187,7 @@ def export_connectivities(
             force=force,
             resume=resume,
             progress=progress,
-            client=client if client is not None else active_client(),
+            client=client_for(client),
             output_storage_options=default_options(
                 out_dir, output_storage_options, source, storage_options
             ),

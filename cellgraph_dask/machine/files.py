@@ -105,8 +105,14 @@ def absolute(path: Path) -> Path:
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were not there, deepest first."""
     missing = [path for path in (folder, *folder.parents) if not os.access(path, os.F_OK)]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
     return missing
 
 

@@ -13,6 +13,7 @@ from ..edge_pairs.format import MANIFEST, Manifest
 from ..edge_pairs.generation import refuse_weighted
 from ..errors import CellgraphError, OutputError, shown
 from ..machine.files import absolute
+from ..machine.interrupts import holding
 from ..machine.remote import (
     AnyPath,
     RemotePath,
@@ -117,11 +118,12 @@ class Output:
         export is whole or the new one is, and what was to be uploaded stays on this machine, for a
         run that resumes.
         """
-        try:
-            with self._target.named_errors():
-                publish(self._target, manifest, made or self.work, progress or Progress())
-        except CellgraphError as error:
-            if not isinstance(self.out_dir, Path):
-                self.keep = True
-                error.args = (f"{error} What is finished is kept; `resume=True` uploads it.",)
-            raise
+        with holding() as hold:
+            try:
+                with self._target.named_errors():
+                    publish(self._target, manifest, made or self.work, progress or Progress())
+            except CellgraphError as error:
+                if not hold.shown and not isinstance(self.out_dir, Path):
+                    self.keep = True
+                    error.args = (f"{error} What is finished is kept; `resume=True` uploads it.",)
+                raise

@@ -24,7 +24,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -46,6 +46,7 @@ from ..edge_pairs.provenance import MOST_BYTES, NOTHING, PROVENANCE
 from ..errors import InvalidExportError, OutputError, redact
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
 from ..machine.folders import check_no_link
+from ..machine.interrupts import Hold, holding
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
 from .work_folder import WorkFolder
@@ -95,41 +96,63 @@ def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) 
     """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
     The manifest has no tag. There may be a `PROVENANCE` beside them. If that fails, the old export
-    is whole, or the new one is.
+    is whole. Once the new one is shown, signals wait, and what fails then is told as a warning:
+    only tidying up is left.
     """
     refuse_weighted(target.path)  # as somebody may have prepared it meanwhile
-    sizes = [(made / name).stat().st_size for name in manifest.files]
+    with holding() as hold:
+        _publish(target, manifest, made, progress, hold)
+
+
+def _publish(
+    target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold
+) -> None:
+    names, provenance = manifest.files, made / PROVENANCE
+    sizes = [(made / name).stat().st_size for name in names]
     _remove_unnamed(target)  # of an export that was killed
     try:
-        _bring_in(target, manifest, made, progress)
-    finally:
+        hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
+        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+        target.bring([made / name for name in names], shown.files, progress)
+        hold.begin()
         try:
+            _show(target, shown, provenance.read_text() if provenance.exists() else NOTHING)
+        except KeyboardInterrupt:
+            if _shown(target) != shown:
+                raise
+        hold.shown = True
+        if hop:
+            with _only_tidying(target):
+                target.copy(shown.files, names)
+                target.put_texts([(MANIFEST, manifest.to_json())])
+    finally:
+        with _only_tidying(target):
             _remove_unnamed(target)
-        except Exception as error:  # a lost connection, say
-            log.warning(
-                "files that are no part of the export in %s could not be removed (%s); the next "
-                "export into it will do it",
-                target.path,
-                redact(str(error)),
-            )
-    if [target.size(name) for name in manifest.files] != sizes or _shown(target) != manifest:
+    found = _shown(target)
+    if found not in (shown, manifest) or _sizes(target, found) != sizes:
+        hold.shown = False
         raise OutputError(
             f"{target.path} does not hold what was written to it: another export into it may have "
             "run at the same time. Export again."
         )
 
 
-def _bring_in(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
-    """Move the new files in and show them; under tagged names first if theirs are taken."""
-    names = manifest.files
-    hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
-    shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-    target.bring([made / name for name in names], shown.files, progress)
-    provenance = made / PROVENANCE
-    _show(target, shown, provenance.read_text() if provenance.exists() else NOTHING)
-    if hop:
-        target.copy(shown.files, names)
-        target.put_texts([(MANIFEST, manifest.to_json())])
+def _sizes(target: Target, shown: Manifest | None) -> list[int | None]:
+    return [target.size(name) for name in shown.files] if shown is not None else []
+
+
+@contextmanager
+def _only_tidying(target: Target) -> Iterator[None]:
+    """Tell as a warning what fails when one export or the other is whole."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:  # a lost connection, say
+        log.warning(
+            "tidying up in %s was cut short (%s); what readers find is whole, and the next export "
+            "into it does the rest",
+            target.path,
+            redact(str(error)) or type(error).__name__,
+        )
 
 
 def _show(target: Target, manifest: Manifest, provenance: str) -> None:
@@ -138,7 +161,7 @@ def _show(target: Target, manifest: Manifest, provenance: str) -> None:
     Several files cannot be replaced at once. So the identity first says nothing of the number of
     edges, if what it says is not the new number, nor the provenance of anything; then the manifest
     comes; then what they say of it. Where a step fails, they are made to agree with the manifest
-    that is there.
+    that is there; if that is the new one, all is well.
     """
     changes = [*_identity_changes(target, manifest), *_provenance_changes(target, provenance)]
     steps = [(change.name, change.silent) for change in changes if change.silent is not None]
@@ -150,6 +173,8 @@ def _show(target: Target, manifest: Manifest, provenance: str) -> None:
             new = _shown(target) == manifest
             told = [(c.name, c.after if new else c.before) for c in changes]
             target.put_texts([(name, text) for name, text in told if text is not None])
+            if new:
+                return
         raise
 
 

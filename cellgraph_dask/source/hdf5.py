@@ -246,7 +246,8 @@ class _Joined(Dataset):
     def files(self) -> Iterator[Path]:
         yield from super().files()
         for run in self._runs:
-            yield from run.array.files()
+            if isinstance(run.array, Dataset):
+                yield from run.array.files()
 
 
 def _runs(dataset: h5py.Dataset) -> Iterator[_Run]:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -24,6 +24,7 @@ from h5py import h5d, h5s
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import STEP, Span, StoredArray, check_access, cut_spans
 from .codecs import ChunkError, count_decoded
 from .layout import told
@@ -197,8 +198,12 @@ class Dataset(StoredArray):
         return places
 
     def files(self) -> Iterator[Path]:
-        """Yield the file."""
+        """Yield the files that its values are in, in the same order each time."""
         yield Path(self.path)
+
+    def stamp(self) -> str:
+        """See `StoredArray`."""
+        return stamps.of_files(map(str, self.files()))
 
 
 def external_files(dataset: h5py.Dataset) -> Iterator[tuple[str, int, int]]:
@@ -212,6 +217,17 @@ def external_files(dataset: h5py.Dataset) -> Iterator[tuple[str, int, int]]:
         yield path, int(offset), size
     if left:
         raise missing(dataset, f"no file is named for its last {left} bytes")
+
+
+def _other_files(dataset: h5py.Dataset) -> list[str]:
+    """Return the paths of external and virtual storage, as far as it is there."""
+    names = [name for name, _, _ in dataset.external or ()]
+    names += [s.file_name for s in dataset.virtual_sources()] if dataset.is_virtual else []
+    paths: list[str] = []
+    for name in dict.fromkeys(names):
+        with suppress(DamagedGraphError):
+            paths.append(path_of_virtual(dataset, name))
+    return paths
 
 
 def beside(dataset: h5py.Dataset, name: str) -> str:
@@ -313,6 +329,11 @@ class DenseDataset:
         self.chunks = dataset.chunks
         names = [_FILTERS.get(k, label or f"filter {k}") for k, _, label in filters_of(dataset)]
         self.codec = ", ".join(names) or None
+        self._files = (self.path, *_other_files(dataset))
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        return stamps.of_files(self._files)
 
     def check(self) -> None:
         """Raise a SourceError or DamagedGraphError if not all values are there to be read."""

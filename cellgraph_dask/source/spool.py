@@ -30,7 +30,7 @@ from ..runtime.progress import Progress
 from .arrays import EvenIndptr, MemoryArray, SpooledArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
-from .matrix import Origin, Source
+from .matrix import Origin, Source, digest_of
 
 Compute = Callable[[list[Any], Callable[[Any], None]], list[Any]]
 
@@ -49,11 +49,22 @@ class LazyMatrix:
     array: Any
     notes: tuple[str, ...] = ()
     piece_bytes: int = 0  # of values read at once from a dense matrix in a store
+    stored: Any = None  # that dense matrix
 
     @property
     def task_bytes(self) -> int:
         """Upper bound on the memory of reading a piece; 0 if it is a Dask array's own business."""
         return self.piece_bytes and 3 * self.piece_bytes + 2**25
+
+    @property
+    def path(self) -> str:
+        """What the user called its origin."""
+        return self.origin.path
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again, if it is in a store."""
+        told = f"{self.array.shape} {self.array.dtype}"
+        return digest_of(self.origin, told, self.stored.stamp() if self.stored is not None else "")
 
     @property
     def n_cells(self) -> int:
@@ -106,7 +117,7 @@ def of_dense(
     pieces = (rows, columns)
     array = da.from_array(dense, chunks=pieces, name=False, asarray=False, inline_array=True)
     largest = max(rows * columns, math.prod(int(n) for n in dense.chunks or ()))
-    return LazyMatrix(origin, key, array, notes, largest * item)
+    return LazyMatrix(origin, key, array, notes, largest * item, dense)
 
 
 class Part(NamedTuple):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from zarr.storage import FsspecStore
 
 from ..errors import CellgraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
 from .codecs import ChunkCodecs, ChunkError, chunk_codecs
@@ -157,6 +157,13 @@ class ZarrArray:
     def attrs(self) -> Mapping[str, Any]:
         """Its attributes, which may be anything where nobody asks for them."""
         return dict(self.array.attrs)
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        sizes = zip(self.shape, self.shards or self.chunks, strict=True)
+        grid = zip(*(stamps.sampled(max(0, n - 1) // size) for n, size in sizes), strict=True)
+        keys = [self.array.metadata.encode_chunk_key(place) for place in grid]
+        return self.objects.stamp(self.array.path, keys)
 
     @property
     def codec(self) -> str | None:
@@ -308,8 +315,9 @@ class _ObjectArray(ChunkedArray):
     def key_of(self, at: int) -> str:
         return f"{self._key_prefix}{at // self._shard_size}"
 
-    def files(self) -> Iterator[Path]:
-        return self._objects.files(self.name)
+    def stamp(self) -> str:
+        numbers = stamps.sampled(max(0, self.size - 1) // self._shard_size)
+        return self._objects.stamp(self.name, [f"{self._key_prefix}{k}" for k in numbers])
 
 
 class SlicedArray(_ObjectArray):

@@ -270,11 +270,12 @@ class _Check:
 
     def _too_small(self, needed: int) -> MemoryLimitError:
         reserved = self._reserved()
-        least = reserved + SLACK_BYTES + needed
+        least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
         return MemoryLimitError(
             f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
             f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {-(-least // 10**6)}MB (`memory_limit`)."
+            f"that will do is {least // 10**6}MB (`memory_limit`).",
+            needed_bytes=least,
         )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:

@@ -174,6 +174,8 @@ def test_verify_exits_with_3_if_something_is_wrong(tmp_path, source):
         (["--memory-limit", "much"], "'much' is not a size; write it as 512MB"),
         (["--memory-limit", "0"], "a size must be positive"),
         (["--memory-limit", "-1GB"], "is not a size"),
+        (["--memory-limit", "9" * 400], "a size must be less than 8 EiB"),
+        (["--threads", "9" * 400], "--threads"),
         (["--threads", "0"], "--threads"),
         (["--what"], "No such option"),
         (["and", "more"], "unexpected extra argument"),
