@@ -186,6 +186,11 @@ def edges_of_ring(kind: str, n_cells: int, _: Path) -> Edges:
     return edges_of_store(ring(kind, n_cells))
 
 
+def no_edges(_: Path) -> Edges:
+    """Return no edges."""
+    return np.empty(0, np.int64), np.empty(0, np.int64)
+
+
 def sound_edges(_: Path) -> Edges:
     """Return the edges of the small sound graph."""
     return oracle_edges(GRAPH)
@@ -333,7 +338,7 @@ def bombs() -> Iterator[tuple[str, Case]]:
     )
     for what in (f"{OBSP}/indices/0", f"{OBSP}/.zattrs", ".zattrs", f"{OBSP}/data/.zarray"):
         yield f"a deflated gigabyte for {what}", Case(made(zip_bomb, what))
-    yield "sound zeros in a deflated archive", Case(zip_of_chunks)
+    yield "sound zeros in a deflated archive", Case(zip_of_chunks, edges=no_edges)
 
 
 def hard_graphs() -> Iterator[tuple[str, Case]]:
@@ -382,13 +387,11 @@ def limited(command: list[str], limit: int) -> Run:
         return run_measured([*words, *command], cgroup=cgroup)
 
 
-def smallest(command: list[str]) -> int:
-    """Return the limit that is named when one megabyte is refused, in bytes."""
+def smallest(command: list[str]) -> int | None:
+    """Return the limit that is named when one megabyte is refused, in bytes; None if none is."""
     run = limited([*command, "--memory-limit", "1MB"], GB)
     found = re.search(r"smallest limit that will do is (\d+)MB", run.stderr)
-    if found is None:
-        raise AssertionError(f"no limit is named: {run.stderr[-500:]}")
-    return int(found[1]) * 10**6
+    return int(found[1]) * 10**6 if found else None
 
 
 def faults(run: Run, command: list[str], limit: int, *, must: int | None) -> Iterator[str]:
@@ -420,6 +423,9 @@ def attempt(case: Case) -> list[str]:
         for words in case.commands:
             command = [word.format(s=source, o=out) for word in words]
             limit = case.limit or smallest(command)
+            if limit is None:
+                problems.append(f"{words[0]}: 1 MB is not refused with a limit that would do")
+                break
             if words[0] != "inspect" or not case.is_exported:
                 command += ["--memory-limit", str(limit)]
             if words[0] in ("export", "verify"):
@@ -451,10 +457,7 @@ def main() -> int:
     n_wrong = 0
     for name in names:
         began = time.perf_counter()
-        try:
-            problems = [] if options.list else attempt(CASES[name])
-        except AssertionError as error:
-            problems = [str(error)]
+        problems = [] if options.list else attempt(CASES[name])
         n_wrong += bool(problems)
         seconds = round(time.perf_counter() - began, 1)
         print(json.dumps({"case": name, "seconds": seconds, "problems": problems}), flush=True)
