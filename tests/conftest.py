@@ -21,11 +21,13 @@ settings.register_profile("here", deadline=None)  # tests run on machines that s
 settings.load_profile("here")
 
 
-# Modules whose tests share what is slow to start: a cluster, SLURM, large stores.
+# Modules whose tests share what is slow to start or make: a cluster, SLURM, stores, real graphs.
 TOGETHER = (
+    "tests/house/test_cellucid.py",
     "tests/house/test_slurm.py",
     "tests/runtime/test_cluster.py",
     "tests/source/test_source_memory.py",
+    "tests/verify/test_alignment.py",
 )
 
 

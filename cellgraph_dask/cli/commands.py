@@ -9,15 +9,17 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from .._version import __version__
-from ..errors import CellgraphError
+from ..errors import CellgraphError, redact
 from ..machine.memory import format_bytes, parse_bytes
+from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
 FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
@@ -163,13 +165,17 @@ def _client(options: dict[str, Any]) -> Iterator[Any]:
 
 @contextmanager
 def _errors(context: click.Context) -> Iterator[None]:
-    """Print our own errors as one message and exit with 1; with -v, show the traceback."""
+    """Print our own errors, and what the system refuses, as one message and exit with 1.
+
+    With -v, show the traceback.
+    """
     try:
         yield
-    except CellgraphError as error:
+    except (CellgraphError, OSError) as error:
         if context.obj:
-            raise
-        click.echo(f"Error: {error}", err=True)
+            click.echo(redact(traceback.format_exc()), err=True)
+        else:
+            click.echo(f"Error: {redact(str(error))}", err=True)
         context.exit(FAILED)
 
 
@@ -179,6 +185,20 @@ class _Terminated(KeyboardInterrupt):
 
 def _terminate(*_: object) -> None:
     raise _Terminated
+
+
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command as they may be shown, without --resume."""
+    before = ""
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if before.endswith("storage-options"):
+            yield "…"
+        elif name.endswith("storage-options") and equals:
+            yield f"{name}=…"
+        elif word != "--resume":
+            yield redact(word)
+        before = word
 
 
 @contextmanager
@@ -191,8 +211,7 @@ def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None
         from ..export.run import is_interrupted
 
         if is_interrupted(out_dir, scratch_dir):
-            command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
-            resuming = shlex.join([*command, "--resume"])
+            resuming = shlex.join(["cellgraph-dask", *_without_secrets(sys.argv[1:]), "--resume"])
             message = f"What is finished is kept. Resume with:\n{resuming}"
         else:
             message = "Nothing is left behind."
@@ -252,6 +271,7 @@ def export(
 
         with _client(options) as client:
             report = export_connectivities(source, out_dir, client=client, **options)
+        note_done()
         if as_json:
             click.echo(report.to_json())
         else:
@@ -292,6 +312,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
             from ..verify.api import verify_export
 
         report = verify_export(out_dir, **options)
+        note_done()
         if as_json:
             click.echo(report.to_json())
         elif report.ok:
@@ -339,6 +360,7 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
         from ..demo import run_demo
 
         result = run_demo(directory, n_cells=cells)
+        note_done()
         click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
 
 
@@ -347,13 +369,13 @@ def main() -> None:
     # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
     # multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    prepare()
     try:
         cli()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        code = finish(code)
         # All files are closed and all threads have ended. Taking Python and LLVM apart object by
         # object would cost a small export a third of its time.
         os._exit(code)

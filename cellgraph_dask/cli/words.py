@@ -84,6 +84,7 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
             ("embedding", f"{aligned.value:.0%} of {aligned.n_sampled:,} sampled edges are shorter "
                           f"than a random pair in {aligned.embedding}")
         )  # fmt: skip
+    facts += [("not checked", text) for text in report.unchecked]
     return facts
 
 

@@ -23,7 +23,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import named_disk_errors, opened, read_at, write_at
-from ..machine.remote import AnyPath, RemotePath
+from ..machine.remote import AnyPath, RemotePath, local_path
 from .format import (
     IDENTITY,
     MANIFEST,
@@ -243,7 +243,7 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
     Files that are not there are left out, and much longer ones than the manifest tells are cut. The
     folder is made in `scratch_dir`, by default the system's folder for temporary files.
     """
-    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    parent = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     with named_disk_errors(parent):
         folder = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent))
     try:

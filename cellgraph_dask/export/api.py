@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
@@ -13,7 +14,7 @@ from ..runtime.cluster import active_client
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
-from .run import ExportReport, computing, output_of, run_export
+from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -77,7 +78,7 @@ def plan_export(
         If the limit is too small; the message names the smallest that will do.
     """
     options = Options(
-        out_dir if out_dir is not None else Path.cwd(),
+        out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
@@ -90,6 +91,8 @@ def plan_export(
     output = output_of(options, force=True)
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if out_dir is not None:
+        refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
         opened = estimate(opened, computing(options.client, memory_limit, 1))
         method = "general"

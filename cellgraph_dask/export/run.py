@@ -20,6 +20,7 @@ from ..machine.memory import limit_bytes, peak_bytes, reset_peak
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
+from ..publish.apart import check_apart
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
@@ -65,6 +66,8 @@ class ExportReport(Report):
         Whether the matrix was proved symmetric, so that one pass without temporary files was all.
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
+    warnings : tuple of str
+        What the user should know about the matrix, as in the plan.
     """
 
     out_dir: str
@@ -82,11 +85,18 @@ class ExportReport(Report):
     output_bytes: int
     symmetric: bool
     kept_tasks: int
+    warnings: tuple[str, ...] = ()
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
     """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
+
+
+def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
+    """Refuse an export of a source into itself."""
+    origin = source.origin
+    check_apart(origin.path, origin.file, options.out_dir, options.scratch_dir)
 
 
 def run_export(
@@ -99,6 +109,7 @@ def run_export(
     """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
+    refuse_inside(source, options)
     export = _Export(source, options, method, tuning)
     record = export.interrupted()
     force = options.force or (record is not None and record.force)
@@ -237,6 +248,7 @@ def _report(
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
+        warnings=prepared.job.source.notes,
     )
 
 

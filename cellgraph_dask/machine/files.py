@@ -91,9 +91,20 @@ def read_at(fd: int, out: Array, offset: int) -> None:
         offset += n
 
 
+def absolute(path: Path) -> Path:
+    """Return the absolute path; an OutputError if there is no working directory any more."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{path} is in the working directory, which has been deleted. Change to another folder "
+            "(cd), or give absolute paths."
+        ) from error
+
+
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were not there, deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not os.access(path, os.F_OK)]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
     return missing
@@ -117,7 +128,8 @@ def fsync_folder(folder: Path) -> None:
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    with opened(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW) as fd:
+    aside.unlink(missing_ok=True)
+    with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW) as fd:
         write_at(fd, text.encode(), 0)
         os.fsync(fd)
     with suppress(OSError):
@@ -135,14 +147,18 @@ def is_readable(path: Path, folder: Path) -> bool:
         mode = path.stat().st_mode
         return stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):
-        return not path.is_symlink()
+        return not os.path.islink(path)  # noqa: PTH114 (which raises where it may not look)
+
+
+def nearest(path: Path) -> Path:
+    """Return a path, or the nearest of its parents that is there and may be looked at."""
+    path = absolute(path)
+    return next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), path)
 
 
 def _disk_of(path: Path) -> os.statvfs_result:
     """Return the figures of the disk of a path, or of its nearest parent that is there."""
-    while not path.exists():
-        path = path.parent
-    return os.statvfs(path)
+    return os.statvfs(nearest(path))
 
 
 def _available(disk: os.statvfs_result) -> int:

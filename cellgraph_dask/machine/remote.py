@@ -8,26 +8,29 @@ that says what happened, so that readers need not know where an export is.
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
-from urllib.parse import unquote, urlsplit
+from typing import IO, Any, NamedTuple, cast
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..errors import OutputError
+from ..errors import OutputError, hide, shown
 
 _READ_BYTES = 1 << 22  # what a request for a part of a file asks for
-_LOCAL = ("file", "local")
+_LOCAL = re.compile("(file|local):(?=/)", re.IGNORECASE)
+_WEB = ("http", "https")
 
 
 @dataclass(frozen=True)
 class RemotePath:
     """A file or folder in remote storage."""
 
-    files: Any  # fsspec.AbstractFileSystem
-    path: str  # in it
-    url: str  # what the user calls it
+    files: Any = field(repr=False)  # fsspec.AbstractFileSystem
+    path: str = field(repr=False)  # in it
+    url: str  # what the user calls it, without its secrets
 
     def __str__(self) -> str:
         return self.url
@@ -83,56 +86,121 @@ class _Reader:
         self._file.close()
 
 
-def is_url(path: str | Path) -> bool:
+def is_url(path: Any) -> bool:
     """Whether a path is a URL of remote storage, and not a path of this machine."""
-    return isinstance(path, str) and "://" in path and urlsplit(path).scheme not in _LOCAL
+    return isinstance(path, str) and "://" in path and not _LOCAL.match(path)
 
 
-def local_path(path: str | Path) -> Path:
-    """Path of a folder of this machine, which may be given as a ``file://`` URL."""
-    if isinstance(path, str) and "://" in path:
-        return Path(unquote(urlsplit(path).path))
-    return Path(path)
+def plain_name(name: Any) -> Any:
+    """Return a path or URL as text: of a `UPath`, another path-like object, or bytes.
+
+    What is none of these is returned as it is.
+    """
+    if hasattr(name, "protocol") and hasattr(name, "storage_options"):  # a UPath
+        return str(name)
+    return os.fsdecode(name) if isinstance(name, os.PathLike | bytes) else name
 
 
-def find_path(name: str | Path, options: Mapping[str, Any] | None = None) -> AnyPath:
+def options_of(name: Any, options: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Return the options for a path or URL, by default those that a `UPath` brings along."""
+    if options is None and is_url(plain_name(name)):
+        return getattr(name, "storage_options", None) or None
+    return options
+
+
+def local_path(path: Any) -> Path:
+    """Path on this machine, which may be given as a ``file://`` URL, or begin with ``~``.
+
+    What is there by exactly that name comes first. An OutputError says that a URL names another
+    machine.
+    """
+    text = plain_name(path)
+    found = _LOCAL.match(text)
+    if os.path.lexists(text):
+        return Path(text)
+    if found is None:
+        return _at_home(text)
+    rest = text[found.end() :]
+    if rest.startswith("//"):
+        host, slash, below = rest[2:].partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise OutputError(
+                f"{text} names the machine {host!r}; a file on this one is file:///folder/name."
+            )
+        rest = f"/{below}"
+    return Path(rest if os.path.lexists(rest) else unquote(rest))
+
+
+def _at_home(text: str) -> Path:
+    """Return a path with ``~`` for the home of a user, if that is known."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+class Address(NamedTuple):
+    """A URL as libraries take it, with the options for fsspec."""
+
+    url: str
+    options: dict[str, Any]
+
+
+def address(url: str, options: Mapping[str, Any] | None) -> Address:
+    """Return where a URL leads; from now on errors know the secrets in it.
+
+    The query of a web address belongs to each request, and not to the end of the folder's name.
+    """
+    hide(url, options)
+    parts, found = urlsplit(url), dict(options or {})
+    if parts.scheme in _WEB and parts.query and "params" not in found:
+        found["params"] = parse_qsl(parts.query, keep_blank_values=True)
+        url = parts._replace(query="").geturl()
+    scheme, colon, rest = url.partition("://")
+    return Address(f"{scheme.lower()}{colon}{rest.rstrip('/')}", found)
+
+
+def find_path(name: Any, options: Mapping[str, Any] | None = None) -> AnyPath:
     """Return a path of this machine, or one in remote storage.
 
     The options are for fsspec's file system: endpoint, credentials and the like. An OutputError
     says that no package for such URLs is installed, or that it refuses the URL or the options.
     """
-    if not is_url(name):
-        return local_path(name)
+    given = plain_name(name)
+    if not is_url(given):
+        return local_path(given)
     from fsspec.core import url_to_fs
 
-    url = str(name)
-    protocol = urlsplit(url).scheme
+    url, found = address(given, options_of(name, options))
+    protocol, given = urlsplit(url).scheme, shown(url)
     try:
         try:  # listings that are kept would hide what others write
-            files, path = url_to_fs(url, **{"use_listings_cache": False, **(options or {})})
+            files, path = url_to_fs(url, **{"use_listings_cache": False, **found})
         except TypeError:  # a file system without them
-            files, path = url_to_fs(url, **(options or {}))
+            files, path = url_to_fs(url, **found)
     except ImportError as error:
         raise OutputError(
-            f"{url} cannot be used: the package for {protocol}:// is not installed ({error}). For "
-            "s3:// it comes with this package's extra `remote`."
+            f"{given} cannot be used: the package for {protocol}:// is not installed ({error}). "
+            "For s3:// it comes with this package's extra `remote`."
         ) from error
     except Exception as error:
         raise OutputError(
-            f"{url} cannot be used: {describe(error)}. Check the URL and the storage options."
+            f"{given} cannot be used: {describe(error)}. Check the URL and the storage options."
         ) from error
     if not files._strip_protocol(path).strip("/"):
-        raise OutputError(f"{url} is not a folder; name one, such as {protocol}://bucket/export.")
-    return RemotePath(files, path.rstrip("/"), url.rstrip("/"))
+        raise OutputError(f"{given} is not a folder; name one, such as {protocol}://bucket/export.")
+    return RemotePath(files, path.rstrip("/"), given)
 
 
 def default_options(
-    url: str | Path, options: Mapping[str, Any] | None, other: str | Path, of_other: Any
+    url: Any, options: Mapping[str, Any] | None, other: Any, of_other: Any
 ) -> Mapping[str, Any] | None:
     """Return the options for a URL; if it has none, those of another URL of the same protocol."""
+    options = options_of(url, options)
+    url, other, of_other = plain_name(url), plain_name(other), options_of(other, of_other)
     if options is not None or not (is_url(url) and is_url(other)):
         return options
-    same = urlsplit(str(url)).scheme == urlsplit(str(other)).scheme
+    same = urlsplit(url).scheme == urlsplit(other).scheme
     return cast("Mapping[str, Any] | None", of_other) if same else None
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.files import absolute
+from ..machine.remote import is_url, local_path, plain_name
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -18,7 +21,7 @@ class Options:
     Raises a ValueError if a number is outside its range.
     """
 
-    out_dir: str | Path
+    out_dir: str | Path = field(repr=False)  # a path of this machine, or a URL as it was given
     compression: int | None = None
     memory_limit: int | str | None = None
     threads: int | None = None
@@ -35,5 +38,7 @@ class Options:
             raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
+        out_dir = plain_name(self.out_dir)
+        object.__setattr__(self, "out_dir", out_dir if is_url(out_dir) else local_path(out_dir))
         if self.scratch_dir is not None:  # workers may have another working directory
-            object.__setattr__(self, "scratch_dir", Path(self.scratch_dir).absolute())
+            object.__setattr__(self, "scratch_dir", absolute(local_path(self.scratch_dir)))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
 from ..errors import DiskSpaceError, ResumeError
-from ..machine.files import free_bytes
+from ..machine.files import free_bytes, nearest
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..machine.report import Report
 from ..runtime.cluster import inspect_workers
@@ -108,10 +108,7 @@ class Disks(NamedTuple):
 
 
 def _device(folder: Path) -> int:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder.stat().st_dev
+    return nearest(folder).stat().st_dev
 
 
 def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:

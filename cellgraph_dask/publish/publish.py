@@ -39,11 +39,12 @@ from ..edge_pairs.format import (
     read_identity,
     read_manifest,
 )
-from ..errors import InvalidExportError, OutputError
+from ..errors import InvalidExportError, OutputError, redact
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
+from ..machine.folders import check_no_link
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
-from .work_folder import WorkFolder, check_no_link
+from .work_folder import WorkFolder
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) 
                 "files that are no part of the export in %s could not be removed (%s); the next "
                 "export into it will do it",
                 target.path,
-                error,
+                redact(str(error)),
             )
     if [target.size(name) for name in manifest.files] != sizes or _shown(target) != manifest:
         raise OutputError(

@@ -7,6 +7,7 @@ length is nothing special. Every value of a block has been checked; compiled loo
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,7 +105,7 @@ class Source:
                 status = path.stat()
             except OSError:  # whoever reads it will say so
                 status = path.lstat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"{path} {status.st_size} {status.st_mtime_ns}"))
         if self.origin.file is None:  # the first, a middle and the last chunk of each
             for array in self._arrays:
                 for at in (0, array.size // 2, max(array.size - 1, 0)):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.abc.store import Store
+from zarr.storage import FsspecStore
 
 from ..errors import CellgraphError, SourceError
 from ..machine.buffers import Array
@@ -24,6 +25,7 @@ from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
 from .codecs import ChunkCodecs, ChunkError, chunk_codecs
 from .layout import Node, metadata_of, told
+from .remote_store import RemoteMetadata
 from .zarr_objects import LocalMetadata, LocalObjects, Objects, RemoteObjects
 
 # They stand for values that are no numbers; pickle runs what it reads.
@@ -58,15 +60,23 @@ def open_local(objects: LocalObjects, path: str = "") -> ZarrGroup:
 
 
 def open_remote(
-    store: Store | str, path: str = "", options: Mapping[str, Any] | None = None
+    store: Store | str, options: dict[str, Any] | None = None, path: str = ""
 ) -> ZarrGroup:
     """Return the group at a path of a store object, or of the store at a URL.
 
     Consolidated metadata save requests there. If it cannot be opened, zarr raises anything.
     """
     with _quiet():
-        group = zarr.open_group(store, mode="r", path=path, storage_options=options)
-    return ZarrGroup(group, RemoteObjects(group.store))
+        if isinstance(store, str):
+            store = FsspecStore.from_url(store, storage_options=options, read_only=True)
+        metadata = RemoteMetadata(store)
+        try:
+            group = zarr.open_group(metadata, mode="r", path=path)
+        except Exception as error:
+            if not metadata.odd:
+                raise
+            raise FileNotFoundError("; ".join(metadata.odd)) from error
+    return ZarrGroup(group, RemoteObjects(store))
 
 
 @contextmanager
@@ -161,6 +171,23 @@ class ZarrArray:
         """Return the values at an index; every reading by zarr comes through here."""
         self.check_codecs()
         return self.array[index]
+
+    def read_small(self, most_bytes: int) -> Any:
+        """Return an array of one chunk; a SourceError if so much is stored that it may be a bomb.
+
+        How many bytes a text decodes to is not known beforehand, but no codec makes gigabytes of
+        some hundred bytes.
+        """
+        key = self.array.metadata.encode_chunk_key((0,) * self.ndim)
+        found = self.objects.open(f"{self.array.path}/{key}".lstrip("/"))
+        if found is not None:
+            try:
+                size = found.stored_size()
+            finally:
+                found.close()
+            if size > most_bytes // 4:
+                raise SourceError(f"{self.array.path} has {size} bytes, too many for a name.")
+        return self[()]
 
     def check_codecs(self) -> None:
         """Raise a SourceError if a codec runs what it reads, or stands for objects.
@@ -258,9 +285,13 @@ class _ObjectArray(ChunkedArray):
         self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
     ) -> None:
         (size,), (chunk,), path = node.shape, node.chunks, node.array.path
-        finding = node.objects.work_bytes(f"{path}/")
-        if not codecs and isinstance(node.objects, RemoteObjects):
-            finding += 2 * chunk * dtype.itemsize  # what comes, before it is copied
+        finding, shard = node.objects.work_bytes(f"{path}/"), options.get("shard_size")
+        if isinstance(node.objects, RemoteObjects) and (shard or not codecs):
+            document = "zarr.json" if node.array.metadata.zarr_format == 3 else ".zarray"
+            if not node.objects.try_parts(f"{path}/{document}".lstrip("/")):
+                finding += 2 * (shard or chunk) * dtype.itemsize  # all of it, as it comes
+            elif not codecs:
+                finding += 2 * chunk * dtype.itemsize  # what comes, before it is copied
         super().__init__(path, size, dtype, chunk, codecs, finding_bytes=finding, **options)
         self._objects = node.objects
         self._key_prefix = node.array.metadata.encode_chunk_key((0,)).removesuffix("0")

@@ -11,11 +11,13 @@ from typing import Any
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError
 from ..machine.memory import limit_bytes
-from ..machine.remote import find_path
+from ..machine.remote import find_path, local_path
 from ..runtime.progress import progress_bars
 from ..runtime.threads import default_threads
+from ..source.embeddings import stored_embeddings
 from ..source.matrix import Source
-from ..source.opening import open_source
+from ..source.opening import is_container, open_source
+from .alignment import Stored
 from .checks import VerifyReport, verify
 
 
@@ -79,6 +81,11 @@ def verify_export(
                 "sparse matrices in stores or in memory."
             )
         matrix = opened
+        key = opened.key if is_container(source) else ""
+
+    def stored(n_cells: int, most_bytes: int) -> Stored:
+        return stored_embeddings(source, n_cells, storage_options, key=key, most_bytes=most_bytes)
+
     with progress_bars(progress) as bars, ExitStack() as stack:
         if isinstance(path, Path):
             folder = path
@@ -93,8 +100,9 @@ def verify_export(
             source=matrix,
             limit=limit,
             threads=n_threads,
-            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
+            stored=stored if source is not None else None,
         )
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
     return replace(report, problems=problems)

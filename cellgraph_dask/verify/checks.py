@@ -16,9 +16,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,16 @@ from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops
-from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
+from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_embeddings
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
 from .scan import Survey, plan_survey, survey, survey_bytes
 from .statistics import cell_dtype
+
+# From the number of cells, and the most bytes to be read at once.
+StoredEmbeddings = Callable[[int, int], Stored]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
@@ -86,6 +90,8 @@ class VerifyReport(Report):
         What the viewer of cellucid 0.9.1 to 0.9.4 needs to load the graph.
     alignment : Alignment or None
         How the graph lies in an embedding of the cells, if there is one.
+    unchecked : tuple of str
+        What could not be checked, and why: the alignment where no embedding can be read.
     threads : int
         Threads that worked at most.
     seconds : float
@@ -110,6 +116,7 @@ class VerifyReport(Report):
     largest_component: int | None = None
     viewer_memory_bytes: int | None = None
     alignment: Alignment | None = None
+    unchecked: tuple[str, ...] = ()
     threads: int = 1
     seconds: float = 0.0
     memory_limit_bytes: int = 0
@@ -119,16 +126,19 @@ class VerifyReport(Report):
 def verify(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
-    None,
+    None, stored: StoredEmbeddings | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof. It raises the errors of reading the matrix, and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
+    and `MemoryLimitError`.
     """
     began = time.perf_counter()
     reset_peak()
-    check = _Check(out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan)
+    check = _Check(
+        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
+    )
     report = check.run()
     return replace(
         report,
@@ -161,6 +171,7 @@ class _Check:
     scratch_dir: Path | None
     components: bool | None
     proof_plan: ProofPlan | None
+    stored: StoredEmbeddings | None
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
@@ -212,19 +223,21 @@ class _Check:
             kind, differences = self._prove(source, manifest, found, seeds)
             problems += differences
             report = replace(report, source=source.path, key=source.key, proof=kind)
-        warnings = [
+        warnings = list(self.source.notes) if self.source is not None else []
+        warnings += [
             f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
             f"this version does at level {manifest.compression}: another version wrote it, or "
             "it has been changed since."
             for path, byte in differing_files(self.out_dir, manifest)
         ]
-        alignment = self._align(manifest, found, warnings)
+        alignment, unchecked = self._align(manifest, found, warnings)
         return replace(
             report,
             ok=not problems,
             problems=tuple(problems),
             warnings=tuple(warnings),
             alignment=alignment,
+            unchecked=unchecked,
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
@@ -332,21 +345,38 @@ class _Check:
                 if not any(above.iterdir()):
                     above.rmdir()
 
-    def _align(self, manifest: Manifest, found: Survey, warnings: list[str]) -> Alignment | None:
-        """Hold the sampled edges against the best embedding that can be read."""
-        store = self.source.path if self.source is not None else None
-        for embedding in find_embeddings(self.out_dir, manifest.n_cells, store):
-            try:
-                alignment = align(found.samples, embedding)
-            except READ_ERRORS as error:
-                warnings.append(f"{embedding.name} cannot be used: {error}")
-                continue
-            if alignment is not None and alignment.shuffled:
-                warnings.append(
-                    f"The graph looks shuffled against {embedding.name}, at least in part: only "
-                    f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter "
-                    "than a random pair of cells, and 50% are by chance. Are the rows of the "
-                    "matrix in the order of the cells?"
-                )
-            return alignment
-        return None
+    def _align(
+        self, manifest: Manifest, found: Survey, warnings: list[str]
+    ) -> tuple[Alignment | None, tuple[str, ...]]:
+        """Hold the sampled edges against the best embedding that can be read; or say why not."""
+        reasons = []
+        if found.samples.shape[1] < LEAST_SAMPLES:
+            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+        stored = None
+        if self.stored is not None:
+            stored = partial(self.stored, manifest.n_cells, max(self._available(), 0) // 4)
+        for embeddings, why in find_embeddings(self.out_dir, manifest.n_cells, stored):
+            reasons += [why] if why and not embeddings else []
+            for embedding in embeddings:
+                try:
+                    alignment = align(found.samples, embedding)
+                except Exception as error:  # of any library that reads damaged bytes
+                    warnings.append(f"{embedding.name} cannot be used: {error}")
+                    reasons.append(f"{embedding.name} cannot be used")
+                    continue
+                if alignment is None:
+                    reasons.append(f"too few cells have finite coordinates in {embedding.name}")
+                    continue
+                if alignment.shuffled:
+                    warnings.append(_shuffled(alignment))
+                return alignment, ()
+        return None, (f"alignment: {'; '.join(reasons)}",)
+
+
+def _shuffled(alignment: Alignment) -> str:
+    return (
+        f"The graph looks shuffled against {alignment.embedding}, at least in part: only "
+        f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter than a random "
+        "pair of cells, and 50% are by chance. Are the rows of the matrix in the order of the "
+        "cells?"
+    )

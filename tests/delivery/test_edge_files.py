@@ -52,6 +52,7 @@ def test_gzip_is_one_member_and_the_same_however_it_is_cut(tmp_path, monkeypatch
         assert data[3] == 0, "no name"
 
 
+@pytest.mark.slow
 def test_every_level_is_about_as_small_as_zlib(tmp_path):
     rng = np.random.default_rng(0)
     n = 1 << 18

@@ -72,7 +72,7 @@ def export(source: Path, out_dir: Path, **options) -> object:
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("compression", [None, 6])
-@pytest.mark.parametrize("count_degrees", [True, False])
+@pytest.mark.parametrize("count_degrees", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_interrupted_export_goes_on(
     tmp_path, source, compression, count_degrees, threads, monkeypatch

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.mutants import LAYOUTS
 
-N_MUTANTS = 1200  # a seed
+N_MUTANTS = 1000  # a seed
 # Where zarr's reading is not believed: a chunk that is gone is not zeros, a chunk of another length
 # is damaged even if its codec copes, and a matrix whose obs cannot be read may be of other cells.
 STRICTER = (

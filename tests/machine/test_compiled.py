@@ -63,6 +63,7 @@ def test_the_second_start_needs_no_numba(package, tmp_path):
     assert cached(package)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
 def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
     call(package, tmp_path)

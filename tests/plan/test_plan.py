@@ -22,6 +22,7 @@ from tests.helpers.stores import directed_graph, write_store
 MB = 10**6
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     lengths=st.lists(st.sampled_from([0, 0, 0, 1, 2, 9, 40]), min_size=1, max_size=60),
