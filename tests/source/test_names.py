@@ -70,6 +70,7 @@ def files(tmp_path_factory, store):
     folder = tmp_path_factory.mktemp("files")
     archive = shutil.make_archive(str(folder / "a"), "zip", store)
     with h5py.File(folder / "a.h5ad", "w") as file:
+        file["obs/_index"] = list(range(GRAPH.shape[0]))
         group = file.create_group("obsp/connectivities")
         group.attrs.update({"encoding-type": "csr_matrix", "shape": GRAPH.shape})
         for name in ("indptr", "indices", "data"):
