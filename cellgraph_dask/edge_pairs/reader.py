@@ -283,7 +283,7 @@ def _copy(source: RemotePath, target: Path, most: int) -> None:
         except FileNotFoundError:
             target.unlink()
         except PermissionError as error:  # or absent, where this user may not list
-            if target.name != IDENTITY:
+            if target.name not in (IDENTITY, PROVENANCE):
                 raise InvalidExportError(f"{source} cannot be read: {error.strerror}.") from error
             target.unlink()
         except OSError as error:

@@ -133,7 +133,7 @@ def compute_on_threads(
             f"the memory limit of {format_bytes(limit)} is too small: reading a chunk of the dense "
             f"matrix takes up to {format_bytes(task_bytes)}, beside the {format_bytes(before)} of "
             f"Python and its libraries. Write it with smaller chunks, or allow "
-            f"{-(-least // 10**6)}MB (--memory-limit)."
+            f"{-(-least // 10**6)}MB (`memory_limit`)."
         )
     if task_bytes:
         n_threads = max(1, min(n_threads, (limit - before) // task_bytes))
