@@ -81,7 +81,17 @@ class DamagedGraphError(CellgraphError):
 
 
 class MemoryLimitError(CellgraphError):
-    """The memory limit is too small for the plan; the message names the smallest that will do."""
+    """The memory limit is too small for the plan; the message names the smallest that will do.
+
+    Attributes
+    ----------
+    needed_bytes : int or None
+        That limit in bytes, as `memory_limit` takes it; None where it is not known.
+    """
+
+    def __init__(self, message: str, needed_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 class OutputError(CellgraphError):

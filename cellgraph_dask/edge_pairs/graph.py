@@ -287,7 +287,8 @@ def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Co
         if free < len(SIDES) * n_bytes:
             raise DiskSpaceError(
                 f"the copy of {origin} takes {format_bytes(len(SIDES) * n_bytes)}, but "
-                f"{format_bytes(free)} are free in {folder}. Name another folder with scratch_dir."
+                f"{format_bytes(free)} are free in {folder}. Name another folder with "
+                "`scratch_dir`."
             )
         with ThreadPoolExecutor(len(SIDES)) as pool:
             return list(pool.map(copy, SIDES))

@@ -89,7 +89,7 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
 
 def _scratch_name(folder: Path) -> str:
     """Return the name of the folder of all runs into `folder` inside the user's scratch folder."""
-    return f"cellgraph-dask-{sha256(os.fsencode(absolute(folder))).hexdigest()[:12]}"
+    return f"cellgraph-dask-{sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
 
 
 def _is_ours(record: RunRecord, folder: Path) -> bool:
@@ -117,7 +117,9 @@ def _has_links(top: Path) -> bool:
     )
 
 
-def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord | None:
+def interrupted_run(
+    source: Source, fingerprint: str, folder: Path, options: Options
+) -> RunRecord | None:
     """Return the run to resume, if any; a ResumeError if it is not the one that is asked for."""
     record = read_run(folder / WORK_FOLDER)
     if record is None:
@@ -132,31 +134,32 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
         if found != wanted:
             raise ResumeError(
                 f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
-                f"{wanted!r}. Give the same options to resume it, or start over without --resume."
+                f"{wanted!r}. Give the same options to resume it, or start over without "
+                "`resume=True`."
             )
-    if record.fingerprint != source.fingerprint():
+    if record.fingerprint != fingerprint:
         raise ResumeError(
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
-            f"started ({record.started}). Start over without --resume."
+            f"started ({record.started}). Start over without `resume=True`."
         )
     base = _scratch_base(folder / WORK_FOLDER, options)
-    if options.scratch_dir is not None and base != Path(record.scratch).parent:
+    if options.scratch_dir is not None and base.resolve() != Path(record.scratch).parent.resolve():
         raise ResumeError(
             f"the run that was interrupted in {folder} has its temporary files in "
-            f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
+            f"{record.scratch}. Leave out `scratch_dir`, or start over without `resume=True`."
         )
     return record
 
 
-def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecord:
-    """Return the record of a run that begins."""
+def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Options) -> RunRecord:
+    """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
     scratch = absolute(_scratch_base(output.work, options)) / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
         id=run,
         version=__version__,
-        fingerprint=source.fingerprint(),
+        fingerprint=fingerprint,
         out_dir=str(output.name),
         scratch=str(scratch),
         seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
@@ -195,11 +198,12 @@ def run_folders(
             make_own(edges)
             record.write(output.work)
         yield edges
+        (output.work / RUN).unlink(missing_ok=True)  # it is published: nothing to resume
     except (KeyboardInterrupt, ClusterError) as error:
         if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
-                hint = "What is finished is kept; the same export with --resume continues it."
+                hint = "What is finished is kept; the same export with `resume=True` continues it."
                 error.args = (f"{error} {hint}",)
         raise
     finally:

@@ -105,8 +105,14 @@ def absolute(path: Path) -> Path:
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were not there, deepest first."""
     missing = [path for path in (folder, *folder.parents) if not os.access(path, os.F_OK)]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
     return missing
 
 
@@ -188,7 +194,7 @@ def named_disk_errors(folder: Path) -> Iterator[None]:
 
 def _no_room(folder: Path, error: OSError) -> str:
     """Say what a disk lacks: path, needed and free."""
-    remedy = "Free some space, or name another disk for temporary files with --scratch-dir."
+    remedy = "Free some space, or name another disk for temporary files with `scratch_dir`."
     if isinstance(error, FullError):
         where = os.fsdecode(error.filename or folder)
         return (

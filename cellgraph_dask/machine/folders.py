@@ -64,7 +64,7 @@ def _judge(folder: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid() and found.st_uid != _owner_of_new(folder.parent):
         raise OutputError(
             f"{folder} belongs to another user, who may have an export running. Remove it if not, "
-            "or choose another folder: --scratch-dir names one for temporary files."
+            "or choose another folder: `scratch_dir` names one for temporary files."
         )
 
 

@@ -22,6 +22,9 @@ from ..errors import OutputError, hide, shown
 _READ_BYTES = 1 << 22  # what a request for a part of a file asks for
 _LOCAL = re.compile("(file|local):(?=/)", re.IGNORECASE)
 _WEB = ("http", "https")
+_DENIED = (401, 403)
+_A_PAGE = "the server sent a web page in its place"
+_PAGES = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,10 @@ class RemotePath:
     def read_text(self, encoding: str = "utf-8") -> str:
         """Text of a file."""
         with _as_os_errors(self.url):
-            return str(self.files.cat_file(self.path), encoding)
+            content = self.files.cat_file(self.path)
+            if is_page(content):
+                raise FileNotFoundError(_A_PAGE)
+            return str(content, encoding)
 
     def open(self, mode: str = "rb") -> IO[Any]:
         """Open a file for reading from start to end."""
@@ -61,8 +67,29 @@ class RemotePath:
         """Whether there is such a file."""
         return self.size() is not None
 
+    def is_dir(self) -> bool:
+        """Whether there is anything below this name."""
+        with _as_os_errors(self.url):
+            return bool(self.files.isdir(self.path))
+
 
 AnyPath = Path | RemotePath
+
+
+def is_denied(error: BaseException | None) -> bool:
+    """Whether an error says that access was denied, in the words of any storage library."""
+    while error is not None:
+        names = ("status", "status_code", "code")
+        status = next((getattr(error, name) for name in names if hasattr(error, name)), None)
+        if isinstance(error, PermissionError) or status in _DENIED:
+            return True
+        error = error.__cause__
+    return False
+
+
+def is_page(content: bytes) -> bool:
+    """Whether bytes begin like a web page."""
+    return content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(_PAGES)
 
 
 class _Reader:
@@ -70,14 +97,19 @@ class _Reader:
 
     def __init__(self, path: RemotePath) -> None:
         self._url = path.url
+        self._begins = True
+        # Of a web server, one answer is read from start to end: not all of them give parts.
+        block = 0 if urlsplit(path.path).scheme in _WEB else _READ_BYTES
         with _as_os_errors(path.url):
-            self._file = path.files.open(
-                path.path, "rb", block_size=_READ_BYTES, cache_type="readahead"
-            )
+            self._file = path.files.open(path.path, "rb", block_size=block, cache_type="readahead")
 
     def read(self, n: int) -> bytes:
         with _as_os_errors(self._url):
-            return cast("bytes", self._file.read(n))
+            content = cast("bytes", self._file.read(n))
+            if self._begins and is_page(content):
+                raise FileNotFoundError(_A_PAGE)
+            self._begins = False
+            return content
 
     def __enter__(self) -> _Reader:
         return self
@@ -225,4 +257,5 @@ def _as_os_errors(url: str) -> Iterator[None]:
     except UnicodeError:
         raise
     except Exception as error:
-        raise OSError(errno.EIO, describe(error), url) from error
+        number = errno.EACCES if is_denied(error) else errno.EIO
+        raise OSError(number, describe(error), url) from error

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
+from ..edge_pairs.generation import refuse_weighted
 from ..errors import CellgraphError, OutputError, shown
 from ..machine.files import absolute
+from ..machine.interrupts import holding
 from ..machine.remote import (
     AnyPath,
     RemotePath,
@@ -60,7 +62,7 @@ def open_output(
     elif on_cluster and scratch_dir is None:
         raise OutputError(
             f"the files of {path} are made in a folder before they are uploaded; on a cluster "
-            "all workers must see it: name one on storage that they share with --scratch-dir."
+            "all workers must see it: name one on storage that they share with `scratch_dir`."
         )
     return Output(path, folder, force=force, resume=resume)
 
@@ -86,11 +88,12 @@ class Output:
         self.keep = False
         self.upload_bytes = self._target.upload_bytes
         with self._target.named_errors():
+            refuse_weighted(self.out_dir)
             taken = (self.out_dir / MANIFEST).exists()
         if taken and not force:
             raise OutputError(
                 f"{self.out_dir} already holds an export. Choose another folder, or replace it "
-                "with --force; the old export stays whole until the new one is complete."
+                "with `force=True`; the old export stays whole until the new one is complete."
             )
 
     def __enter__(self) -> Output:
@@ -115,11 +118,12 @@ class Output:
         export is whole or the new one is, and what was to be uploaded stays on this machine, for a
         run that resumes.
         """
-        try:
-            with self._target.named_errors():
-                publish(self._target, manifest, made or self.work, progress or Progress())
-        except CellgraphError as error:
-            if not isinstance(self.out_dir, Path):
-                self.keep = True
-                error.args = (f"{error} What is finished is kept; --resume uploads it.",)
-            raise
+        with holding() as hold:
+            try:
+                with self._target.named_errors():
+                    publish(self._target, manifest, made or self.work, progress or Progress())
+            except CellgraphError as error:
+                if not hold.shown and not isinstance(self.out_dir, Path):
+                    self.keep = True
+                    error.args = (f"{error} What is finished is kept; `resume=True` uploads it.",)
+                raise

@@ -100,9 +100,9 @@ class StoredArray(ABC):
         """Return what the store calls the chunk (or shard) that holds value `at`."""
         return str(at // self.chunk_size)
 
-    def files(self) -> Iterator[Path]:
-        """Yield the files that it is in, in the same order each time; none if it is in no file."""
-        yield from ()
+    def stamp(self) -> str:
+        """Return what changes when it is written again; nothing if no other process can do that."""
+        return ""
 
 
 def cut_spans(start: int, stop: int, size: int) -> Iterator[Span]:
@@ -233,7 +233,3 @@ class SpooledArray(RawArray):
     def path_of(self, k: int) -> Path:
         """See `RawArray`."""
         return self.where / ("indptr" if self.name.endswith("indptr") else f"part-{k:06d}")
-
-    def files(self) -> Iterator[Path]:
-        """Yield the files."""
-        yield from sorted(self.where.iterdir())

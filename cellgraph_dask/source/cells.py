@@ -85,7 +85,7 @@ def _length(node: Node | None) -> Iterator[int]:
     if node is None:
         return
     if is_array(node):
-        if len(node.shape) > 0:
+        if node.shape:  # of one value it is (), of none, in HDF5, None
             yield int(node.shape[0])
         return
     attributes = attributes_of(node)

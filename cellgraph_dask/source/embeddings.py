@@ -103,10 +103,9 @@ def _problem(array: Any, n_cells: int, most_bytes: int) -> str:
 
 
 def _unit(array: Any) -> tuple[int, ...]:
-    """Return the shape of what is read at once: a shard, a chunk, or rows where there are none."""
-    shards, chunks = getattr(array, "shards", None), getattr(array, "chunksize", None)
-    chunks = chunks or getattr(array, "chunks", None)
-    return shards or chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
+    """Return the shape of what is decoded at once: a chunk, or rows where there are none."""
+    chunks = getattr(array, "chunksize", None) or getattr(array, "chunks", None)
+    return chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
 
 
 def _bytes_at_once(array: Any) -> int:

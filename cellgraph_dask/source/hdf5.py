@@ -35,6 +35,7 @@ from .hdf5_datasets import (
     missing,
     open_file,
     path_of_virtual,
+    read_only,
     stretch,
 )
 
@@ -159,7 +160,7 @@ class _Direct(Encoded):
 
     def whole(self) -> Array:
         out = buffers.take("encoded chunk", self.size, np.uint8)
-        with h5py.File(self._array.path, "r") as file:
+        with read_only(self._array.path) as file:
             _, found = file[self._array.name].id.read_direct_chunk((self._at,), out=out)
         if len(found) != self.size:
             raise ChunkError(f"it has {len(found)} bytes, not {self.size}")
@@ -245,7 +246,8 @@ class _Joined(Dataset):
     def files(self) -> Iterator[Path]:
         yield from super().files()
         for run in self._runs:
-            yield from run.array.files()
+            if isinstance(run.array, Dataset):
+                yield from run.array.files()
 
 
 def _runs(dataset: h5py.Dataset) -> Iterator[_Run]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -23,18 +24,19 @@ from h5py import h5d, h5s
 
 from ..errors import DamagedGraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import STEP, Span, StoredArray, check_access, cut_spans
 from .codecs import ChunkError, count_decoded
 from .layout import told
 
 SHUFFLE = 2
 _FILTERS = {
-    1: "zlib", SHUFFLE: "shuffle", 3: "fletcher32", 307: "bz2", 32000: "lzf", 32001: "blosc",
+    1: "zlib", SHUFFLE: "shuffle", 3: "fletcher32", 32000: "lzf", 32001: "blosc",
     32015: "zstd",
 }  # fmt: skip
 _BLOSC, _SNAPPY = 32001, 3  # by its settings; numcodecs has no snappy, hdf5plugin has
 # Compressors that give out as much as they like, until they are stopped.
-_COMPRESSORS = (1, 307, 32015)
+_COMPRESSORS = {1: "zlib", 307: "bz2", 32015: "zstd"}
 # Those that say, in these bytes of a chunk, how much they will give: szip,
 # Blosc, LZ4, Blosc2.
 _SIZE_AT: dict[int, tuple[int, int, Literal["little", "big"]]] = {
@@ -43,13 +45,29 @@ _SIZE_AT: dict[int, tuple[int, int, Literal["little", "big"]]] = {
 _COUNTED = (5, 6)  # nbit and scale-offset: their settings say how many values a chunk has
 _FIRST_PLUGIN = 256  # filters below are HDF5's own
 ADVICE = "copy it again from where it came, or write it again."
+_without_locks: set[str] = set()  # files on disks that have no locks
+
+log = logging.getLogger(__name__)
+
+
+def read_only(path: str) -> h5py.File:
+    """Open a file as h5py does; on a disk without locks without one, which is logged once."""
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "unable to lock" not in str(error) or error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+    if path not in _without_locks:
+        _without_locks.add(path)
+        log.warning("the disk of %s has no locks: nothing tells whether it is written to", path)
+    return h5py.File(path, "r", locking=False)
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[h5py.File]:
     """Open a file; a SourceError if it is not a whole HDF5 file."""
     try:
-        file = h5py.File(path, "r")
+        file = read_only(path)
     except PermissionError as error:
         raise SourceError(f"{path} cannot be opened: {os.strerror(errno.EACCES)}.") from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -60,9 +78,8 @@ def open_file(path: str) -> Iterator[h5py.File]:
             or (isinstance(error, BlockingIOError))
         ):
             raise SourceError(
-                f"{path} is open for writing in another program, or its disk has no locks "
-                f"({text}). Close it there and try again; if nothing writes to it, set "
-                "HDF5_USE_FILE_LOCKING=FALSE."
+                f"{path} is open for writing in another program ({text}). Close it there and try "
+                "again; if nothing writes to it, set HDF5_USE_FILE_LOCKING=FALSE."
             ) from error
         raise SourceError(
             f"{path} is not an HDF5 file that can be opened ({text}). Copy it again from "
@@ -147,7 +164,7 @@ def check_chunk(dataset: h5py.Dataset, corner: tuple[int, ...]) -> None:
         if claimed > most:
             raise ChunkError(f"it says it holds {claimed} bytes, not {n_bytes}")
     else:
-        count_decoded(_FILTERS[applied[-1]], np.frombuffer(encoded, np.uint8), most)
+        count_decoded(_COMPRESSORS[applied[-1]], np.frombuffer(encoded, np.uint8), most)
 
 
 class Dataset(StoredArray):
@@ -171,7 +188,7 @@ class Dataset(StoredArray):
             if number < places.shape[1]:
                 places[:, number] = info.byte_offset, info.size, info.filter_mask
 
-        with h5py.File(self.path, "r") as file:
+        with read_only(self.path) as file:
             dataset = file[self.name].id
             if hasattr(dataset, "chunk_iter"):  # since HDF5 1.12.3
                 dataset.chunk_iter(note)
@@ -181,8 +198,12 @@ class Dataset(StoredArray):
         return places
 
     def files(self) -> Iterator[Path]:
-        """Yield the file."""
+        """Yield the files that its values are in, in the same order each time."""
         yield Path(self.path)
+
+    def stamp(self) -> str:
+        """See `StoredArray`."""
+        return stamps.of_files(map(str, self.files()))
 
 
 def external_files(dataset: h5py.Dataset) -> Iterator[tuple[str, int, int]]:
@@ -196,6 +217,17 @@ def external_files(dataset: h5py.Dataset) -> Iterator[tuple[str, int, int]]:
         yield path, int(offset), size
     if left:
         raise missing(dataset, f"no file is named for its last {left} bytes")
+
+
+def _other_files(dataset: h5py.Dataset) -> list[str]:
+    """Return the paths of external and virtual storage, as far as it is there."""
+    names = [name for name, _, _ in dataset.external or ()]
+    names += [s.file_name for s in dataset.virtual_sources()] if dataset.is_virtual else []
+    paths: list[str] = []
+    for name in dict.fromkeys(names):
+        with suppress(DamagedGraphError):
+            paths.append(path_of_virtual(dataset, name))
+    return paths
 
 
 def beside(dataset: h5py.Dataset, name: str) -> str:
@@ -250,7 +282,7 @@ class SlicedDataset(Dataset):
         absent: list[Span] = []
         a = start
         try:
-            with h5py.File(self.path, "r") as file:
+            with read_only(self.path) as file:
                 dataset = file[self.name]
                 require_filters(dataset)
                 for a, b in cut_spans(start, stop, self.chunk_size):
@@ -297,6 +329,11 @@ class DenseDataset:
         self.chunks = dataset.chunks
         names = [_FILTERS.get(k, label or f"filter {k}") for k, _, label in filters_of(dataset)]
         self.codec = ", ".join(names) or None
+        self._files = (self.path, *_other_files(dataset))
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        return stamps.of_files(self._files)
 
     def check(self) -> None:
         """Raise a SourceError or DamagedGraphError if not all values are there to be read."""

@@ -223,7 +223,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
         f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)}{elsewhere} Name one "
-        f"with --neighbors-key, or the matrix itself with --key{f' {keys[0]}' if keys else ''}."
+        f"with `neighbors_key`, or the matrix itself with `key`{f' {keys[0]}' if keys else ''}."
     )
 
 
@@ -285,10 +285,17 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
         same = [key for key in others if near and key.endswith(f"/{near[0]}")]
         hint = "".join(f" Did you mean {key!r}?" for key in same)
+    graphs = _children(root, "col_graphs")
+    if graphs or {"row_attrs", "col_attrs"} <= set(children(root)):
+        return SourceError(
+            f"{path} is a loom file, which has no {full_key}; its col_graphs hold "
+            f"{', '.join(graphs) or 'nothing'}. In Python, make a matrix of a graph there, "
+            "scipy.sparse.coo_array((w, (a, b)), shape), and export that."
+        )
     example = f" {inside[0]}" if inside and not names and not hint else ""
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
-        f"{hint} Name the matrix with --key{example}, or compute it with scanpy.pp.neighbors."
+        f"{hint} Name the matrix with `key`{example}, or compute it with scanpy.pp.neighbors."
     )
 
 

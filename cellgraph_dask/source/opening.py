@@ -267,7 +267,7 @@ def _zarr_object(source: Any) -> Root:
 
 
 def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
-    from . import zarr_store
+    from . import zarr_dense, zarr_store
 
     try:
         group = open_group()
@@ -282,13 +282,14 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
             f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
             f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
         ) from error
-    return Root(group, origin, zarr_store.stored_array, zarr_format=group.zarr_format)
+    return Root(group, origin, zarr_store.stored_array, zarr_dense.DenseArray, group.zarr_format)
 
 
 def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMatrix:
     key, node, notes = found
     if is_array(node):
-        dense = root.dense(node)
+        with metadata_of(key):
+            dense = root.dense(node)
         check = getattr(dense, "check", None)
         if check is not None:
             check()

@@ -12,24 +12,7 @@ from zarr.abc.store import RangeByteRequest, Store, SuffixByteRequest
 from zarr.buffer import default_buffer_prototype
 from zarr.storage import WrapperStore
 
-_DENIED = (401, 403)
-_PAGES = (b"<!doctype html", b"<html")
-
-
-def is_denied(error: BaseException | None) -> bool:
-    """Whether an error says that access was denied, in the words of any storage library."""
-    while error is not None:
-        names = ("status", "status_code", "code")
-        status = next((getattr(error, name) for name in names if hasattr(error, name)), None)
-        if isinstance(error, PermissionError) or status in _DENIED:
-            return True
-        error = error.__cause__
-    return False
-
-
-def is_page(content: bytes) -> bool:
-    """Whether bytes begin like a web page."""
-    return content[:64].lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(_PAGES)
+from ..machine.remote import is_denied, is_page
 
 
 class RemoteMetadata(WrapperStore[Any]):  # type: ignore[misc]

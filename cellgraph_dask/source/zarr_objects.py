@@ -8,13 +8,16 @@ part of one at a time, and tries again when that fails.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import stat
 import threading
 import time
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,11 @@ from zarr.core.sync import sync
 from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.remote import is_denied, is_page
+from . import stamps
 from .chunked import Encoded, Extent, check_crc, first_byte
 from .codecs import ChunkError, inflate
-from .remote_store import gives_parts, is_denied, is_page
+from .remote_store import gives_parts
 
 _LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, without name and extra
 
@@ -37,6 +42,10 @@ _LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, with
 _MOST_METADATA_BYTES = 2**24
 _DOCUMENTS = frozenset({"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 _WAITS = (0.1, 0.5, 2.0)  # seconds before a request is tried again
+
+# What storages call that which changes with an object. Times are not among it: of some storages
+# they are whole seconds.
+_VALIDATORS = frozenset({"etag", "generation", "md5hash", "content-md5", "content_md5", "digest"})
 
 _here = threading.local()  # what this thread has unpacked last
 
@@ -52,9 +61,12 @@ class Objects(ABC):
         """Upper bound on a thread's memory for unpacking what is below a prefix."""
         return 0
 
-    def files(self, prefix: str) -> Iterator[Path]:
-        """Yield the files that hold what is below a prefix."""
-        yield from ()
+    @abstractmethod
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
+        """Return what changes when the array at a path is written again.
+
+        Where not all of its chunks can be looked at, only those of the keys in `sample` are.
+        """
 
 
 class LocalObjects(Objects):
@@ -128,12 +140,9 @@ class Folder(LocalObjects):
         """See `LocalObjects`."""
         return sorted(os.listdir(Path(self.path, prefix)))  # noqa: PTH208
 
-    def files(self, prefix: str) -> Iterator[Path]:
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
         """See `Objects`."""
-        for folder, folders, names in os.walk(Path(self.path, prefix)):
-            folders.sort()
-            for name in sorted(names):
-                yield Path(folder, name)
+        return stamps.of_folder(f"{self.path}/{path}")
 
 
 class Archive(LocalObjects):
@@ -193,9 +202,9 @@ class Archive(LocalObjects):
             {n[len(begin) :].partition("/")[0] for n in self.members if n.startswith(begin)}
         )
 
-    def files(self, prefix: str) -> Iterator[Path]:
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
         """See `Objects`."""
-        yield Path(self.path)
+        return stamps.of_file(self.path)
 
 
 class RemoteObjects(Objects):
@@ -224,6 +233,38 @@ class RemoteObjects(Objects):
             self.gives_parts, self.gives_ends = sync(gives_parts(self.store, key))
             self._is_tried = True
         return self.gives_parts
+
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
+        """See `Objects`: what the storage says of some objects, or their content."""
+        keys = list(dict.fromkeys(f"{path}/{key}".lstrip("/") for key in sample))
+        files: Any = getattr(self.store, "fs", None)
+        with suppress(Exception):  # of any library that a store is made with
+            files.invalidate_cache()
+            places = [f"{self.store.path}/{key}" for key in keys]
+            told = sync(_ask_all(files, places))
+            if all(told):
+                return " ".join(told)
+        found = []
+        for key in keys[:: max(1, len(keys) // 2)]:  # the first, a middle and the last one
+            try:
+                found.append(hashlib.sha256(self.open(key).whole().data).hexdigest())
+            except FileNotFoundError:
+                found.append("absent")
+        return " ".join(found)
+
+
+async def _ask_all(files: Any, places: Sequence[str]) -> list[str]:
+    """Return what a storage says of objects that changes when they do; nothing if it does not."""
+
+    async def ask(place: str) -> str:
+        try:
+            said = await files._info(place)
+        except FileNotFoundError:
+            return "absent"
+        told = [f"{said[name]}" for name in said if name.lower() in _VALIDATORS]
+        return " ".join([f"{said.get('size')}", *told]) if told else ""
+
+    return await asyncio.gather(*map(ask, places))
 
 
 class _Requested(Encoded):

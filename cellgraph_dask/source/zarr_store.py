@@ -11,7 +11,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from zarr.storage import FsspecStore
 
 from ..errors import CellgraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
 from .codecs import ChunkCodecs, ChunkError, chunk_codecs
@@ -146,6 +146,7 @@ class ZarrArray:
     def __init__(self, array: zarr.Array, objects: Objects) -> None:
         self.array = array
         self.objects = objects
+        self.zarr_format = int(array.metadata.zarr_format)
         self.shape = tuple(array.shape)
         self.ndim = len(self.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
@@ -156,6 +157,13 @@ class ZarrArray:
     def attrs(self) -> Mapping[str, Any]:
         """Its attributes, which may be anything where nobody asks for them."""
         return dict(self.array.attrs)
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        sizes = zip(self.shape, self.shards or self.chunks, strict=True)
+        grid = zip(*(stamps.sampled(max(0, n - 1) // size) for n, size in sizes), strict=True)
+        keys = [self.array.metadata.encode_chunk_key(place) for place in grid]
+        return self.objects.stamp(self.array.path, keys)
 
     @property
     def codec(self) -> str | None:
@@ -242,10 +250,8 @@ def stored_array(node: ZarrArray) -> StoredArray:
         raise SourceError(
             f"{path} has chunks of {chunk} values in shards of {shard}; write the matrix again."
         )
-    endian = getattr(array.serializer, "endian", None)  # format 2 has no serializer
-    is_big = getattr(endian, "value", endian) == "big"
-    dtype = node.dtype.newbyteorder(">") if is_big else node.dtype
-    codecs = _chunk_codecs(array, dtype, chunk)
+    dtype = stored_dtype(node)
+    codecs = codecs_of_chunk(array, dtype, chunk)
     options = {"fill_value": array.fill_value, "shard_size": shard}
     if codecs is None:
         return SlicedArray(node, node.dtype, ChunkCodecs([], chunk * dtype.itemsize), **options)
@@ -255,7 +261,14 @@ def stored_array(node: ZarrArray) -> StoredArray:
     return _ObjectArray(node, dtype, codecs, **options)
 
 
-def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
+def stored_dtype(node: ZarrArray) -> np.dtype[Any]:
+    """Return the dtype of an array's values as they are stored, with their byte order."""
+    endian = getattr(node.array.serializer, "endian", None)  # format 2 has no serializer
+    is_big = getattr(endian, "value", endian) == "big"
+    return node.dtype.newbyteorder(">") if is_big else node.dtype
+
+
+def codecs_of_chunk(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
     """Return the codecs of a chunk; None if zarr itself has to read them."""
     n_bytes = chunk * dtype.itemsize
     if array.metadata.zarr_format == 2:
@@ -273,7 +286,7 @@ def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkC
             said.append((name, {}))
         elif name.startswith(_V3_PREFIX):
             said.append((name.removeprefix(_V3_PREFIX), settings))
-        elif name != "transpose":  # which changes nothing in one dimension
+        elif name != "transpose" or array.ndim > 1:  # in one dimension it changes nothing
             return None
     return chunk_codecs(said, dtype, n_bytes)
 
@@ -302,8 +315,9 @@ class _ObjectArray(ChunkedArray):
     def key_of(self, at: int) -> str:
         return f"{self._key_prefix}{at // self._shard_size}"
 
-    def files(self) -> Iterator[Path]:
-        return self._objects.files(self.name)
+    def stamp(self) -> str:
+        numbers = stamps.sampled(max(0, self.size - 1) // self._shard_size)
+        return self._objects.stamp(self.name, [f"{self._key_prefix}{k}" for k in numbers])
 
 
 class SlicedArray(_ObjectArray):

@@ -7,7 +7,7 @@ pieces before it have been merged; until then its thread waits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,16 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
 def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
     """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
     job = runs.job
+    src, dst = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
+    n_edges = src.size
+    position = sink.place(piece.number, n_edges)
+    sink.write(position, src, dst)
+    crc = edges_crc(src, dst)
+    return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
+
+
+def _merge_piece(runs: SplitRuns, piece: Piece) -> tuple[Array, Array]:
+    job = runs.job
     if piece.low is None or piece.high is None:
         packed = gather(runs, piece.first, piece.last)
     else:
@@ -54,11 +64,32 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
     out_dst = buffers.take("merged dst", n, job.cell_dtype)
     merge_packed = _merge_signed if job.signed else _merge
     n_edges = merge_packed(job, piece.first, packed, out_src, out_dst)
-    src, dst = out_src[:n_edges], out_dst[:n_edges]
-    position = sink.place(piece.number, n_edges)
-    sink.write(position, src, dst)
-    crc = edges_crc(src, dst)
-    return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
+    return out_src[:n_edges], out_dst[:n_edges]
+
+
+def _merge_pair(runs: SplitRuns, piece: Piece) -> tuple[Array, Array]:
+    """Return the one edge of a piece, or none if its weights add up to zero."""
+    assert piece.low is not None
+    source, destination = piece.low
+    is_edge = not runs.job.signed or _sum_of_pair(runs, piece.first, source, destination) != 0
+    src = np.full(int(is_edge), (piece.first << runs.job.shift) + source, runs.job.cell_dtype)
+    return src, np.full(src.size, destination, runs.job.cell_dtype)
+
+
+def _sum_of_pair(runs: SplitRuns, partition: int, source: int, destination: int) -> Any:
+    """Return the sum of all weights of an edge: in stored order, one direction after the other."""
+    sums: list[Any] = [0, 0]
+    for section, slab in runs.slabs(partition):
+        places = buffers.take("kept", slab["src"].size, np.int64)
+        pair = (source, destination, source, destination + 1)
+        n = loops.select_range(slab["src"], slab["dst"], *pair, places)
+        weights = slab["weight"][places[:n]]
+        if weights.dtype.kind == "f":
+            sums[section] = np.add.accumulate(np.append(float(sums[section]), weights))[-1]
+        else:  # exactly, whatever their number
+            high, low = int((weights >> 32).sum()), int((weights & 0xFFFFFFFF).sum())
+            sums[section] += (high << 32) + low
+    return sums[0] + sums[1]
 
 
 def merge_holds(

@@ -13,11 +13,9 @@ to come, is counted as reserved.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest, viewer_bytes
+from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
+from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
-from ..machine.files import make_folders, named_disk_errors
+from ..machine.files import named_disk_errors
 from ..machine.memory import (
     SLACK_BYTES,
     format_bytes,
@@ -39,6 +38,7 @@ from ..machine.memory import (
     round_reserved,
 )
 from ..machine.report import Report
+from ..machine.temporary import clear_dead, temporary_folder
 from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
@@ -86,8 +86,8 @@ class VerifyReport(Report):
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
-    viewer_memory_bytes : int or None
-        What the viewer of cellucid 0.9.1 to 0.9.4 needs to load the graph.
+    provenance : Provenance or None
+        What the export was made from, as it says itself; None if it does not.
     alignment : Alignment or None
         How the graph lies in an embedding of the cells, if there is one.
     unchecked : tuple of str
@@ -114,7 +114,7 @@ class VerifyReport(Report):
     degree_quantiles: tuple[int, ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
-    viewer_memory_bytes: int | None = None
+    provenance: Provenance | None = None
     alignment: Alignment | None = None
     unchecked: tuple[str, ...] = ()
     threads: int = 1
@@ -175,6 +175,7 @@ class _Check:
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
+        clear_dead(self._temporary)
         try:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
@@ -184,21 +185,26 @@ class _Check:
             check_figures(self.out_dir, manifest)
         except InvalidExportError as error:
             return VerifyReport(False, (*problems, str(error)))
+        provenance = None
+        try:
+            provenance = read_provenance(self.out_dir, manifest)
+        except InvalidExportError as error:
+            problems.append(str(error))
         report = VerifyReport(
             ok=False,
             problems=(),
+            provenance=provenance,
             n_cells=manifest.n_cells,
             n_edges=manifest.n_edges,
             max_neighbors=manifest.max_neighbors,
-            viewer_memory_bytes=viewer_bytes(manifest.n_cells, manifest.n_edges),
         )
         source = self.source
         if source is not None and source.n_cells != manifest.n_cells:
-            problems.append(
+            problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
                 f"{source.path} has {source.n_cells} rows."
             )
-            source = None
+            return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
         try:
             found = self._survey(manifest, source, seeds)
@@ -221,7 +227,8 @@ class _Check:
             )
         if source is not None:
             kind, differences = self._prove(source, manifest, found, seeds)
-            problems += differences
+            if differences:
+                problems += [*self._other_source(report.provenance), *differences]
             report = replace(report, source=source.path, key=source.key, proof=kind)
         warnings = list(self.source.notes) if self.source is not None else []
         warnings += [
@@ -245,6 +252,16 @@ class _Check:
             largest_component=found.components.largest if found.components else None,
         )
 
+    def _other_source(self, provenance: Provenance | None) -> list[str]:
+        """Say that the export was made from another matrix, if that is known."""
+        source = self.source
+        if source is None or provenance is None:
+            return []
+        lasting = source.origin.is_lasting
+        fingerprint = source.fingerprint() if lasting else provenance.fingerprint
+        differs = provenance.differs(source.origin.name, source.key, fingerprint)
+        return [differs] if differs else []
+
     def _reserved(self) -> int:
         return round_reserved(resident_bytes())
 
@@ -253,11 +270,12 @@ class _Check:
 
     def _too_small(self, needed: int) -> MemoryLimitError:
         reserved = self._reserved()
-        least = reserved + SLACK_BYTES + needed
+        least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
         return MemoryLimitError(
             f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
             f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {-(-least // 10**6)}MB (--memory-limit)."
+            f"that will do is {least // 10**6}MB (`memory_limit`).",
+            needed_bytes=least,
         )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
@@ -329,21 +347,13 @@ class _Check:
             raise self._too_small(slabs_bytes())
         return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def _scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for temporary files, and remove it afterwards."""
-        parent = self.scratch_dir if self.scratch_dir is not None else self.out_dir
-        with named_disk_errors(parent):
-            made = make_folders(parent)
-            hidden = "" if self.scratch_dir is not None else "."
-            folder = Path(tempfile.mkdtemp(prefix=f"{hidden}cellgraph-dask-verify-", dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for above in made:
-                if not any(above.iterdir()):
-                    above.rmdir()
+        return temporary_folder(self._temporary, hidden=self.scratch_dir is None)
+
+    @property
+    def _temporary(self) -> Path:
+        return self.scratch_dir if self.scratch_dir is not None else self.out_dir
 
     def _align(
         self, manifest: Manifest, found: Survey, warnings: list[str]

@@ -53,7 +53,7 @@ LIBRARIES = {
     "llvmlite": {"machine/compiled"},
     "dask": {"source/blocks", "source/spool", "edge_pairs/graph", "runtime/threads"},
     "distributed": {"runtime/cluster", "plan/options", "export/api", "export/run"},
-    "click": {"cli/commands"},
+    "click": {"cli/commands", "cli/failures"},
     "rich": {"runtime/progress"},
     "isal": {"edge_pairs/gzip_member", "source/codecs"},
     "sparse": {"source/blocks"},

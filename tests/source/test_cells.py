@@ -115,6 +115,18 @@ def test_without_obs_the_rows_of_what_lies_beside_it_count(tmp_path, kind, besid
         open_source(tmp_path / "s")
 
 
+def test_an_empty_dataset_has_no_length(tmp_path):
+    root = write(tmp_path / "s", "h5ad", 37, "object")
+    del root["obs/_index"]
+    root["obs/_index"] = h5py.Empty("f4")
+    root["obsp/none"] = h5py.Empty("f4")
+    close(root)
+    with pytest.raises(SourceError, match=MISMATCH):
+        open_source(tmp_path / "s")
+    with pytest.raises(SourceError, match="metadata of obsp/none cannot be used"):
+        open_source(tmp_path / "s", "none")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_index_whose_metadata_are_damaged(tmp_path, kind):
     if kind == "h5ad":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -249,3 +250,36 @@ def test_folders_that_may_not_be_entered(tmp_path, store):
         assert outcome.exit_code in (1, 3), outcome
         assert "Traceback" not in outcome.stderr
         assert "Permission denied" in outcome.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_an_hdf5_file_on_a_disk_without_locks(tmp_path, files, monkeypatch, caplog, number):
+    import h5py
+
+    opened = h5py.File
+
+    def no_locks(path, mode, locking=None):
+        if locking is not False:
+            raise OSError(number, "unable to lock file")
+        return opened(path, mode, locking=locking)
+
+    monkeypatch.setattr(h5py, "File", no_locks)
+    source = tmp_path / "a.h5ad"
+    source.symlink_to(files["h5ad"])
+    export_connectivities(source, tmp_path / "out")
+    assert caplog.text.count("has no locks") == 1
+    assert_exported(tmp_path / "out", GRAPH)
+
+
+def test_an_hdf5_file_that_is_being_written(files, tmp_path):
+    path = shutil.copy(files["h5ad"], tmp_path)
+    program = (
+        "import sys, h5py; f = h5py.File(sys.argv[1], 'r+'); print('open', flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program, path], **pipes) as writer:
+        assert writer.stdout.readline() == b"open\n"
+        with pytest.raises(SourceError, match="is open for writing in another program"):
+            plan_export(path)
+        writer.communicate(b"\n")
+    plan_export(path)

@@ -10,12 +10,22 @@ import shutil
 
 import pytest
 
-from cellgraph_dask import errors, export_connectivities, plan_export, verify_export
+from cellgraph_dask import (
+    errors,
+    export_connectivities,
+    inspect_path,
+    open_export,
+    plan_export,
+    verify_export,
+)
 from cellgraph_dask.errors import CellgraphError, DamagedGraphError, SourceError
 from cellgraph_dask.export.record import RUN
+from cellgraph_dask.machine import remote
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source import zarr_objects
+from tests.helpers.command import run
+from tests.helpers.flaky import Flaky
 from tests.helpers.servers import serving
 from tests.helpers.stores import chunk_file, directed_graph, write_store
 from tests.oracle import assert_exported
@@ -144,9 +154,11 @@ def test_a_resumed_run_knows_its_url_by_another_token(tmp_path, stores, monkeypa
         assert report.kept_tasks == 1
         plan = plan_export(source, memory_limit="4GB")
         verified = verify_export(out_dir, source=source, memory_limit="4GB")
+        inspected = inspect_path(source)
+        words = run("verify", source, "--source", source).stderr
     assert_exported(out_dir, GRAPH)
     assert verified.ok
-    told = f"{plan!r} {plan.to_json()} {report!r} {verified!r}"
+    told = f"{plan!r} {plan.to_json()} {report!r} {verified!r} {inspected!r} {words}"
     assert not any(secret in told for secret in ("hunter22", "ghijkl"))
 
 
@@ -160,3 +172,39 @@ def test_errors_keep_the_secrets_of_their_url(tmp_path, stores):
             with pytest.raises((SourceError, DamagedGraphError)) as caught:
                 export_connectivities(bad, tmp_path / "out", memory_limit="4GB")
             assert not any(secret in str(caught.value) for secret in ("hunter22", "abcdef"))
+
+
+@pytest.mark.parametrize("compression", [None, 6])
+@pytest.mark.parametrize("manners", [*MANNERS, {"long": True}], ids=str)
+def test_exports_are_read_from_any_server(tmp_path, manners, compression, monkeypatch):
+    monkeypatch.setattr(remote, "_READ_BYTES", 500)
+    out_dir = tmp_path / "out"
+    export_connectivities(GRAPH, out_dir, compression=compression, memory_limit="4GB")
+    query = f"?{manners['query']}" if "query" in manners else ""
+    with serving(tmp_path, **manners) as url:
+        report = verify_export(f"{url}/out{query}", source=GRAPH, memory_limit="4GB")
+        with open_export(f"{url}/out{query}") as graph:
+            assert graph.n_edges == report.n_edges
+        nothing = verify_export(f"{url}/none{query}")
+    assert report.problems == ()
+    assert "holds no connectivity_manifest.json" in nothing.problems[0]
+
+
+def test_an_identity_that_may_not_be_read_may_not_be_there(tmp_path, monkeypatch):
+    export_connectivities(GRAPH, tmp_path / "out", memory_limit="4GB")
+    for path in (tmp_path / "out").rglob("*.*"):
+        Flaky.objects[f"bucket/{path.relative_to(tmp_path)}"] = path.read_bytes()
+    get = Flaky._get
+
+    def denied(self, path):
+        if path.endswith(denied.name):
+            raise PermissionError("Forbidden")
+        return get(self, path)
+
+    monkeypatch.setattr(Flaky, "_get", denied)
+    denied.name = "identity.json"
+    assert verify_export("flaky://bucket/out", memory_limit="4GB").ok
+    denied.name = "src.bin"
+    report = verify_export("flaky://bucket/out", memory_limit="4GB")
+    assert "access was denied" in report.problems[0]
+    Flaky.objects.clear()
