@@ -7,21 +7,18 @@ of itself, so that it is found if it is changed.
 from __future__ import annotations
 
 import json
-import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
-from ..errors import InvalidExportError
+from ..errors import InvalidExportError, shown
 from ..machine.remote import AnyPath
 from .format import ABSENT, FOLDER, Manifest, check_readable, named_read_errors
 
 PROVENANCE = "provenance.json"  # in `FOLDER`
 NOTHING = "{}"  # what the file says while one export replaces another
 MOST_BYTES = 2**20
-
-_SECRETS = re.compile(r"(?<=://)[^/?#]*@|[?#].*")
 
 
 @dataclass(frozen=True)
@@ -114,6 +111,6 @@ def _text(told: dict[str, Any]) -> str:
 
 def _printable(name: str) -> str:
     """Return the name of a source or key without secrets, and with escapes for what is no text."""
-    if "://" in name:
-        name = _SECRETS.sub("", name)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(name)
+    )

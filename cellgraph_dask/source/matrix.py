@@ -72,7 +72,7 @@ def digest_of(origin: Origin, *texts: str) -> str:
     file = origin.file if origin.is_lasting else None
     if file is not None and os.path.isfile(file):  # noqa: PTH113
         texts = (*texts, stamps.of_file(file))
-    return hashlib.sha256(" ".join(texts).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(" ".join(texts))).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

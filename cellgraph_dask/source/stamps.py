@@ -128,7 +128,7 @@ def _of_chunks(folder: str, prefix: str, depth: int, seen: set[tuple[int, int]])
                     text = _of_status(entry.stat())
                 except OSError as error:
                     text = f"{error.strerror}"
-                digest = hashlib.blake2b(f"{name} {text}".encode(), digest_size=16)
+                digest = hashlib.blake2b(os.fsencode(f"{name} {text}"), digest_size=16)
                 total += int.from_bytes(digest.digest(), "little")
     except PermissionError:
         log.warning("%s cannot be listed; if it changes while it is read, that is not seen", folder)
