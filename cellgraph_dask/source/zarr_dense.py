@@ -28,6 +28,10 @@ class DenseArray:
         self.shape, self.ndim, self.dtype = node.shape, node.ndim, node.dtype
         self.chunks, self.shards, self.codec = node.chunks, node.shards, node.codec
 
+    def stamp(self) -> str:
+        """See `StoredArray`."""
+        return self._node.stamp()
+
     def __getitem__(self, index: Any) -> Array:
         """Return the values at an index of slices without steps; see `StoredArray.read`."""
         index = index if isinstance(index, tuple) else (index,)

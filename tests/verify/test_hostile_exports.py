@@ -352,7 +352,7 @@ def test_nothing_is_made_as_large_as_a_claim(tmp_path, n_cells, compression):
     for options in ({}, {"components": True}, {"source": store}):
         tracemalloc.start()
         try:
-            report = verify_export(out_dir, memory_limit="700MB", threads=2, **options)
+            report = verify_export(out_dir, memory_limit="4GB", threads=2, **options)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
