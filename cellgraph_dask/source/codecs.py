@@ -13,6 +13,7 @@ import bz2
 import lzma
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -267,24 +268,40 @@ def _inflater() -> Any:
 
 
 def count_decoded(name: str, encoded: Array, most: int) -> None:
-    """Raise a ChunkError if what a compressor made decodes to more bytes than that."""
-    if name == "zstd":
-        n_bytes, _ = _zstd_frames(encoded)
-        if n_bytes is None or n_bytes > most:
+    """Raise a ChunkError if what a compressor made decodes to more bytes than that.
+
+    Nothing is kept of what it decodes to. Other codecs than the compressors known here pass.
+    """
+    if name in _CLAIMS:
+        if encoded.size < 16:
+            raise ChunkError(f"it has {encoded.size} bytes, too few for {name}")
+        n_bytes = int.from_bytes(encoded[_CLAIMS[name]].tobytes(), "little")
+        if n_bytes > most:
+            raise ChunkError(f"it says it holds {n_bytes} bytes, not {most} at most")
+    elif name == "zstd":
+        said, _ = _zstd_frames(encoded)
+        if said is None or said > most:
             raise ChunkError(f"it may hold more than {most} bytes")
-        return
-    make = {"zlib": _inflater, "bz2": bz2.BZ2Decompressor}[name]
+    elif name in _STREAMS:
+        errors: Any = (igzip_lib.IsalError, lzma.LZMAError, OSError)
+        with suppress(*errors):  # its decoder will say more
+            _count_streamed(*_STREAMS[name], encoded, most)
+
+
+def _count_streamed(make: Callable[[], Any], magic: bytes, encoded: Array, most: int) -> None:
     stream = make()
     at = n_bytes = 0
-    while not stream.eof and (at < encoded.size or not stream.needs_input):
+    while at < encoded.size or not (stream.needs_input or stream.eof):
         given = encoded[at : at + _STREAM_IN].tobytes() if stream.needs_input else b""
         at += len(given)
-        try:
-            n_bytes += len(stream.decompress(given, _STREAM_IN))
-        except igzip_lib.IsalError as error:  # type: ignore[misc]
-            raise ChunkError(str(error)) from error
+        n_bytes += len(stream.decompress(given, _STREAM_IN))
         if n_bytes > most:
             raise ChunkError(f"it holds more than {most} bytes")
+        if stream.eof:
+            at -= len(stream.unused_data)
+            if not magic or encoded[at : at + len(magic)].tobytes() != magic:
+                return
+            stream = make()
 
 
 def inflate(encoded: Array, out: Array) -> None:
@@ -293,17 +310,22 @@ def inflate(encoded: Array, out: Array) -> None:
 
 
 _INFLATE = _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE))
+# What makes a decompressor, and what another member starts with where there may be several.
+_STREAMS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    "gzip": (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f\x8b"),
+    "zlib": (_inflater, b""),
+    "bz2": (bz2.BZ2Decompressor, b"BZh"),
+    "lzma": (
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY), b"\xfd7zXZ\0",
+    ),
+}  # fmt: skip
+_CLAIMS = {"blosc": slice(4, 8), "lz4": slice(0, 4)}  # where a header says how much it holds
 _DECOMPRESS: dict[str, Callable[[Any, Array, Array], None]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,
     "lzf": _lzf,
-    "gzip": _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f\x8b"),
-    "zlib": _streamed(_inflater),
-    "bz2": _streamed(bz2.BZ2Decompressor, b"BZh"),
-    "lzma": _streamed(
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY), b"\xfd7zXZ\0"
-    ),
+    **{name: _streamed(make, magic) for name, (make, magic) in _STREAMS.items()},
 }
 
 

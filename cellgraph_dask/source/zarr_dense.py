@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import CellgraphError, DamagedGraphError, SourceError
 from ..machine.buffers import Array
 from .chunked import ChunkedArray, Encoded
-from .codecs import ChunkCodecs
+from .codecs import ChunkCodecs, ChunkError
 from .layout import told
 from .zarr_store import ZarrArray, codecs_of_chunk, stored_dtype
 
@@ -61,17 +61,20 @@ class DenseArray:
         unit = self.shards or self.chunks
         coordinates = tuple(a // size for a, size in zip(corner, unit, strict=True))
         found = self._node.objects.open(_key(self._node, coordinates))
-        size = 0
         if found is not None:
+            most = 4 * math.prod(unit) * self.dtype.itemsize + 2**16
             try:
                 size = found.stored_size()
+                if size > most:
+                    raise ChunkError(f"it has {size} bytes, too many for its values")
+                self._node.check_decoded(found, most)
+            except ChunkError as error:
+                raise DamagedGraphError(
+                    f"the chunk at {corner} of {path} does not decode: {error}. The store is "
+                    "damaged there; copy it again from where it came, or write it again."
+                ) from error
             finally:
                 found.close()
-        if size > 4 * math.prod(unit) * self.dtype.itemsize + 2**16:
-            raise DamagedGraphError(
-                f"the chunk at {corner} of {path} has {size} bytes, too many for its values. Copy "
-                "the store again, or write it again."
-            )
         try:
             return np.asarray(self._node[extent])
         except CellgraphError:

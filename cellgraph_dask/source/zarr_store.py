@@ -23,7 +23,7 @@ from ..machine.buffers import Array
 from . import stamps
 from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
-from .codecs import ChunkCodecs, ChunkError, chunk_codecs
+from .codecs import ChunkCodecs, ChunkError, chunk_codecs, count_decoded
 from .layout import Node, metadata_of, told
 from .remote_store import RemoteMetadata
 from .zarr_objects import LocalMetadata, LocalObjects, Objects, RemoteObjects
@@ -191,11 +191,20 @@ class ZarrArray:
         if found is not None:
             try:
                 size = found.stored_size()
+                if size > most_bytes // 4:
+                    raise SourceError(f"{self.array.path} has {size} bytes, too many for a name.")
+                self.check_decoded(found, most_bytes)
+            except ChunkError as error:
+                raise SourceError(f"{self.array.path} is not a name: {error}.") from error
             finally:
                 found.close()
-            if size > most_bytes // 4:
-                raise SourceError(f"{self.array.path} has {size} bytes, too many for a name.")
         return self[()]
+
+    def check_decoded(self, chunk: Encoded, most_bytes: int) -> None:
+        """Raise a ChunkError if the outermost codec gives more than that; not for shards."""
+        *_, (name, _) = [("", {}), *map(_said, _all_codecs(self.array))]
+        if not self.shards and chunk.exists():
+            count_decoded(name.removeprefix(_V3_PREFIX), chunk.whole(), most_bytes)
 
     def check_codecs(self) -> None:
         """Raise a SourceError if a codec runs what it reads, or stands for objects.
@@ -337,6 +346,7 @@ class SlicedArray(_ObjectArray):
             return False
         if not self._is_sharded and (found.size or 0) > 4 * self.chunk_bytes + 2**16:
             raise ChunkError(f"it has {found.size} bytes for {self.chunk_bytes} bytes of values")
+        self._node.check_decoded(found, 4 * self.chunk_bytes + 2**16)
         first = a // self.chunk_size * self.chunk_size
         last = min(first + self.chunk_size, self.size)
         try:
