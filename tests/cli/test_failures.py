@@ -150,7 +150,7 @@ def test_a_verification_that_is_ended_leaves_nothing(tmp_path, source):
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == code, stderr
         assert "Interrupted. Nothing is left behind." in stderr
-        assert json.loads(stdout)["error"]["type"] == "Interrupted"
+        assert json.loads(stdout.splitlines()[-1])["error"]["type"] == "Interrupted"
         assert set(out_dir.iterdir()) == files
 
 

@@ -85,7 +85,7 @@ def test_claims_are_judged_before_anything_is_built(tmp_path, changes, words, ob
     else:
         words += "|number of cells 60"
     with pytest.raises(CellgraphError, match=words):
-        export_connectivities(store, tmp_path / "out", memory_limit="512MB")
+        export_connectivities(store, tmp_path / "out", memory_limit="4GB")
 
 
 def test_the_limit_that_a_huge_chunk_needs_is_accepted(tmp_path):
