@@ -15,6 +15,7 @@ import numpy as np
 
 from ..edge_pairs import gzip_member
 from ..edge_pairs.format import (
+    ABSENT,
     FOLDER,
     MANIFEST,
     SIDES,
