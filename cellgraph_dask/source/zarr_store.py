@@ -336,17 +336,18 @@ class SlicedArray(_ObjectArray):
         self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
     ) -> None:
         super().__init__(node, dtype, codecs, **options)
-        # What goes into each codec, comes out of it, and zarr's own array.
-        self.work_bytes += _SLICED_CHUNKS * self.chunk_bytes + 2**20
+        # What goes into each codec, comes out of it, and zarr's own array; and what is counted.
+        self._most_encoded = 4 * self.chunk_bytes + 2**16
+        self.work_bytes += _SLICED_CHUNKS * self.chunk_bytes + self._most_encoded + 2**20
         self._node = node
 
     def read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
         """See `ChunkedArray`."""
         if not found.exists():
             return False
-        if not self._is_sharded and (found.size or 0) > 4 * self.chunk_bytes + 2**16:
+        if not self._is_sharded and (found.size or 0) > self._most_encoded:
             raise ChunkError(f"it has {found.size} bytes for {self.chunk_bytes} bytes of values")
-        self._node.check_decoded(found, 4 * self.chunk_bytes + 2**16)
+        self._node.check_decoded(found, self._most_encoded)
         first = a // self.chunk_size * self.chunk_size
         last = min(first + self.chunk_size, self.size)
         try:
