@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -100,6 +101,20 @@ def absolute(path: Path) -> Path:
             f"{path} is in the working directory, which has been deleted. Change to another folder "
             "(cd), or give absolute paths."
         ) from error
+
+
+def take_lock(fd: int) -> OSError | None:
+    """Lock an open file as long as it is open; return what a disk says that has no locks.
+
+    A BlockingIOError says that another process holds the lock.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(errno.EWOULDBLOCK, error.strerror) from None
+        return error
+    return None
 
 
 def make_folders(folder: Path) -> list[Path]:

@@ -6,8 +6,6 @@ whatever way that ends. A folder without one was left by a process that is dead.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import re
 import shutil
@@ -18,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError
-from .files import make_folders, named_disk_errors
+from .files import make_folders, named_disk_errors, take_lock
 
 _PREFIX = "cellgraph-dask-tmp-"
 _OURS = re.compile(rf"\.?{_PREFIX}\w+")
@@ -54,8 +52,8 @@ def clear_dead(parent: Path) -> None:
                     continue
                 lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(folder, ignore_errors=True)
+                    if take_lock(lock) is None:
+                        shutil.rmtree(folder, ignore_errors=True)
                 finally:
                     os.close(lock)
 
@@ -70,13 +68,11 @@ def _take(parent: Path, prefix: str) -> tuple[Path, int]:
         with suppress(FileExistsError, FileNotFoundError):
             lock = os.open(folder / "lock", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    return folder, lock  # a disk without locks: nobody takes it for dead there
+                has_no_locks = take_lock(lock) is not None  # nobody takes it for dead there
+            except BlockingIOError:
                 os.close(lock)
                 continue
-            if os.fstat(lock).st_nlink:
+            if has_no_locks or os.fstat(lock).st_nlink:
                 return folder, lock
             os.close(lock)
     raise OutputError(f"temporary folders in {parent} come and go; try again.")

@@ -8,8 +8,6 @@ without locks the export goes on without one.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import stat
@@ -18,12 +16,11 @@ from pathlib import Path
 
 from ..edge_pairs.format import FOLDER
 from ..errors import OutputError
-from ..machine.files import make_folders, named_disk_errors, this_process
+from ..machine.files import make_folders, named_disk_errors, take_lock, this_process
 from ..machine.folders import clear, make_own
 
 WORK_FOLDER = ".cellgraph-dask"
 _LOCK_ATTEMPTS = 100
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 log = logging.getLogger(__name__)
 
@@ -105,20 +102,20 @@ class WorkFolder:
                     raise
                 continue
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in _HELD:
-                    holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
-                    os.close(lock)
-                    raise OutputError(
-                        f"another export into {self._name} is running "
-                        f"({holder or 'just started'}). Wait for it, or choose another folder."
-                    ) from None
+                without_locks = take_lock(lock)
+            except BlockingIOError:
+                holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
+                os.close(lock)
+                raise OutputError(
+                    f"another export into {self._name} is running ({holder or 'just started'}). "
+                    "Wait for it, or choose another folder."
+                ) from None
+            if without_locks is not None:
                 log.warning(
                     "the disk of %s has no locks (%s): nothing keeps another export into it away "
                     "meanwhile",
                     self._name,
-                    error.strerror,
+                    without_locks.strerror,
                 )
             if _is_same(lock, path):
                 return lock
