@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..errors import CellgraphError, redact
-from ..machine.interrupts import SIGNALS, holding
+from ..machine.interrupts import SIGNALS, Hold, holding
 
 FAILED = 1
 
@@ -42,8 +42,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with self._told(ctx), _signals():
-            return super().invoke(ctx)
+        with _signals() as hold, self._told(ctx):
+            result = None
+            try:
+                result = super().invoke(ctx)
+            except KeyboardInterrupt:
+                if not hold.shown:  # else it has succeeded, whatever comes
+                    raise
+            if hold.noted:
+                click.echo(
+                    "Warning: the export is complete; only tidying up was interrupted.", err=True
+                )
+            return result
 
     @contextmanager
     def _told(self, context: click.Context) -> Iterator[None]:
@@ -107,33 +117,30 @@ class _Ended(KeyboardInterrupt):
 
 def _end(number: int, _: Any) -> None:
     for other in SIGNALS:  # what follows is tidying up, which no second signal should cut short
-        signal.signal(other, lambda *_: None)
+        signal.signal(other, _pass)
     raise _Ended(number)
 
 
+def _pass(_number: int, _frame: Any) -> None:
+    """Do nothing about a signal, as the process ends because of another one."""
+
+
 @contextmanager
-def _signals() -> Iterator[None]:
+def _signals() -> Iterator[Hold]:
     """Let signals that end the process end the work in order, as Ctrl-C does.
 
-    Those that are ignored, as ``nohup`` has it, stay ignored. Once an export is shown to readers,
-    it has succeeded, whatever comes.
+    Those that are ignored, as ``nohup`` has it, stay ignored. Given is what tells whether signals
+    came once an export was shown.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _end)
     try:
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, _end)
         with holding(deliver=False) as hold:
-            try:
-                yield
-            except KeyboardInterrupt:
-                if not hold.shown:
-                    raise
-            if hold.noted:
-                click.echo(
-                    "Warning: the export is complete; only tidying up was interrupted.", err=True
-                )
+            yield hold
     finally:
         if not hold.is_held:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) is not _pass:  # until the very end
+                    signal.signal(number, handler)

@@ -64,8 +64,16 @@ class RemotePath:
         return int(found["size"] or 0) if found["type"] == "file" else None
 
     def exists(self) -> bool:
-        """Whether there is such a file."""
-        return self.size() is not None
+        """Whether there is such a file; some web servers say so of any, and send a page."""
+        if self.size() is None:
+            return False
+        if urlsplit(self.path).scheme in _WEB:
+            try:
+                with self.open() as file:
+                    file.read(64)
+            except FileNotFoundError:
+                return False
+        return True
 
     def is_dir(self) -> bool:
         """Whether there is anything below this name."""

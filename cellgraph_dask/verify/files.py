@@ -15,7 +15,6 @@ import numpy as np
 
 from ..edge_pairs import gzip_member
 from ..edge_pairs.format import (
-    ABSENT,
     FOLDER,
     MANIFEST,
     SIDES,
@@ -43,19 +42,9 @@ def is_export(out_dir: AnyPath) -> bool:
     """
     names = [f"{FOLDER}/{file_name(side, level)}" for side in SIDES for level in (None, 1)]
     try:
-        return any(_is_there(out_dir / name) for name in (MANIFEST, *names))
+        return any((out_dir / name).exists() for name in (MANIFEST, *names))
     except Exception:  # libraries of storage raise anything
         return True
-
-
-def _is_there(path: AnyPath) -> bool:
-    """Whether there is a file; some servers say so, and give a web page."""
-    try:
-        with path.open("rb") as file:
-            file.read(64)
-    except ABSENT:
-        return False
-    return True
 
 
 def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
