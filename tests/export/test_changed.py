@@ -85,15 +85,22 @@ def h5ad(path: Path, matrix: Any) -> None:
             group[name] = getattr(matrix, name)
 
 
+@contextmanager
+def without_indices(path: Path, matrix: Any) -> Iterator[h5py.Group]:
+    """Write a matrix whose indices are still to be written."""
+    with hdf5(path, matrix) as group:
+        for name in ("indptr", "data"):
+            group[name] = getattr(matrix, name)
+        yield group
+
+
 def external(path: Path, matrix: Any) -> None:
     """Write the indices as a file of their own; the HDF5 file itself only once."""
     matrix.indices.astype(np.int32).tofile(path.with_name("indices.raw"))
     if path.exists():
         return
-    with hdf5(path, matrix) as group:
-        for name in ("indptr", "data"):
-            group[name] = getattr(matrix, name)
-        n = matrix.indices.size
+    n = matrix.indices.size
+    with without_indices(path, matrix) as group:
         raw = [(str(path.with_name("indices.raw")), 0, 4 * n)]
         group.create_dataset("indices", (n,), np.int32, external=raw)
 
@@ -104,10 +111,8 @@ def virtual(path: Path, matrix: Any) -> None:
         file["indices"] = matrix.indices.astype(np.int32)
     if path.exists():
         return
-    with hdf5(path, matrix) as group:
-        for name in ("indptr", "data"):
-            group[name] = getattr(matrix, name)
-        n = matrix.indices.size
+    n = matrix.indices.size
+    with without_indices(path, matrix) as group:
         layout = h5py.VirtualLayout((n,), np.int32)
         layout[:] = h5py.VirtualSource("indices.h5", "indices", (n,))
         group.create_virtual_dataset("indices", layout)
