@@ -47,7 +47,7 @@ def test_what_it_holds(made):
 
 def test_it_is_the_same_whatever_does_not_decide_the_bytes(made, tmp_path):
     store, out_dir = made
-    export_connectivities(store, tmp_path / "again", key="obsp/other", memory_limit="1GB",
+    export_connectivities(store, tmp_path / "again", key="obsp/other", memory_limit="4GB",
                           threads=1, scratch_dir=tmp_path / "scratch")  # fmt: skip
     assert snapshot(tmp_path / "again") == snapshot(out_dir)
 

@@ -22,7 +22,7 @@ from cellgraph_dask import (
 )
 from cellgraph_dask.errors import CellgraphError, SourceError
 from cellgraph_dask.machine import remote
-from tests.helpers.command import run, run_process
+from tests.helpers.command import run
 from tests.helpers.outputs import URL
 from tests.helpers.stores import symmetric_graph, write_store
 from tests.oracle import assert_exported
@@ -232,25 +232,47 @@ def test_a_working_directory_that_is_gone(tmp_path, store, monkeypatch):
     assert verify_export(tmp_path / "out", source=store).ok
 
 
+# Becomes another user after everything was imported, as they may not be able to read this Python.
+ANOTHER_USER = """
+import json, os, sys
+from pathlib import Path
+from tests.helpers.command import run
+
+store, warm, *rest = sys.argv[1:]
+for arguments in (["export", store, warm], ["verify", warm], ["inspect", warm], ["plan", store]):
+    assert run(*arguments).exit_code == 0
+os.setgroups([])
+os.setgid(12345)
+os.setuid(12345)
+print(json.dumps([run(*arguments) for arguments in json.loads(rest[0])]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_folders_that_may_not_be_entered(tmp_path, store):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o700)
-    before = tmp_path.parents
-    for folder in (tmp_path, *before):
+    for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o055 != 0o055:
             folder.chmod(folder.stat().st_mode | 0o055)
-    become = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
-    for arguments in (
+    commands = [
         ("plan", store, locked / "out"), ("export", store, locked / "out"),
         ("export", store, tmp_path / "out", "--scratch-dir", locked / "s"),
         ("inspect", locked / "x"), ("verify", locked / "out"), ("plan", locked / "s.zarr"),
-    ):  # fmt: skip
-        outcome = run_process(*arguments, before=become)
-        assert outcome.exit_code in (1, 3), outcome
-        assert "Traceback" not in outcome.stderr
-        assert "Permission denied" in outcome.stderr
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", ANOTHER_USER, store, tmp_path / "warm",
+         json.dumps(commands, default=str)],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) == len(commands)
+    for exit_code, _, stderr in outcomes:
+        assert exit_code in (1, 3), stderr
+        assert "Traceback" not in stderr
+        assert "Permission denied" in stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
