@@ -1,4 +1,4 @@
-"""Out-of-core export of AnnData neighbor graphs to the edge files of the Cellucid viewer."""
+"""Out-of-core export of AnnData neighbor graphs to the edge files of cellucid 0.0.9."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from .errors import OutputError
 from .export.api import export_connectivities
 from .export.run import ExportReport
 from .machine.memory import format_bytes
+from .machine.remote import local_path
 from .machine.report import Report
 from .verify.api import verify_export
 
@@ -99,7 +100,7 @@ def run_demo(directory: str | Path | None = None, *, n_cells: int = 100_000) -> 
     Both go to a folder that must be empty if it is there: by default a new one in the working
     directory. Otherwise, or if the check fails, `OutputError` is raised.
     """
-    folder = Path(directory) if directory is not None else _new_folder()
+    folder = local_path(directory) if directory is not None else _new_folder()
     if folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty; name a new folder for the demo.")
     store, out_dir = folder / "cells.zarr", folder / "export"

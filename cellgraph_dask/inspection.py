@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 from .edge_pairs.format import MANIFEST
 from .errors import CellgraphError, SourceError
 from .export.record import RUN
-from .machine.remote import is_url
+from .machine.folders import read_plain
+from .machine.remote import is_url, local_path, plain_name
 from .machine.report import Report
 from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import progress_bars
@@ -90,11 +92,15 @@ def _inspect_scratch(folder: Path) -> InspectReport:
     )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether there is something, as far as this user may look."""
+    return os.access(path, os.F_OK)
+
+
 def _read_run(folder: Path) -> dict[str, Any] | None:
     """Return the record of a run in a folder; None if there is none, or if it is cut off."""
     try:
-        with (folder / RUN).open("rb") as file:
-            found = json.loads(file.read(_MOST_RUN_BYTES))
+        found = json.loads(read_plain(folder / RUN, most=_MOST_RUN_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
@@ -114,7 +120,7 @@ def _inspect_store(
             members = _members_of_obsp(root)
         matrices = tuple(_describe(root, name, node) for name, node in members.items())
     n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
-    embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options))
+    embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options)[0])
     return InspectReport(str(path), "store", root.zarr_format, matrices, embeddings)
 
 
@@ -193,20 +199,27 @@ def inspect_path(
     """
     if key is not None and neighbors_key is not None:
         raise ValueError("give key or neighbors_key, not both")
-    if isinstance(path, str) and is_url(path):
+    if is_url(plain_name(path)):
         return _inspect_store(path, key, neighbors_key, storage_options)
-    folder = Path(path)
-    if (folder / MANIFEST).exists():
+    folder = local_path(path)
+    if _is_there(folder / MANIFEST):
         limit, n_threads = allowed(memory_limit, threads)
         with progress_bars(progress) as bars:
             report = verify(folder, bars, limit=limit, threads=n_threads, components=True)
         run = _read_run(folder / WORK_FOLDER)
         return InspectReport(str(folder), "export", export=report, run=run)
     for scratch in (folder, folder / WORK_FOLDER):
-        if scratch.is_dir() and (scratch.name.startswith(_PREFIXES) or (scratch / RUN).exists()):
+        named = scratch.name.startswith(_PREFIXES)
+        if _is_there(scratch / RUN) or (named and _is_there(scratch) and scratch.is_dir()):
             return _inspect_scratch(scratch)
-    if not folder.exists():
-        raise SourceError(f"{path} does not exist; name a store, an export or a scratch folder.")
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(
+            f"{path} does not exist; name a store, an export or a scratch folder."
+        ) from None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
     try:
         return _inspect_store(path, key, neighbors_key, storage_options)
     except SourceError as error:

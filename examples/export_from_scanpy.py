@@ -1,4 +1,4 @@
-"""From points to the viewer: neighbors, an AnnData store on disk, and its graph beside a dataset.
+"""From points to edge files: neighbors, an AnnData store on disk, and its graph beside a dataset.
 
 With scanpy one call makes the graph, ``scanpy.pp.neighbors(adata)``, and puts it into
 ``obsp["connectivities"]`` as here. The example uses scipy instead, so that it runs without scanpy.
@@ -34,10 +34,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about the zarr format of future versions
     adata.write_zarr("atlas.zarr")
 
-# Usually cellucid's `prepare` has made this folder, with the file that names the dataset.
+# In real work `prepare` of cellucid 0.0.9 makes this folder, with points and obs, which a viewer
+# needs too. Here is only the file that names the dataset.
 dataset = Path("exports/atlas")
 dataset.mkdir(parents=True)
-identity = {"id": "atlas", "stats": {"n_cells": N_CELLS, "has_connectivity": False}}
+identity = {"version": 2, "id": "atlas", "stats": {"n_cells": N_CELLS, "has_connectivity": False}}
 (dataset / "dataset_identity.json").write_text(json.dumps(identity))
 
 report = export_connectivities("atlas.zarr", dataset, compression=6)

@@ -19,7 +19,7 @@ try:
     plan_export(store, memory_limit="64MB")
 except MemoryLimitError as error:
     print(f"refused   {error}\n")
-    smallest = re.search(r"(\d+MB) \(--memory-limit\)", str(error))[1]
+    smallest = re.search(r"(\d+MB) \(`memory_limit`\)", str(error))[1]
 
 # The limit that the message names is enough for one thread. More memory first allows more threads,
 # then larger blocks. Here "reserved" includes what was loaded to make the store; a new process,

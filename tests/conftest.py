@@ -6,6 +6,7 @@ The suite may run in several processes, with ``pytest -n auto``.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,6 +17,14 @@ import pytest
 from hypothesis import settings
 
 from tests.helpers.s3 import S3, Proxy, start_s3
+
+# Tests send signals to the processes that they start. Those of a suite in the background, or under
+# nohup, would ignore them.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(
+            number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        )
 
 settings.register_profile("here", deadline=None)  # tests run on machines that stall
 settings.load_profile("here")

@@ -7,20 +7,23 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import click
 
 from .._version import __version__
-from ..errors import CellgraphError
+from ..errors import redact, shown
+from ..machine.interrupts import holding
 from ..machine.memory import format_bytes, parse_bytes
+from .failures import EXIT_CODES, INTERRUPTED, VERBOSE, Commands
+from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
-FAILED, DIFFERENT = 1, 3  # exit codes besides 0 (done) and 2 (usage)
+DIFFERENT = 3  # exit code
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]
@@ -57,10 +60,17 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+class _InOptions(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return cli.in_options(super().format(record))
+
+
 def _set_verbose(context: click.Context, _: click.Parameter, verbose: bool) -> None:
-    context.obj = context.obj or verbose
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("cellgraph_dask").setLevel(logging.INFO if context.obj else logging.WARNING)
+    verbose = context.meta[VERBOSE] = context.meta.get(VERBOSE, False) or verbose
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_InOptions("%(levelname)s: %(message)s"))
+    logging.getLogger("cellgraph_dask").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 _verbose_option = click.option(
@@ -83,7 +93,7 @@ _size_options = _options(
     click.option("--memory-limit", type=_Size(), metavar="SIZE",
                  help="Upper bound on the resident memory of this process, such as 512MB; 384MB "
                       "or more.  [default: half of the machine's or cgroup's]"),
-    click.option("--threads", type=click.IntRange(1), metavar="N",
+    click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
 _run_options = _options(
@@ -114,16 +124,13 @@ _progress_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @_verbose_option
 def cli() -> None:
-    """Export the neighbor graph of an AnnData store for the Cellucid viewer, out of core."""
-
-
-def _print_all(word: str, texts: Iterable[str]) -> None:
-    for text in texts:
-        click.echo(f"{word}: {text}", err=True)
+    """Export the neighbor graph of an AnnData store as edge files of cellucid 0.0.9."""
 
 
 def _check_keys(options: dict[str, Any]) -> None:
@@ -161,49 +168,31 @@ def _client(options: dict[str, Any]) -> Iterator[Any]:
         yield client
 
 
-@contextmanager
-def _errors(context: click.Context) -> Iterator[None]:
-    """Print our own errors as one message and exit with 1; with -v, show the traceback."""
-    try:
-        yield
-    except CellgraphError as error:
-        if context.obj:
-            raise
-        click.echo(f"Error: {error}", err=True)
-        context.exit(FAILED)
+def _without_secrets(words: Sequence[str]) -> Iterator[str]:
+    """Yield the words of a command as they may be shown, without --resume."""
+    before = ""
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if before.endswith("storage-options"):
+            yield "…"
+        elif name.endswith("storage-options") and equals:
+            yield f"{name}=…"
+        elif word != "--resume":
+            yield redact(word)
+        before = word
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: the time of a batch job is over, say."""
+def _what_is_left(out_dir: str, scratch_dir: str | None) -> str:
+    """Say what an interrupted export has left, and how to resume it."""
+    from ..export.run import is_interrupted
+
+    if not is_interrupted(out_dir, scratch_dir):
+        return "Nothing is left behind."
+    command = ["cellgraph-dask", *_without_secrets(sys.argv[1:]), "--resume"]
+    return f"What is finished is kept. Resume with:\n{shlex.join(command)}"
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
-@contextmanager
-def _interruptions(context: click.Context, out_dir: str, scratch_dir: str | None) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end an export in order, and print how to resume it."""
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        from ..export.run import is_interrupted
-
-        if is_interrupted(out_dir, scratch_dir):
-            command = ["cellgraph-dask", *(word for word in sys.argv[1:] if word != "--resume")]
-            resuming = shlex.join([*command, "--resume"])
-            message = f"What is finished is kept. Resume with:\n{resuming}"
-        else:
-            message = "Nothing is left behind."
-        click.echo(f"Interrupted. {message}", err=True)
-        number = signal.SIGTERM if isinstance(interrupt, _Terminated) else signal.SIGINT
-        context.exit(128 + number)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("source")
 @click.argument("out_dir", required=False)
 @_run_options
@@ -216,16 +205,15 @@ def plan(
 ) -> None:
     """Show what an export of SOURCE would do and need; write nothing."""
     _check_keys(options)
-    with _errors(context):
-        with _imports():
-            from ..export.api import plan_export
+    with _imports():
+        from ..export.api import plan_export
 
-        with _client(options) as client:
-            result = plan_export(source, out_dir, client=client, **options)
-        click.echo(result.to_json() if as_json else describe_plan(result))
+    with _client(options) as client:
+        result = plan_export(source, out_dir, client=client, **options)
+    click.echo(result.to_json() if as_json else cli.in_options(describe_plan(result)))
 
 
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("source")
 @click.argument("out_dir")
 @_run_options
@@ -246,25 +234,26 @@ def export(
     a folder or a URL.
     """
     _check_keys(options)
-    with _errors(context), _interruptions(context, out_dir, options["scratch_dir"]):
-        with _imports():
-            from ..export.api import export_connectivities
+    context.meta[INTERRUPTED] = partial(_what_is_left, out_dir, options["scratch_dir"])
+    with _imports():
+        from ..export.api import export_connectivities
 
-        with _client(options) as client:
-            report = export_connectivities(source, out_dir, client=client, **options)
-        if as_json:
-            click.echo(report.to_json())
-        else:
-            click.echo(
-                f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
-                f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
-            )
-            if report.kept_tasks:
-                n = report.kept_tasks
-                click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
+    with _client(options) as client:
+        report = export_connectivities(source, out_dir, client=client, **options)
+    note_done()
+    if as_json:
+        click.echo(report.to_json())
+    else:
+        click.echo(
+            f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
+            f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
+        )
+        if report.kept_tasks:
+            n = report.kept_tasks
+            click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
 
 
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("out_dir")
 @click.option(
     "--source", metavar="SOURCE", help="Prove that the edges are exactly those of this matrix."
@@ -287,22 +276,22 @@ def export(
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
     """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
     _check_keys(options)
-    with _errors(context):
-        with _imports():
-            from ..verify.api import verify_export
+    with _imports():
+        from ..verify.api import verify_export
 
-        report = verify_export(out_dir, **options)
-        if as_json:
-            click.echo(report.to_json())
-        elif report.ok:
-            click.echo(describe_verification(out_dir, report))
-        else:
-            _print_all("Wrong", report.problems)
-        _print_all("Warning", report.warnings)
-        context.exit(0 if report.ok else DIFFERENT)
+    report = verify_export(out_dir, **options)
+    note_done()
+    if as_json:
+        click.echo(report.to_json())
+    elif report.ok:
+        click.echo(describe_verification(shown(out_dir), report))
+    else:
+        cli.print_all("Wrong", report.problems)
+    cli.print_all("Warning", report.warnings)
+    context.exit(0 if report.ok else DIFFERENT)
 
 
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("path")
 @click.option("--key", help="Only this matrix of a store; with slashes, a path inside it.")
 @_source_options
@@ -313,19 +302,18 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
     """Show what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
     _check_keys(options)
-    with _errors(context):
-        with _imports():
-            from ..inspection import inspect_path
+    with _imports():
+        from ..inspection import inspect_path
 
-        report = inspect_path(path, **options)
-        click.echo(report.to_json() if as_json else describe_inspection(report))
-        export = report.export
-        if export is not None and not as_json:
-            _print_all("Wrong", export.problems)
-            _print_all("Warning", export.warnings)
+    report = inspect_path(path, **options)
+    click.echo(report.to_json() if as_json else describe_inspection(report))
+    export = report.export
+    if export is not None and not as_json:
+        cli.print_all("Wrong", export.problems)
+        cli.print_all("Warning", export.warnings)
 
 
-@cli.command()
+@cli.command(epilog=EXIT_CODES)
 @click.argument("directory", required=False, metavar="[DIR]")
 @click.option(
     "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,
@@ -335,11 +323,12 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
 @click.pass_context
 def demo(context: click.Context, /, directory: str | None, cells: int, as_json: bool) -> None:
     """Make a small AnnData store in DIR, export its graph, and check the export."""
-    with _errors(context):
-        from ..demo import run_demo
+    from ..demo import run_demo
 
-        result = run_demo(directory, n_cells=cells)
-        click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+    context.meta[INTERRUPTED] = lambda: "The folder of the demo may be left behind."
+    result = run_demo(directory, n_cells=cells)
+    note_done()
+    click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
 
 
 def main() -> None:
@@ -347,13 +336,14 @@ def main() -> None:
     # numpy's BLAS starts its threads when numpy is imported, and they wait busily. Nothing here
     # multiplies matrices.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        cli()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # All files are closed and all threads have ended. Taking Python and LLVM apart object by
-        # object would cost a small export a third of its time.
-        os._exit(code)
+    prepare()
+    with holding(deliver=False):  # what is done stays done until the very end
+        try:
+            cli()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            logging.shutdown()
+            code = finish(code)
+            # All files are closed and all threads have ended. Taking Python and LLVM apart object
+            # by object would cost a small export a third of its time.
+            os._exit(code)

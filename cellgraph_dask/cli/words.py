@@ -42,6 +42,7 @@ def describe_plan(plan: ExportPlan) -> str:
                  f"{plan.threads} threads"),
         ("edge files", f"{plan.index_dtype}, "
                        + (f"gzip level {plan.compression}" if plan.compression else "plain")),
+        ("viewer", "that of cellucid 0.0.9; 0.9.1 and later do not read these files"),
         ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
                    f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
                    f"{format_bytes(plan.memory_limit_bytes)}"),
@@ -69,21 +70,20 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
     elif report.n_components > 1:
         facts.append(
             ("components", f"{report.n_components:,}, the largest of {report.largest_component:,} "
-                           "cells; in a disconnected graph some features of the viewer may "
-                           "behave unexpectedly")
+                           "cells")
         )  # fmt: skip
     else:
         facts.append(("components", "1: the graph is connected"))
-    facts.append(
-        ("viewer", f"{format_bytes(report.viewer_memory_bytes)} of memory to load it (cellucid "
-                   "0.9.1 to 0.9.4, which refuses more than 512 MiB)")
-    )  # fmt: skip
+    if report.provenance is not None:
+        made = report.provenance
+        facts.append(("made from", f"{made.key} of {made.source}, by version {made.version}"))
     if report.alignment is not None:
         aligned = report.alignment
         facts.append(
             ("embedding", f"{aligned.value:.0%} of {aligned.n_sampled:,} sampled edges are shorter "
                           f"than a random pair in {aligned.embedding}")
         )  # fmt: skip
+    facts += [("not checked", text) for text in report.unchecked]
     return facts
 
 

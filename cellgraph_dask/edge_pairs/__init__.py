@@ -3,4 +3,4 @@
 It never makes an edge and never writes to an export's folder.
 """
 
-__all__ = ["format", "graph", "gzip_member", "reader"]
+__all__ = ["format", "generation", "graph", "gzip_member", "provenance", "reader"]

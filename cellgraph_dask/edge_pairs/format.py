@@ -29,11 +29,11 @@ FORMAT = "edge_pairs"
 
 # The name of an edge file, as `file_name` gives it.
 EDGE_FILE = re.compile(rf"edges\.({'|'.join(SIDES)})(\.(?P<tag>[0-9a-f]{{8}}))?\.bin(\.gz)?")
-_ABSENT = (FileNotFoundError, NotADirectoryError)
+ABSENT = (FileNotFoundError, NotADirectoryError)
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
-# The viewer of cellucid 0.9.1 to 0.9.4 refuses graphs that need more than this while it loads them.
-VIEWER_LIMIT = 512 * 2**20
+# What manifests of cellucid 0.9.1 to 0.9.4 have besides ours.
+WEIGHT_KEYS = ("weightsPath", "weight_dtype", "weight_bytes")
 
 
 def index_dtype(n_cells: int) -> np.dtype[Any]:
@@ -49,11 +49,6 @@ def file_name(side: str, compression: int | None, tag: str = "") -> str:
     A `tag` tells apart the files of an export that is to replace another one under the same names.
     """
     return f"edges.{side}{'.' if tag else ''}{tag}.bin" + (".gz" if compression else "")
-
-
-def viewer_bytes(n_cells: int, n_edges: int) -> int:
-    """Return what the viewer of cellucid 0.9.1 to 0.9.4 needs to load a graph, in bytes."""
-    return (48 if index_dtype(n_cells).itemsize == 2 else 44) * n_edges + 4 * n_cells
 
 
 @dataclass(frozen=True)
@@ -106,13 +101,19 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
     """Return the manifest of an export; InvalidExportError if it is not exactly of this format."""
     path = out_dir / MANIFEST
     try:
-        found = _read_json(path, out_dir)
-    except _ABSENT:
+        found = read_json(path, out_dir)
+    except ABSENT:
         raise InvalidExportError(
             f"{out_dir} holds no {MANIFEST}; there is no export, or it was never finished."
         ) from None
     if not isinstance(found, dict):
         raise InvalidExportError(f"{path} holds {type(found).__name__}, not an object.")
+    weights = [key for key in WEIGHT_KEYS if key in found]
+    if weights:
+        raise InvalidExportError(
+            f"{path} is of cellucid 0.9.1 to 0.9.4 (it has the key {weights[0]}). Graphs with "
+            "weights are not read or written by this version, which has the format of 0.0.9."
+        )
     numbers = {}
     for key in ("n_cells", "n_edges", "max_neighbors"):
         value = found.get(key)
@@ -135,14 +136,16 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
     return manifest
 
 
-def _read_json(path: AnyPath, out_dir: AnyPath) -> Any:
-    """Return what a file of an export holds; one of `_ABSENT` if it is not there."""
+def read_json(path: AnyPath, out_dir: AnyPath) -> Any:
+    """Return what a file of an export holds; one of `ABSENT` if it is not there."""
     check_readable(path, out_dir)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except _ABSENT:
+    except ABSENT:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InvalidExportError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise InvalidExportError(f"{path} cannot be read as JSON: {error}") from error
 
 
@@ -178,8 +181,8 @@ def read_identity(out_dir: AnyPath, n_cells: int) -> dict[str, Any] | None:
     """
     path = out_dir / IDENTITY
     try:
-        identity = _read_json(path, out_dir)
-    except _ABSENT:
+        identity = read_json(path, out_dir)
+    except ABSENT:
         return None
     if not isinstance(identity, dict) or not isinstance(identity.get("stats"), dict):
         raise InvalidExportError(f"{path} is not a Cellucid identity: it has no stats.")

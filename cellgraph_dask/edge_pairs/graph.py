@@ -22,7 +22,7 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
-from ..machine.remote import AnyPath, find_path
+from ..machine.remote import AnyPath, find_path, local_path
 from .format import SIDES, Manifest, check_length, named_read_errors, read_manifest
 from .reader import first_bad_edge, read_edges
 
@@ -252,7 +252,7 @@ def open_export(
     ...     print(graph.n_edges, graph.neighbors(0))
     """
     origin = find_path(out_dir, storage_options)
-    folder = Path(scratch_dir) if scratch_dir is not None else Path(tempfile.gettempdir())
+    folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     for _ in range(_ATTEMPTS):
         manifest = read_manifest(origin)
         try:
@@ -287,7 +287,8 @@ def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Co
         if free < len(SIDES) * n_bytes:
             raise DiskSpaceError(
                 f"the copy of {origin} takes {format_bytes(len(SIDES) * n_bytes)}, but "
-                f"{format_bytes(free)} are free in {folder}. Name another folder with scratch_dir."
+                f"{format_bytes(free)} are free in {folder}. Name another folder with "
+                "`scratch_dir`."
             )
         with ThreadPoolExecutor(len(SIDES)) as pool:
             return list(pool.map(copy, SIDES))

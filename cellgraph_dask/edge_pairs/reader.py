@@ -8,11 +8,10 @@ has to jump about unpacks both files to plain ones in its scratch folder first.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,10 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import named_disk_errors, opened, read_at, write_at
-from ..machine.remote import AnyPath, RemotePath
+from ..machine.remote import AnyPath, RemotePath, local_path
+from ..machine.temporary import clear_dead, temporary_folder
 from .format import (
+    FOLDER,
     IDENTITY,
     MANIFEST,
     SIDES,
@@ -33,7 +34,9 @@ from .format import (
     named_read_errors,
     read_manifest,
 )
+from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
+from .provenance import PROVENANCE
 
 Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
 
@@ -243,16 +246,16 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
     Files that are not there are left out, and much longer ones than the manifest tells are cut. The
     folder is made in `scratch_dir`, by default the system's folder for temporary files.
     """
-    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    with named_disk_errors(parent):
-        folder = Path(tempfile.mkdtemp(prefix="cellgraph-dask-", dir=parent))
-    try:
+    parent = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    clear_dead(parent)
+    with temporary_folder(parent) as folder:
         with named_disk_errors(parent):
             for name, most in _files(origin):
                 _copy(origin / name, folder / name, most)
+            with suppress(OSError):  # of storage that does not list; the texts tell as much
+                if (origin / EMBEDDINGS).is_dir():
+                    (folder / EMBEDDINGS).mkdir()
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:
@@ -264,7 +267,8 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
         return texts
     # What does not compress becomes longer by 5 bytes for each 16 kB or more.
     most = manifest.side_bytes + manifest.side_bytes // 1000 + _SPARE_BYTES
-    return [*texts, *((manifest.path(side), most) for side in SIDES)]
+    edges = [(manifest.path(side), most) for side in SIDES]
+    return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
 
 
 def _copy(source: RemotePath, target: Path, most: int) -> None:
@@ -277,6 +281,10 @@ def _copy(source: RemotePath, target: Path, most: int) -> None:
                     copy.write(part)
                     most -= len(part)
         except FileNotFoundError:
+            target.unlink()
+        except PermissionError as error:  # or absent, where this user may not list
+            if target.name not in (IDENTITY, PROVENANCE):
+                raise InvalidExportError(f"{source} cannot be read: {error.strerror}.") from error
             target.unlink()
         except OSError as error:
             if error.filename != str(source):  # of the disk, then

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, prepare
-from ..runtime.cluster import active_client
+from ..runtime.cluster import client_for
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
-from .run import ExportReport, computing, output_of, run_export
+from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,7 +62,8 @@ def plan_export(
         Where temporary files would go; by default beside the output.
     client
         A `distributed.Client`: its workers do the work, and the memory limit is that of each
-        worker. By default the one that is active, if any; else threads of this process.
+        worker. By default the one that is active, if any; else threads of this process, as inside
+        a task of a cluster and where the active client is asynchronous.
     output_storage_options
         For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
@@ -75,30 +77,34 @@ def plan_export(
         If the store or the matrix cannot be exported.
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
+    OutputError
+        If an export into `out_dir` would be refused, as that is of cellucid 0.9.1 to 0.9.4.
     """
     options = Options(
-        out_dir if out_dir is not None else Path.cwd(),
+        out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
-        client=client if client is not None else active_client(),
+        client=client_for(client),
         output_storage_options=default_options(
             out_dir or "", output_storage_options, source, storage_options
         ),
     )
-    output = output_of(options, force=True)
+    folder, upload_bytes = Path.cwd(), 0
+    if out_dir is not None:
+        output = output_of(options, force=True)
+        folder, upload_bytes = output.folder, output.upload_bytes
     method: Method | None = None
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if out_dir is not None:
+        refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
-        opened = estimate(opened, computing(options.client, memory_limit, 1))
+        opened = estimate(opened, computing(options.client, memory_limit, 1, opened.task_bytes))
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
-    prepared = prepare(
-        opened, output.folder, options, upload_bytes=output.upload_bytes, method=method
-    )
-    return prepared.plan
+    return prepare(opened, folder, options, upload_bytes=upload_bytes, method=method).plan
 
 
 def export_connectivities(
@@ -119,7 +125,7 @@ def export_connectivities(
     client: Client | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Export a neighbor graph as the edge files of the Cellucid viewer.
+    """Export a neighbor graph as the edge files of cellucid 0.0.9.
 
     Of ``S = C + C.T`` every nonzero above the diagonal becomes an edge, sorted by source and
     destination. The work is done out of core; readers see an earlier export, or this one complete.
@@ -181,7 +187,7 @@ def export_connectivities(
             force=force,
             resume=resume,
             progress=progress,
-            client=client if client is not None else active_client(),
+            client=client_for(client),
             output_storage_options=default_options(
                 out_dir, output_storage_options, source, storage_options
             ),

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,12 +20,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .._version import __version__
-from ..errors import ClusterError, ResumeError
-from ..machine.files import make_folders, named_disk_errors, this_process, write_aside
+from ..errors import ClusterError, OutputError, ResumeError
+from ..machine.files import absolute, make_folders, named_disk_errors, this_process, write_aside
+from ..machine.folders import clear, make_own, read_own, remove
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared
 from ..publish.output import Output
-from ..publish.work_folder import WORK_FOLDER, check_own_folder
+from ..publish.work_folder import WORK_FOLDER
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
 from ..stages.job import Method, Tuning
@@ -67,14 +67,14 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord | None:
     """Return the record of the run that was interrupted in a work folder, if there is one."""
     try:
-        found = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        found = json.loads(read_own(folder / RUN))
         own = {field.name: found[field.name] for field in fields(RunRecord) if field.name != "plan"}
         record = RunRecord(plan=_plan_of(found), **{**own, "seeds": tuple(found["seeds"])})
         if len(record.seeds) != 2 or not all(type(n) is int and n >= 0 for n in record.seeds):
             return None
         return record if _is_ours(record, folder) else None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None  # none, or torn by a loss of power
+    except (OSError, OutputError, ValueError, TypeError, KeyError, RecursionError):
+        return None  # none, another user's, or torn by a loss of power
 
 
 def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
@@ -89,7 +89,7 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
 
 def _scratch_name(folder: Path) -> str:
     """Return the name of the folder of all runs into `folder` inside the user's scratch folder."""
-    return f"cellgraph-dask-{sha256(os.fsencode(folder.absolute())).hexdigest()[:12]}"
+    return f"cellgraph-dask-{sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
 
 
 def _is_ours(record: RunRecord, folder: Path) -> bool:
@@ -117,7 +117,9 @@ def _has_links(top: Path) -> bool:
     )
 
 
-def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord | None:
+def interrupted_run(
+    source: Source, fingerprint: str, folder: Path, options: Options
+) -> RunRecord | None:
     """Return the run to resume, if any; a ResumeError if it is not the one that is asked for."""
     record = read_run(folder / WORK_FOLDER)
     if record is None:
@@ -132,31 +134,32 @@ def interrupted_run(source: Source, folder: Path, options: Options) -> RunRecord
         if found != wanted:
             raise ResumeError(
                 f"the run that was interrupted in {record.out_dir} had {name} {found!r}, not "
-                f"{wanted!r}. Give the same options to resume it, or start over without --resume."
+                f"{wanted!r}. Give the same options to resume it, or start over without "
+                "`resume=True`."
             )
-    if record.fingerprint != source.fingerprint():
+    if record.fingerprint != fingerprint:
         raise ResumeError(
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
-            f"started ({record.started}). Start over without --resume."
+            f"started ({record.started}). Start over without `resume=True`."
         )
     base = _scratch_base(folder / WORK_FOLDER, options)
-    if options.scratch_dir is not None and base != Path(record.scratch).parent:
+    if options.scratch_dir is not None and base.resolve() != Path(record.scratch).parent.resolve():
         raise ResumeError(
             f"the run that was interrupted in {folder} has its temporary files in "
-            f"{record.scratch}. Leave out --scratch-dir, or start over without --resume."
+            f"{record.scratch}. Leave out `scratch_dir`, or start over without `resume=True`."
         )
     return record
 
 
-def new_record(prepared: Prepared, output: Output, options: Options) -> RunRecord:
-    """Return the record of a run that begins."""
+def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Options) -> RunRecord:
+    """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
-    scratch = _scratch_base(output.work, options).absolute() / f"run-{run}"
+    scratch = absolute(_scratch_base(output.work, options)) / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
         id=run,
         version=__version__,
-        fingerprint=source.fingerprint(),
+        fingerprint=fingerprint,
         out_dir=str(output.name),
         scratch=str(scratch),
         seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
@@ -189,27 +192,24 @@ def run_folders(
         with named_disk_errors(scratch.parent.parent):
             if scratch.parent != output.work:
                 made = make_folders(scratch.parent.parent)
-                if not scratch.parent.is_symlink():
-                    scratch.parent.mkdir(mode=0o700, exist_ok=True)
-                check_own_folder(scratch.parent)
-                for other in scratch.parent.iterdir():  # of runs that were killed
-                    if other not in (scratch, spooled):
-                        shutil.rmtree(other, ignore_errors=True)
-            scratch.mkdir(mode=0o700, exist_ok=True)
-            edges.mkdir(mode=0o700, exist_ok=True)
+                make_own(scratch.parent)
+                clear(scratch.parent, keep=[scratch.name, spooled.name])  # of runs that were killed
+            make_own(scratch)
+            make_own(edges)
             record.write(output.work)
         yield edges
+        (output.work / RUN).unlink(missing_ok=True)  # it is published: nothing to resume
     except (KeyboardInterrupt, ClusterError) as error:
         if lasting and any_finished(output.work, record.id):
             output.keep = True
             if isinstance(error, ClusterError):
-                hint = "What is finished is kept; the same export with --resume continues it."
+                hint = "What is finished is kept; the same export with `resume=True` continues it."
                 error.args = (f"{error} {hint}",)
         raise
     finally:
         if not output.keep:
-            shutil.rmtree(scratch, ignore_errors=True)
-            shutil.rmtree(edges, ignore_errors=True)
+            remove(scratch)
+            remove(edges)
             above = [scratch.parent] if scratch.parent != output.work else []
             _remove_empty((*above, *made))
 
@@ -218,20 +218,21 @@ def run_folders(
 def spool_folder(output: Output, options: Options, *, needed: bool) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
     base = _scratch_base(output.work, options)
-    folder = base.absolute() / "spool"
+    folder = absolute(base) / "spool"
     if not needed:
         yield folder
         return
     made: list[Path] = []
     try:
         with named_disk_errors(base.parent):
-            made = make_folders(base)
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+            made = make_folders(base.parent)
+            make_own(base)
+            remove(folder)  # of a run that was killed
             folder.mkdir(mode=0o700)
         yield folder
     finally:
         if not options.keep_scratch:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             _remove_empty((*([base] if base != output.work else []), *made))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,12 +14,15 @@ from ..delivery.edge_files import EdgeFiles
 from ..delivery.parts import PieceDelivery
 from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
 from ..edge_pairs.gzip_member import DeflatePart
-from ..errors import ResumeError
+from ..edge_pairs.provenance import PROVENANCE, Provenance
+from ..errors import ClusterError, ResumeError
 from ..machine.files import named_disk_errors
-from ..machine.memory import limit_bytes, peak_bytes, reset_peak
+from ..machine.interrupts import Hold, holding
+from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
+from ..publish.apart import check_apart
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
@@ -28,6 +31,7 @@ from ..runtime.stage import Executor, Journal, ResumableExecutor
 from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
+from ..source.stamps import Watch
 from ..stages.job import Job, Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.runs import Scratch
@@ -58,13 +62,15 @@ class ExportReport(Report):
     seconds : float
         From start to end.
     memory_limit_bytes, projected_memory_bytes, peak_memory_bytes : int
-        Resident memory: allowed, foreseen at most, and measured.
+        Resident memory: allowed, foreseen at most, and measured; 0 if workers could not tell.
     scratch_bytes, output_bytes : int
         Temporary and final bytes on disk.
     symmetric : bool
         Whether the matrix was proved symmetric, so that one pass without temporary files was all.
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
+    warnings : tuple of str
+        What the user should know about the matrix, as in the plan.
     """
 
     out_dir: str
@@ -82,11 +88,18 @@ class ExportReport(Report):
     output_bytes: int
     symmetric: bool
     kept_tasks: int
+    warnings: tuple[str, ...] = ()
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
     """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
     return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
+
+
+def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
+    """Refuse an export of a source into itself."""
+    origin = source.origin
+    check_apart(origin.path, origin.file, options.out_dir, options.scratch_dir)
 
 
 def run_export(
@@ -99,24 +112,43 @@ def run_export(
     """Export an open source; tests choose the first method and how the work is cut."""
     began = time.perf_counter()
     reset_peak()
-    export = _Export(source, options, method, tuning)
-    record = export.interrupted()
+    refuse_inside(source, options)
+    with Watch(source) as watch, holding() as hold:
+        export = _Export(source, watch, hold, options, method, tuning)
+        return _run_export(export, options, began)
+
+
+def _run_export(export: _Export, options: Options, began: float) -> ExportReport:
+    source, record = export.source, export.interrupted()
     force = options.force or (record is not None and record.force)
     output = output_of(options, force=force, resume=record is not None)
     read_identity(output.out_dir, source.n_cells)
     # What needs no spooling is planned, and refused, before anything is written.
     ready = export.ready
     prepared = export.prepare(ready, output, record) if ready is not None else None
-    with (
-        output,
-        progress_bars(options.progress) as bars,
-        spool_folder(output, options, needed=prepared is None) as spooled,
-    ):
-        if prepared is None:
-            prepared = export.prepare(_spooled(source, spooled, bars, options), output, None)
-        if record is not None and read_run(output.work) != record:
-            raise ResumeError(f"another run has ended in {options.out_dir} just now; try again.")
-        prepared, result = export.run(prepared, record, output, spooled, bars)
+    try:
+        with (
+            output,
+            progress_bars(options.progress) as bars,
+            spool_folder(output, options, needed=prepared is None) as spooled,
+        ):
+            if prepared is None:
+                prepared = export.prepare(_spooled(source, spooled, bars, options), output, None)
+            if record is not None and read_run(output.work) != record:
+                raise ResumeError(
+                    f"another run has ended in {options.out_dir} just now; try again."
+                )
+            export.run(prepared, record, output, spooled, bars)
+    except (Exception, KeyboardInterrupt) as error:
+        if not export.hold.shown:
+            raise
+        log.warning(
+            "the export in %s is complete; tidying up was cut short (%s), and temporary files may "
+            "be left for the next export into it to remove",
+            output.name,
+            str(error) or type(error).__name__,
+        )
+    prepared, result = export.made[-1]
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
@@ -138,6 +170,7 @@ class _Result(NamedTuple):
     manifest: Manifest
     outcome: Outcome
     n_kept: int  # tasks of an interrupted run
+    peak: int  # most resident bytes of a worker; 0 if there are none, or they cannot tell
 
 
 @dataclass(frozen=True)
@@ -145,9 +178,12 @@ class _Export:
     """An export of a source: how it is planned and run, until a method suits the matrix."""
 
     source: Source | LazyMatrix
+    watch: Watch
+    hold: Hold
     options: Options
     method: Method | None
     tuning: Tuning | None
+    made: list[tuple[Prepared, _Result]] = field(default_factory=list)
 
     @property
     def ready(self) -> Source | None:
@@ -170,7 +206,17 @@ class _Export:
             log.info("only exports of files and URLs can be resumed; starting from the beginning")
             return None
         folder = local_folder(self.options.out_dir, self.options.scratch_dir)
-        return interrupted_run(self.ready, folder, self.options)
+        return interrupted_run(self.ready, self.watch.fingerprint, folder, self.options)
+
+    def provenance(self, result: _Result, record: RunRecord) -> str:
+        """Return the text that says what the edges were made from."""
+        return Provenance(
+            source=record.plan.source,
+            key=record.plan.key,
+            options={"compression": record.plan.compression},
+            fingerprint=record.fingerprint if self.lasting else None,
+            version=record.version,
+        ).to_json(result.manifest)
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
@@ -196,17 +242,24 @@ class _Export:
         output: Output,
         spooled: Path,
         progress: Progress,
-    ) -> tuple[Prepared, _Result]:
+    ) -> None:
         """Try methods until one suits the matrix, and publish what it has made."""
         while True:
             if record is None:
-                record = new_record(prepared, output, self.options)
+                record = new_record(prepared, self.watch.fingerprint, output, self.options)
             keep = self.options.keep_scratch
             try:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
                     result = _run(prepared, record, output, edges, progress, self.options.client)
+                    self.watch.check()
+                    with named_disk_errors(edges):
+                        (edges / PROVENANCE).write_text(self.provenance(result, record))
+                    log.info(
+                        "publishing %s edges to %s", f"{result.manifest.n_edges:,}", output.name
+                    )
+                    self.made.append((prepared, result))
                     output.publish(result.manifest, edges, progress)
-                return prepared, result
+                return
             except (OtherMethodError, NegativeWeightError) as reason:
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
@@ -220,7 +273,7 @@ class _Export:
 def _report(
     output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
-    plan, outcome, client = prepared.plan, result.outcome, options.client
+    plan, outcome = prepared.plan, result.outcome
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
@@ -232,19 +285,23 @@ def _report(
         seconds=round(seconds, 3),
         memory_limit_bytes=plan.memory_limit_bytes,
         projected_memory_bytes=plan.projected_memory_bytes,
-        peak_memory_bytes=peak_bytes() if client is None else worker_peak_bytes(client),
+        peak_memory_bytes=peak_bytes() if options.client is None else result.peak,
         scratch_bytes=outcome.scratch_bytes + prepared.job.source.spool_bytes,
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
+        warnings=prepared.job.source.notes,
     )
 
 
-def computing(client: Client | None, memory_limit: int | str | None, threads: int) -> Compute:
-    """Return the function that computes a Dask array: on the cluster, or on threads."""
+def computing(
+    client: Client | None, memory_limit: int | str | None, threads: int, task_bytes: int
+) -> Compute:
+    """Return the function that computes a `LazyMatrix`: on the cluster, or on threads."""
     if client is not None:
         return partial(compute_on_workers, client)
-    return partial(compute_on_threads, n_threads=threads, limit=limit_bytes(memory_limit))
+    limit = limit_bytes(memory_limit)
+    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=task_bytes)
 
 
 def _spooled(
@@ -257,7 +314,7 @@ def _spooled(
         if isinstance(source, Source):
             return spool_memory(source, folder)
         threads = options.threads or default_threads()
-        compute = computing(options.client, options.memory_limit, threads)
+        compute = computing(options.client, options.memory_limit, threads, source.task_bytes)
         return spool(source, folder, compute, progress)
 
 
@@ -270,6 +327,7 @@ def _run(
     client: Client | None,
 ) -> _Result:
     """Run all stages; leave the edge files in the folder `edges`."""
+    log.info(_taken(prepared.plan))
     plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
     job = replace(prepared.job, scratch=Scratch(record.scratch))
     with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
@@ -282,7 +340,22 @@ def _run(
         with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
             outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
     manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
-    return _Result(manifest, outcome, resumable.n_kept)
+    peak = 0
+    if client is not None:  # not later: what dies from now on has done its work
+        with suppress(ClusterError):
+            peak = worker_peak_bytes(client)
+    return _Result(manifest, outcome, resumable.n_kept, peak)
+
+
+def _taken(plan: ExportPlan) -> str:
+    """Say for the log which method is taken, with which sizes."""
+    return (
+        f"{plan.key} of {plan.source}: {plan.n_cells:,} cells, {plan.n_entries:,} entries; "
+        f"{plan.method} method, {plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
+        f"{plan.threads} threads; projected memory {format_bytes(plan.projected_memory_bytes)} of "
+        f"{format_bytes(plan.memory_limit_bytes)}, temporary files up to "
+        f"{format_bytes(plan.scratch_bytes)}"
+    )
 
 
 def _delivery(

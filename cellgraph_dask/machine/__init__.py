@@ -3,4 +3,7 @@
 It knows nothing of graphs, stores or Dask, and decides nothing.
 """
 
-__all__ = ["buffers", "compiled", "files", "memory", "remote", "report"]
+__all__ = [
+    "buffers", "compiled", "files", "folders", "interrupts", "memory", "remote", "report",
+    "temporary",
+]  # fmt: skip

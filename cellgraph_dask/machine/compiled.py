@@ -130,10 +130,13 @@ class Loop:
         """Return the loop as a function of ``numba.njit``: Python, if numba does not compile."""
         from numba import njit
 
-        # numba keeps compiled code beside the source and unpickles what it finds there.
+        # numba unpickles what it finds where it keeps compiled code: beside the source or, if it
+        # cannot write there, in a folder that may be anybody's.
         source = Path(self.function.__code__.co_filename).parent
         folders = [folder for folder in (source, source / "__pycache__") if folder.is_dir()]
-        can_keep = all(_is_ours(folder.stat()) for folder in folders)
+        can_keep = "NUMBA_CACHE_DIR" not in os.environ and all(
+            _is_ours(folder.stat()) and os.access(folder, os.W_OK) for folder in folders
+        )
         try:
             function = self._built(njit(nogil=True, cache=can_keep))
         except RuntimeError:  # no folder that numba could write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -91,11 +92,42 @@ def read_at(fd: int, out: Array, offset: int) -> None:
         offset += n
 
 
+def absolute(path: Path) -> Path:
+    """Return the absolute path; an OutputError if there is no working directory any more."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise OutputError(
+            f"{path} is in the working directory, which has been deleted. Change to another folder "
+            "(cd), or give absolute paths."
+        ) from error
+
+
+def take_lock(fd: int) -> OSError | None:
+    """Lock an open file as long as it is open; return what a disk says that has no locks.
+
+    A BlockingIOError says that another process holds the lock.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(errno.EWOULDBLOCK, error.strerror) from None
+        return error
+    return None
+
+
 def make_folders(folder: Path) -> list[Path]:
     """Make a folder and those above it; return the ones that were not there, deepest first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+    missing = [path for path in (folder, *folder.parents) if not os.access(path, os.F_OK)]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    except BaseException:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+        raise
     return missing
 
 
@@ -117,7 +149,8 @@ def fsync_folder(folder: Path) -> None:
 
 def write_aside(path: Path, text: str, *, aside: Path) -> None:
     """Write what is to replace `path` to `aside`, durably and with the mode of `path`."""
-    with opened(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_NOFOLLOW) as fd:
+    aside.unlink(missing_ok=True)
+    with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW) as fd:
         write_at(fd, text.encode(), 0)
         os.fsync(fd)
     with suppress(OSError):
@@ -135,14 +168,18 @@ def is_readable(path: Path, folder: Path) -> bool:
         mode = path.stat().st_mode
         return stat.S_ISREG(mode) and path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):
-        return not path.is_symlink()
+        return not os.path.islink(path)  # noqa: PTH114 (which raises where it may not look)
+
+
+def nearest(path: Path) -> Path:
+    """Return a path, or the nearest of its parents that is there and may be looked at."""
+    path = absolute(path)
+    return next((p for p in (path, *path.parents) if os.access(p, os.F_OK)), path)
 
 
 def _disk_of(path: Path) -> os.statvfs_result:
     """Return the figures of the disk of a path, or of its nearest parent that is there."""
-    while not path.exists():
-        path = path.parent
-    return os.statvfs(path)
+    return os.statvfs(nearest(path))
 
 
 def _available(disk: os.statvfs_result) -> int:
@@ -172,7 +209,7 @@ def named_disk_errors(folder: Path) -> Iterator[None]:
 
 def _no_room(folder: Path, error: OSError) -> str:
     """Say what a disk lacks: path, needed and free."""
-    remedy = "Free some space, or name another disk for temporary files with --scratch-dir."
+    remedy = "Free some space, or name another disk for temporary files with `scratch_dir`."
     if isinstance(error, FullError):
         where = os.fsdecode(error.filename or folder)
         return (

@@ -7,15 +7,19 @@ of this process. Sizes come in as ``"512MB"`` and go out the same way.
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _UNITS = ["", "K", "M", "G", "T"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?\s*$", re.IGNORECASE)
+
+_MOST_BYTES = 2**63
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -24,19 +28,33 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 def parse_bytes(size: int | str) -> int:
     """Return a size in bytes: ``"512MB"`` is 512·10⁶, ``"512MiB"`` 512·2²⁰, an int is itself.
 
-    What is not a positive number with an optional unit raises a ValueError.
+    What is not a positive number with an optional unit, or more than any machine has, raises a
+    ValueError.
     """
-    if isinstance(size, int):
-        value = size
+    given: Any = size
+    if isinstance(given, numbers.Integral):
+        value: float = int(given)
     else:
-        match = _SIZE.match(size)
+        match = _SIZE.match(given) if isinstance(given, str) else None
         if match is None:
-            raise ValueError(f"{size!r} is not a size; write it as 512MB, 4GiB or a byte count")
+            raise ValueError(
+                f"{_short(given)} is not a size; write it as 512MB, 4GiB or a byte count"
+            )
         number, unit, binary = match.groups()
-        value = int(float(number) * (1024 if binary else 1000) ** _UNITS.index(unit.upper()))
-    if value <= 0:
-        raise ValueError(f"a size must be positive, not {size!r}")
-    return value
+        value = float(number) * (1024 if binary else 1000) ** _UNITS.index(unit.upper())
+    if value < 1:
+        raise ValueError(f"a size must be positive, not {_short(given)}")
+    if value >= _MOST_BYTES:
+        raise ValueError(f"a size must be less than 8 EiB, not {_short(given)}")
+    return int(value)
+
+
+def _short(value: object) -> str:
+    """Return a value as Python writes it, at most the beginning."""
+    if isinstance(value, int) and abs(value) >= _MOST_BYTES:  # too long for `repr`, maybe
+        return "so large a number" if value > 0 else "so small a number"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:36]}…"
 
 
 def format_bytes(n: int) -> str:

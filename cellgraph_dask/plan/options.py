@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..machine.files import absolute
+from ..machine.memory import limit_bytes
+from ..machine.remote import is_url, local_path, plain_name
+from ..runtime.threads import check_threads
+
 if TYPE_CHECKING:
     from distributed import Client
 
@@ -18,7 +23,7 @@ class Options:
     Raises a ValueError if a number is outside its range.
     """
 
-    out_dir: str | Path
+    out_dir: str | Path = field(repr=False)  # a path of this machine, or a URL as it was given
     compression: int | None = None
     memory_limit: int | str | None = None
     threads: int | None = None
@@ -33,7 +38,9 @@ class Options:
     def __post_init__(self) -> None:
         if self.compression is not None and not 1 <= self.compression <= 9:
             raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        check_threads(self.threads)
+        limit_bytes(self.memory_limit)
+        out_dir = plain_name(self.out_dir)
+        object.__setattr__(self, "out_dir", out_dir if is_url(out_dir) else local_path(out_dir))
         if self.scratch_dir is not None:  # workers may have another working directory
-            object.__setattr__(self, "scratch_dir", Path(self.scratch_dir).absolute())
+            object.__setattr__(self, "scratch_dir", absolute(local_path(self.scratch_dir)))

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ..edge_pairs.format import VIEWER_LIMIT, index_dtype, viewer_bytes
+from ..edge_pairs.format import index_dtype
 from ..errors import DiskSpaceError, ResumeError
-from ..machine.files import free_bytes
+from ..machine.files import free_bytes, nearest
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..machine.report import Report
 from ..runtime.cluster import inspect_workers
@@ -26,6 +26,9 @@ from .options import Options
 from .tuning import Budget, adopt, projected_bytes, tune
 
 log = logging.getLogger(__name__)
+
+_USUAL_NEIGHBORS = 100  # entries a cell on average; more are warned of
+_FEW_NEIGHBORS = 50  # up to here a graph may hold most of all pairs
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def prepare(
                 f"the run that was interrupted in {options.out_dir} was planned for more memory: "
                 f"resuming it takes {format_bytes(needed)}, but the limit is "
                 f"{format_bytes(budget.limit)}. Allow {-(-needed // 10**6)}MB with "
-                "--memory-limit, or start over without --resume."
+                "`memory_limit`, or start over without `resume=True`."
             )
     elif tuning is None:
         tuning = tune(job, budget)
@@ -108,10 +111,7 @@ class Disks(NamedTuple):
 
 
 def _device(folder: Path) -> int:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder.stat().st_dev
+    return nearest(folder).stat().st_dev
 
 
 def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
@@ -126,7 +126,7 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
         raise DiskSpaceError(
             f"the scratch disk has {format_bytes(plan.scratch_free_bytes)} free, but "
             f"{format_bytes(scratch)} may be needed in {scratch_dir}. Free some space, or name "
-            "another disk with --scratch-dir."
+            "another disk with `scratch_dir`."
         )
     if least > plan.output_free_bytes:
         raise DiskSpaceError(
@@ -246,11 +246,12 @@ def _run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
 
 
 def _warnings(source: Source, scratch: int, output: int, disks: Disks) -> Iterator[str]:
-    n_edges = source.n_entries // 2
-    if viewer_bytes(source.n_cells, n_edges) > VIEWER_LIMIT:
+    mean, pairs = source.n_entries / max(source.n_cells, 1), max(source.n_cells, 1) ** 2
+    if mean > _USUAL_NEIGHBORS or (mean > _FEW_NEIGHBORS and source.n_entries > pairs / 2):
         yield (
-            f"With about {n_edges:,} edges or more this graph needs over 512 MiB in the viewer of "
-            "cellucid 0.9.1 to 0.9.4, which will refuse it. The viewer of 0.0.9 has no such limit."
+            f"This graph is very dense: {mean:,.0f} stored entries a cell on average, "
+            f"or {source.n_entries / pairs:.2g} of all pairs. Neighbor graphs have 10 to 100; a "
+            "viewer may not draw so many edges. Is it the right matrix?"
         )
     if scratch > disks.scratch_free or (disks.are_same and scratch + output > disks.output_free):
         free = min(disks.scratch_free, disks.output_free)

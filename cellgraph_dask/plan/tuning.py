@@ -24,6 +24,7 @@ from ..stages.stream import stream_bytes
 _MOST_BLOCK_ENTRIES = 1 << 22
 _MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
 _LEAST_BLOCK_ENTRIES = 1 << 16
+_MOST_BLOCK_ROWS = 1 << 20  # where rows and not entries decide the number of blocks
 _MOST_PIECE_ENTRIES = 1 << 24
 _LEAST_PIECE_ENTRIES = 1 << 19
 _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
@@ -103,7 +104,7 @@ def _most_threads(budget: Budget, fits: Callable[[int], Tuning | None]) -> Tunin
 
 
 def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
-    least = smallest_limit(job, budget)
+    least = -(-smallest_limit(job, budget) // 10**6) * 10**6
     n_threads = budget.fewest_threads
     who = "one thread needs" if n_threads == 1 else f"{n_threads} threads need"
     large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
@@ -112,7 +113,8 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
         f"the memory limit of {format_bytes(budget.limit)} is too small: "
         f"{format_bytes(budget.reserved)} are taken by Python and its libraries, and {who} "
         f"{format_bytes(least - budget.reserved)} for chunks of {job.source.chunk_size:,} entries. "
-        f"The smallest limit that will do is {-(-least // 10**6)}MB (--memory-limit).{smaller}"
+        f"The smallest limit that will do is {least // 10**6}MB (`memory_limit`).{smaller}",
+        needed_bytes=least,
     )
 
 
@@ -168,6 +170,11 @@ def _tune(job: Job, budget: Budget, count_degrees: bool, threads: int) -> Tuning
     piece = min(_MOST_PIECE_ENTRIES, max(_even_share(job, threads), _LEAST_PIECE_ENTRIES))
     while not (tuning := fits(block, piece)):
         piece = max(piece * 7 // 8, _LEAST_PIECE_ENTRIES)
+    n_cells, n_entries = job.source.n_cells, job.source.n_entries
+    if n_cells // tuning.block_rows > 4 * (n_entries // block + 16):
+        # Most cells are isolated: blocks of rows without entries, each with a run for all pieces.
+        wide = replace(tuning, block_rows=max(tuning.block_rows, _MOST_BLOCK_ROWS))
+        return wide if projected_bytes(job, wide, budget) <= budget.limit else tuning
     return tuning
 
 

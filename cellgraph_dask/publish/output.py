@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
-from ..errors import CellgraphError, OutputError
-from ..machine.remote import AnyPath, RemotePath, find_path, is_url, local_path
+from ..edge_pairs.generation import refuse_weighted
+from ..errors import CellgraphError, OutputError, shown
+from ..machine.files import absolute
+from ..machine.interrupts import holding
+from ..machine.remote import (
+    AnyPath,
+    RemotePath,
+    address,
+    find_path,
+    is_url,
+    local_path,
+    plain_name,
+)
 from ..runtime.progress import Progress
 from .publish import DiskTarget, Target, publish
 from .upload import StorageTarget
@@ -23,11 +34,13 @@ def local_folder(out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
 
     It is the same for the same URL and user, so that a run that was interrupted is found there.
     """
-    if not is_url(out_dir):
-        return local_path(out_dir)
-    name = sha256(f"{os.getuid()} {str(out_dir).rstrip('/')}".encode()).hexdigest()[:12]
-    parent = Path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    return parent.absolute() / f"cellgraph-dask-{name}"
+    given = plain_name(out_dir)
+    if not is_url(given):
+        return local_path(given)
+    text = f"{os.getuid()} {shown(address(given, None).url)}"
+    name = sha256(os.fsencode(text)).hexdigest()[:12]
+    parent = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    return absolute(parent) / f"cellgraph-dask-{name}"
 
 
 def open_output(
@@ -45,11 +58,11 @@ def open_output(
     path = find_path(out_dir, storage_options)
     folder = local_folder(out_dir, scratch_dir)
     if on_cluster and isinstance(path, Path):
-        folder = path = folder.absolute()
+        folder = path = absolute(folder)
     elif on_cluster and scratch_dir is None:
         raise OutputError(
             f"the files of {path} are made in a folder before they are uploaded; on a cluster "
-            "all workers must see it: name one on storage that they share with --scratch-dir."
+            "all workers must see it: name one on storage that they share with `scratch_dir`."
         )
     return Output(path, folder, force=force, resume=resume)
 
@@ -70,16 +83,17 @@ class Output:
         self._target: Target = (
             StorageTarget(path) if isinstance(path, RemotePath) else DiskTarget(self._held)
         )
-        self.name = str(path.absolute() if isinstance(path, Path) else path)
+        self.name = str(absolute(path) if isinstance(path, Path) else path)
         self.folder, self.work = folder, self._held.path
         self.keep = False
         self.upload_bytes = self._target.upload_bytes
         with self._target.named_errors():
+            refuse_weighted(self.out_dir)
             taken = (self.out_dir / MANIFEST).exists()
         if taken and not force:
             raise OutputError(
                 f"{self.out_dir} already holds an export. Choose another folder, or replace it "
-                "with --force; the old export stays whole until the new one is complete."
+                "with `force=True`; the old export stays whole until the new one is complete."
             )
 
     def __enter__(self) -> Output:
@@ -104,11 +118,12 @@ class Output:
         export is whole or the new one is, and what was to be uploaded stays on this machine, for a
         run that resumes.
         """
-        try:
-            with self._target.named_errors():
-                publish(self._target, manifest, made or self.work, progress or Progress())
-        except CellgraphError as error:
-            if not isinstance(self.out_dir, Path):
-                self.keep = True
-                error.args = (f"{error} What is finished is kept; --resume uploads it.",)
-            raise
+        with holding() as hold:
+            try:
+                with self._target.named_errors():
+                    publish(self._target, manifest, made or self.work, progress or Progress())
+            except CellgraphError as error:
+                if not hold.shown and not isinstance(self.out_dir, Path):
+                    self.keep = True
+                    error.args = (f"{error} What is finished is kept; `resume=True` uploads it.",)
+                raise

@@ -10,7 +10,8 @@ new files come in under tagged names first::
     connectivity_manifest.json                   names them; the tagged names go
 
 The dataset's identity, which holds the number of edges too, says nothing of it while the manifest
-is replaced. Killed at any point, a reader finds the old export or the new one.
+is replaced, and neither does the provenance. Killed at any point, a reader finds the old export or
+the new one.
 
 The steps and their order are here, once. What a step is on disk (renaming and fsync) is in
 `DiskTarget`, and what it is in storage (uploading and copying) in `upload.StorageTarget`.
@@ -22,11 +23,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..edge_pairs.format import (
     EDGE_FILE,
@@ -34,16 +35,21 @@ from ..edge_pairs.format import (
     IDENTITY,
     MANIFEST,
     Manifest,
+    check_readable,
     identity_tells,
     identity_text,
     read_identity,
     read_manifest,
 )
-from ..errors import InvalidExportError, OutputError
+from ..edge_pairs.generation import refuse_weighted
+from ..edge_pairs.provenance import MOST_BYTES, NOTHING, PROVENANCE
+from ..errors import InvalidExportError, OutputError, redact
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
+from ..machine.folders import check_no_link
+from ..machine.interrupts import Hold, holding
 from ..machine.remote import AnyPath
 from ..runtime.progress import Progress
-from .work_folder import WorkFolder, check_no_link
+from .work_folder import WorkFolder
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +70,7 @@ class Target(Protocol):
         """Find out before the work whether the export will be taken, as far as that can be told."""
 
     def size(self, name: str) -> int | None:
-        """Size of an edge file in bytes, or None if there is no such file."""
+        """Size of a file beside the edge files, or of one of these; None if there is none."""
 
     def list(self) -> list[str]:
         """Names of all files beside the edge files, and theirs."""
@@ -89,67 +95,122 @@ class Target(Protocol):
 def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
     """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
-    The manifest has no tag. If that fails, the old export is whole, or the new one is.
+    The manifest has no tag. There may be a `PROVENANCE` beside them. If that fails, the old export
+    is whole. Once the new one is shown, signals wait, and what fails then is told as a warning:
+    only tidying up is left.
     """
-    sizes = [(made / name).stat().st_size for name in manifest.files]
+    refuse_weighted(target.path)  # as somebody may have prepared it meanwhile
+    with holding() as hold:
+        _publish(target, manifest, made, progress, hold)
+
+
+def _publish(
+    target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold
+) -> None:
+    names, provenance = manifest.files, made / PROVENANCE
+    sizes = [(made / name).stat().st_size for name in names]
     _remove_unnamed(target)  # of an export that was killed
     try:
-        _bring_in(target, manifest, made, progress)
-    finally:
+        hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
+        shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
+        target.bring([made / name for name in names], shown.files, progress)
+        hold.begin()
         try:
+            _show(target, shown, provenance.read_text() if provenance.exists() else NOTHING)
+        except KeyboardInterrupt:
+            if _shown(target) != shown:
+                raise
+        hold.shown = True
+        if hop:
+            with _only_tidying(target):
+                target.copy(shown.files, names)
+                target.put_texts([(MANIFEST, manifest.to_json())])
+    finally:
+        with _only_tidying(target):
             _remove_unnamed(target)
-        except Exception as error:  # a lost connection, say
-            log.warning(
-                "files that are no part of the export in %s could not be removed (%s); the next "
-                "export into it will do it",
-                target.path,
-                error,
-            )
-    if [target.size(name) for name in manifest.files] != sizes or _shown(target) != manifest:
+    found = _shown(target)
+    if found not in (shown, manifest) or _sizes(target, found) != sizes:
+        hold.shown = False
         raise OutputError(
             f"{target.path} does not hold what was written to it: another export into it may have "
             "run at the same time. Export again."
         )
 
 
-def _bring_in(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
-    """Move the new files in and show them; under tagged names first if theirs are taken."""
-    names = manifest.files
-    hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
-    shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-    target.bring([made / name for name in names], shown.files, progress)
-    _show(target, shown)
-    if hop:
-        target.copy(shown.files, names)
-        target.put_texts([(MANIFEST, manifest.to_json())])
+def _sizes(target: Target, shown: Manifest | None) -> list[int | None]:
+    return [target.size(name) for name in shown.files] if shown is not None else []
 
 
-def _show(target: Target, manifest: Manifest) -> None:
-    """Replace the manifest, and the figures in the dataset's identity, as if in one step.
+@contextmanager
+def _only_tidying(target: Target) -> Iterator[None]:
+    """Tell as a warning what fails when one export or the other is whole."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:  # a lost connection, say
+        log.warning(
+            "tidying up in %s was cut short (%s); what readers find is whole, and the next export "
+            "into it does the rest",
+            target.path,
+            redact(str(error)) or type(error).__name__,
+        )
 
-    Two files cannot be replaced at once. So the identity first says nothing of the number of edges,
-    if what it says is not the new number; then the manifest comes; then the number. Where a step
-    fails, the identity is made to agree with the manifest that is there.
+
+def _show(target: Target, manifest: Manifest, provenance: str) -> None:
+    """Replace the manifest, the dataset's identity and the provenance as if in one step.
+
+    Several files cannot be replaced at once. So the identity first says nothing of the number of
+    edges, if what it says is not the new number, nor the provenance of anything; then the manifest
+    comes; then what they say of it. Where a step fails, they are made to agree with the manifest
+    that is there; if that is the new one, all is well.
     """
-    identity = read_identity(target.path, manifest.n_cells)
-    steps = [(MANIFEST, manifest.to_json())]
-    if identity is None or identity_tells(identity, manifest.n_edges):
-        target.put_texts(steps)
-        return
-    with (target.path / IDENTITY).open("rb") as file:
-        before = file.read(-1).decode()
-    after = identity_text(identity, manifest.n_edges)
-    steps.append((IDENTITY, after))
-    if identity["stats"].get("n_edges") not in (None, manifest.n_edges):
-        silent = {"stats": identity["stats"] | {"n_edges": None}}
-        steps.insert(0, (IDENTITY, json.dumps(identity | silent, indent=2)))
+    changes = [*_identity_changes(target, manifest), *_provenance_changes(target, provenance)]
+    steps = [(change.name, change.silent) for change in changes if change.silent is not None]
+    steps += [(MANIFEST, manifest.to_json()), *((c.name, c.after) for c in changes)]
     try:
         target.put_texts(steps)
     except BaseException:
-        with suppress(Exception):  # if the manifest cannot be read, the identity stays silent
-            told = after if _shown(target) == manifest else before
-            target.put_texts([(IDENTITY, told)])
+        with suppress(Exception):  # if the manifest cannot be read, the others stay silent
+            new = _shown(target) == manifest
+            told = [(c.name, c.after if new else c.before) for c in changes]
+            target.put_texts([(name, text) for name, text in told if text is not None])
+            if new:
+                return
         raise
+
+
+class _Change(NamedTuple):
+    """Of a text that tells of the export: before, while the manifest is replaced, and after."""
+
+    name: str
+    before: str | None
+    silent: str | None  # if it must say nothing of either export meanwhile
+    after: str
+
+
+def _identity_changes(target: Target, manifest: Manifest) -> Iterator[_Change]:
+    identity = read_identity(target.path, manifest.n_cells)
+    if identity is None or identity_tells(identity, manifest.n_edges):
+        return
+    with (target.path / IDENTITY).open("rb") as file:
+        before = file.read(-1).decode()
+    silent = None
+    if identity["stats"].get("n_edges") not in (None, manifest.n_edges):
+        stats = {"stats": identity["stats"] | {"n_edges": None}}
+        silent = json.dumps(identity | stats, indent=2)
+    yield _Change(IDENTITY, before, silent, identity_text(identity, manifest.n_edges))
+
+
+def _provenance_changes(target: Target, after: str) -> Iterator[_Change]:
+    name = f"{FOLDER}/{PROVENANCE}"
+    before = None
+    if target.size(PROVENANCE) is not None:
+        before = NOTHING
+        with suppress(OSError, ValueError, InvalidExportError):
+            check_readable(target.path / name, target.path)
+            with (target.path / name).open("rb") as file:
+                before = file.read(MOST_BYTES).decode()
+    if before != after and (before is not None or after != NOTHING):
+        yield _Change(name, before, NOTHING if before is not None else None, after)
 
 
 def _remove_unnamed(target: Target) -> None:
@@ -199,7 +260,7 @@ class DiskTarget:
         """Do nothing: the work folder has been made on this disk."""
 
     def size(self, name: str) -> int | None:
-        """Size of an edge file in bytes, or None if there is no such file."""
+        """Size of a file beside the edge files, or of one of these; None if there is none."""
         path = self._folder / name
         return path.stat().st_size if path.exists() else None
 
@@ -233,12 +294,12 @@ class DiskTarget:
 
     def put_texts(self, texts: Sequence[tuple[str, str]]) -> None:
         """Rename texts; all of them are written before the first one is shown."""
-        asides = [self._held.path / f"{name}.{k}" for k, (name, _) in enumerate(texts)]
+        asides = [self._held.path / f"{Path(n).name}.{k}" for k, (n, _) in enumerate(texts)]
         for aside, (name, text) in zip(asides, texts, strict=True):
             write_aside(self.path / name, text, aside=aside)
         for aside, (name, _) in zip(asides, texts, strict=True):
             aside.replace(self.path / name)
-            fsync_folder(self.path)
+            fsync_folder((self.path / name).parent)
 
     def remove(self, name: str) -> None:
         """Remove an edge file."""

@@ -50,7 +50,7 @@ class StorageTarget:
         except Exception as error:
             raise OutputError(
                 f"cannot write to {self.path}: {describe(error)}. Check the URL, and that "
-                "--output-storage-options (or the environment) give the credentials to read, write "
+                "`output_storage_options` (or the environment) give the credentials to read, write "
                 "and delete there."
             ) from error
 

@@ -2,24 +2,27 @@
 
 It lies inside the export's own folder, on the same disk, so that what is finished is shown by
 renaming. The lock is a file in it; the system releases it when the process that holds it ends, in
-whatever way. So a folder that is there without a lock was left by a run that was killed.
+whatever way. So a folder that is there without a lock was left by a run that was killed. On a disk
+without locks the export goes on without one.
 """
 
 from __future__ import annotations
 
-import fcntl
+import logging
 import os
-import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
 
 from ..edge_pairs.format import FOLDER
 from ..errors import OutputError
-from ..machine.files import make_folders, named_disk_errors, this_process
+from ..machine.files import make_folders, named_disk_errors, take_lock, this_process
+from ..machine.folders import clear, make_own
 
 WORK_FOLDER = ".cellgraph-dask"
 _LOCK_ATTEMPTS = 100
+
+log = logging.getLogger(__name__)
 
 
 class WorkFolder:
@@ -39,6 +42,7 @@ class WorkFolder:
         self._name = name
         self.resume = resume
         self._temporary = temporary
+        self._own: list[Path] = []  # folders that are ours alone, deepest first
         self._lock = -1
 
     def take(self) -> None:
@@ -46,13 +50,6 @@ class WorkFolder:
 
         An OutputError says that another run holds it, it cannot be written, or is another user's.
         """
-        if self._temporary:
-            with suppress(FileNotFoundError):
-                if self.folder.stat().st_uid != os.getuid():
-                    raise OutputError(
-                        f"{self.folder} belongs to another user. Name another place for temporary "
-                        "files with --scratch-dir."
-                    )
         with named_disk_errors(self.folder):
             try:
                 self._lock = self._take_lock()
@@ -70,14 +67,13 @@ class WorkFolder:
         With `keep` what is in the work folder stays, for a run that resumes.
         """
         held = self._lock >= 0
-        with suppress(OSError):  # a disk that fails now has no say in what was done
+        with suppress(OSError, OutputError):  # a disk that fails now has no say in what was done
             if held and not keep:
                 self._clear()
         with suppress(OSError):
             if held:
                 (self.path / "lock").unlink(missing_ok=True)
-        temporary = [self.folder] if self._temporary else []
-        for folder in (self.path, self.folder / FOLDER, *temporary, *self.created):
+        for folder in (self.folder / FOLDER, *self._own, *self.created):
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty
         if held:
@@ -92,62 +88,42 @@ class WorkFolder:
         path = self.path / "lock"
         for _ in range(_LOCK_ATTEMPTS):
             try:
+                self._own = []
+                if self._temporary:
+                    self.created += make_folders(self.folder.parent)
+                    make_own(self.folder)
+                    self._own = [self.folder]
                 self.created += make_folders(self.folder)
-                self.path.mkdir(mode=0o700, exist_ok=True)
-                check_own_folder(self.path)
+                make_own(self.path)
+                self._own.insert(0, self.path)
                 lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
             except (FileNotFoundError, FileExistsError):
                 if self.folder.is_file() or _is_file(self.path):
                     raise
-                if self.path.is_symlink():
-                    check_own_folder(self.path)
                 continue
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                without_locks = take_lock(lock)
+            except BlockingIOError:
                 holder = os.pread(lock, 100, 0).decode(errors="replace").strip()
                 os.close(lock)
-                if not isinstance(error, BlockingIOError):  # a file system without locks
-                    raise
                 raise OutputError(
                     f"another export into {self._name} is running ({holder or 'just started'}). "
                     "Wait for it, or choose another folder."
                 ) from None
+            if without_locks is not None:
+                log.warning(
+                    "the disk of %s has no locks (%s): nothing keeps another export into it away "
+                    "meanwhile",
+                    self._name,
+                    without_locks.strerror,
+                )
             if _is_same(lock, path):
                 return lock
             os.close(lock)
         raise OutputError(f"other exports into {self._name} come and go; try again.")
 
     def _clear(self) -> None:
-        for path in self.path.iterdir():
-            if path.name == "lock":
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def check_no_link(folder: Path) -> None:
-    """Refuse to write into a folder that is a symbolic link, which may lead anywhere."""
-    if folder.is_symlink():
-        raise OutputError(
-            f"{folder} is a symbolic link; nothing outside the export's folder is replaced. Remove "
-            "the link, or export to the folder that should hold the files."
-        )
-
-
-def check_own_folder(folder: Path) -> None:
-    """Close a folder for temporary files to other users; refuse a link, and what is not ours."""
-    check_no_link(folder)
-    if folder.stat().st_mode & 0o077:
-        try:
-            folder.chmod(0o700)
-        except PermissionError:
-            raise OutputError(
-                f"{folder} belongs to another user, who may have an export running. Remove it if "
-                "not, or choose another folder."
-            ) from None
+        clear(self.path, keep=["lock"])
 
 
 def _is_file(path: Path) -> bool:

@@ -3,4 +3,4 @@
 It knows nothing of what a stage computes.
 """
 
-__all__ = ["cluster", "progress", "stage", "threads"]
+__all__ = ["cluster", "progress", "stage", "threads", "versions"]

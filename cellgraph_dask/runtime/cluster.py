@@ -7,6 +7,7 @@ dies costs its tasks and nothing else.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +23,12 @@ from ..machine import buffers
 from ..machine.memory import format_bytes, peak_bytes, reset_peak, resident_bytes
 from .progress import Progress
 from .stage import Key, Stage, Summary, do_nothing
+from .versions import difference, versions
 
 if TYPE_CHECKING:
     from distributed import Client
+
+log = logging.getLogger(__name__)
 
 # distributed pauses a worker at 80 % of its memory; we stay below that.
 _USABLE = 0.75
@@ -53,16 +57,69 @@ def connect(address: str | None, scheduler_file: str | None) -> Client:
         ) from error
 
 
-def active_client() -> Client | None:
-    """Return the client that is active in this process, if any; nothing is imported for it."""
+def client_for(given: Client | None) -> Client | None:
+    """Return the client whose workers do the work; None for threads of this process.
+
+    Without one that is given, it is the one that is active in this process, if that can be waited
+    for here; nothing is imported for it. A ClusterError says why one that is given cannot be used.
+    """
+    if given is None:
+        return _active_client()
+    if not hasattr(given, "scheduler_info"):
+        raise ValueError(f"client must be a distributed.Client, not {type(given).__name__}")
+    if given.status != "running":
+        raise ClusterError(f"the Dask client is {given.status}. Make a new one.")
+    if given.asynchronous:
+        raise ClusterError(
+            "the Dask client is asynchronous, and waiting for it would stop its own event loop. "
+            "Call this in another thread, as in `await asyncio.to_thread(…)`, or give a client "
+            "that is not asynchronous."
+        )
+    if _in_task() and getattr(_thread_state(), "proceed", False):
+        raise ClusterError(
+            "this is called inside a task of the cluster, which could wait for itself. Give no "
+            "client, to use the threads of this worker, or give one of `distributed.worker_client`."
+        )
+    return given
+
+
+def _active_client() -> Client | None:
     if "distributed" not in sys.modules:
         return None
     from distributed import default_client
 
     try:
-        return default_client()
+        client = default_client()
     except ValueError:
         return None
+    if _in_task():  # it waits for us
+        log.info("inside a task of a cluster: the threads of this process do the work")
+        return None
+    if client.asynchronous:
+        log.warning(
+            "the active Dask client is asynchronous, so the threads of this process do the work; "
+            "in another thread (`await asyncio.to_thread(…)`) its workers do"
+        )
+        return None
+    return client
+
+
+def _thread_state() -> Any:
+    """Return what distributed's thread pool notes of this thread."""
+    from distributed.threadpoolexecutor import thread_state
+
+    return thread_state
+
+
+def _in_task() -> bool:
+    """Whether this thread runs a task of a worker."""
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return hasattr(_thread_state(), "proceed")
 
 
 def inspect_workers(
@@ -72,8 +129,8 @@ def inspect_workers(
 
     `warm_up`, which is picklable, is called on each worker before it is measured, to load what its
     tasks will use. `memory_limit` is what the user allows for each worker, in bytes; None for what
-    the workers allow. Raises a ClusterError if there are no workers, or one has another version of
-    this package, and a MemoryLimitError if a worker has less memory than the user's limit.
+    the workers allow. Raises a ClusterError if there are no workers, or one has other code or other
+    versions of libraries, and a MemoryLimitError if a worker has less memory than the user's limit.
     """
     info = client.scheduler_info(n_workers=-1)["workers"]
     if not info:
@@ -82,11 +139,18 @@ def inspect_workers(
             "queue has started them."
         )
     found = _ask(client, partial(_introduce, warm_up))
-    for worker, (version, _) in found.items():
+    here = versions()
+    for worker, (version, there, _) in found.items():
         if version != __version__:
             raise ClusterError(
                 f"worker {worker} has cellgraph_dask {version}, but this is {__version__}. Install "
                 "the same version everywhere."
+            )
+        differs = difference(here, there)
+        if differs is not None:
+            raise ClusterError(
+                f"worker {worker} has {differs}. Install the same everywhere, and start the "
+                "workers again: they could write other bytes."
             )
     limits = [] if memory_limit is None else [memory_limit]
     for worker, state in info.items():
@@ -96,19 +160,19 @@ def inspect_workers(
         if memory_limit is not None and memory_limit > allowed:
             raise MemoryLimitError(
                 f"worker {worker} may use {format_bytes(allowed)}, less than the memory limit of "
-                f"{format_bytes(memory_limit)}. Start workers with a larger --memory-limit, or "
+                f"{format_bytes(memory_limit)}. Start workers with more memory, or "
                 f"name a limit of at most {allowed // 10**6}MB."
             )
         limits.append(int(allowed * _USABLE))
     if not limits:
         raise ClusterError(
-            "the workers have no memory limit. Name what each may use with --memory-limit."
+            "the workers have no memory limit. Name what each may use with `memory_limit`."
         )
     return Workers(
         n_workers=len(info),
         threads_per_worker=max(state["nthreads"] for state in info.values()),
         memory_limit=min(limits),
-        reserved=max(resident for _, resident in found.values()),
+        reserved=max(resident for *_, resident in found.values()),
     )
 
 
@@ -128,7 +192,7 @@ def check_folders(client: Client, source: str | None, folders: Sequence[Path]) -
                 raise ClusterError(
                     f"worker {worker} cannot use what this process uses: {problem}. Source, output "
                     "and scratch must be on storage that all workers share, under the same paths; "
-                    "name another place with --scratch-dir."
+                    "name another place with `scratch_dir`."
                 )
     finally:
         for name in names:
@@ -176,11 +240,12 @@ def worker_peak_bytes(client: Client) -> int:
     return max(_ask(client, peak_bytes).values(), default=0)
 
 
-def _introduce(warm_up: Callable[[], None]) -> tuple[str, int]:
-    """Load the compiled loops on a worker; return its version and its resident bytes."""
+def _introduce(warm_up: Callable[[], None]) -> tuple[str, dict[str, str | None], int]:
+    """Load the compiled loops on a worker; return its version, all `versions`, resident bytes."""
+    told = versions()
     warm_up()
     reset_peak()
-    return __version__, resident_bytes()
+    return __version__, told, resident_bytes()
 
 
 def _look_at(source: str | None, paths: list[str], token: str) -> str | None:
@@ -259,7 +324,7 @@ class Cluster:
                             f"in stage {stage.name}, {keys[k]!r} was tried on several workers, and "
                             "all of them died, probably out of memory or ended by the queue. See "
                             "their logs; give workers more memory, or name a smaller "
-                            "--memory-limit."
+                            "`memory_limit`."
                         ) from error
                     done(keys[k], summaries[k])
                     self._progress.advance(stage.sizes[k])

@@ -49,7 +49,7 @@ class _Bars(Progress):
 def progress_bars(show: bool | None) -> Iterator[Progress]:
     """Give bars on standard error if `show`, or if it is None and that is a terminal."""
     if show is None:
-        show = sys.stderr.isatty()
+        show = sys.stderr is not None and sys.stderr.isatty()
     if not show:
         yield Progress()
         return

@@ -9,8 +9,10 @@ believed: a summary counts only if the bytes that it tells of are there and have
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from zlib_ng import zlib_ng
 from ..machine.files import append
 
 JOURNAL = "journal"
+
+log = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 Summary = TypeVar("Summary")
@@ -89,11 +93,16 @@ class ResumableExecutor:
         keep(kept)
         todo = [k for k, number in enumerate(numbers) if number not in kept]
         keys, sizes = [stage.keys[k] for k in todo], [stage.sizes[k] for k in todo]
+        began = time.perf_counter()
         new = self.executor.run(
             replace(stage, keys=keys, sizes=sizes),
             stop=stop,
             done=lambda key, value: self.journal.add(label, _number(key), value),
         )
+        log.info(
+            "stage %s: %d tasks, %s %s, %.2f s%s", stage.name, len(keys), f"{sum(sizes):,}",
+            stage.unit, time.perf_counter() - began, f"; {len(kept)} were kept" if kept else "",
+        )  # fmt: skip
         summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
         return [summaries[number] for number in numbers]
 

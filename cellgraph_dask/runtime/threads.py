@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from numbers import Integral
 from typing import Any
 
 import dask
@@ -27,6 +28,18 @@ from .stage import Key, Stage, Summary, do_nothing
 def default_threads() -> int:
     """Return the number of cores this process may use: its affinity and cgroup count."""
     return int(CPU_COUNT)
+
+
+def check_threads(threads: Any) -> None:
+    """Raise a ValueError if a number of threads is not one that can be."""
+    if threads is None:
+        return
+    if not isinstance(threads, Integral):
+        raise ValueError(f"threads must be a whole number, not {type(threads).__name__}")
+    n = int(threads)
+    if not 1 <= n < 2**31:
+        told = n if abs(n) < 2**63 else "such a number"
+        raise ValueError(f"threads must be from 1 to 2,147,483,647, not {told}")
 
 
 class Threads:
@@ -103,15 +116,27 @@ class _GatedPool(ThreadPoolExecutor):
 
 
 def compute_on_threads(
-    tasks: Sequence[Any], on_result: Callable[[Any], None], *, n_threads: int, limit: int
-) -> list[Any]:
+    tasks: Sequence[Any], on_result: Callable[[Any], None], *, n_threads: int, limit: int,
+    task_bytes: int = 0,
+) -> list[Any]:  # fmt: skip
     """Compute delayed tasks of the user's graph on threads of this process.
 
     What such a task takes is known to nobody before. So one thread does the first alone, and as
     many follow as its memory allows. `on_result` is called with each result as it comes; `limit` is
-    the most resident bytes of this process; a MemoryLimitError if the first task goes beyond it.
+    the most resident bytes of this process; a MemoryLimitError if the first task goes beyond it,
+    or would by `task_bytes`, what one may take if that is known.
     """
     before = resident_bytes()
+    if before + task_bytes > limit:
+        least = (before + task_bytes) * 21 // 20
+        raise MemoryLimitError(
+            f"the memory limit of {format_bytes(limit)} is too small: reading a chunk of the dense "
+            f"matrix takes up to {format_bytes(task_bytes)}, beside the {format_bytes(before)} of "
+            f"Python and its libraries. Write it with smaller chunks, or allow "
+            f"{-(-least // 10**6)}MB (`memory_limit`)."
+        )
+    if task_bytes:
+        n_threads = max(1, min(n_threads, (limit - before) // task_bytes))
     lock = threading.Lock()
     is_first = [True]
 
@@ -138,9 +163,11 @@ def compute_on_threads(
 def _threads_that_fit(before: int, n_threads: int, limit: int) -> int:
     peak = peak_bytes()
     if peak > limit:
+        enough = -(-peak * 5 // 4 // 10**6) * 10**6
         raise MemoryLimitError(
             f"the memory limit of {format_bytes(limit)} is too small: computing one chunk of the "
             f"Dask array took this process to {format_bytes(peak)}. Make its chunks smaller, or "
-            f"allow {-(-peak * 5 // 4 // 10**6)}MB (--memory-limit)."
+            f"allow {enough // 10**6}MB (`memory_limit`).",
+            needed_bytes=enough,
         )
     return max(1, min(n_threads, (limit - before) // max(peak - before, 1)))

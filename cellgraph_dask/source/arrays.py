@@ -6,6 +6,7 @@ encoded chunks; those in memory, and those that lie in files as they are in memo
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DamagedGraphError
+from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import read_at
@@ -29,6 +30,22 @@ DECODE_ERRORS: tuple[type[BaseException], ...] = (
     OSError, ValueError, RuntimeError, TypeError, EOFError, MemoryError, OverflowError,
     ZeroDivisionError,
 )  # fmt: skip
+
+
+# What says nothing about the bytes: permissions, a disk or connection, other programs.
+_NOT_DAMAGE = frozenset({
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV,
+    errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN,
+})  # fmt: skip
+
+
+def check_access(error: BaseException, what: str) -> None:
+    """Raise a SourceError if something could not be opened or read, but need not be damaged."""
+    if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+        raise SourceError(
+            f"{what} cannot be read: {os.strerror(error.errno)}. Look at the permissions of its "
+            "file, at its disk, and at programs that have it open; then try again."
+        ) from error
 
 
 class StoredArray(ABC):
@@ -83,9 +100,9 @@ class StoredArray(ABC):
         """Return what the store calls the chunk (or shard) that holds value `at`."""
         return str(at // self.chunk_size)
 
-    def files(self) -> Iterator[Path]:
-        """Yield the files that it is in, in the same order each time; none if it is in no file."""
-        yield from ()
+    def stamp(self) -> str:
+        """Return what changes when it is written again; nothing if no other process can do that."""
+        return ""
 
 
 def cut_spans(start: int, stop: int, size: int) -> Iterator[Span]:
@@ -178,6 +195,7 @@ class RawArray(StoredArray):
                         target[:] = stored
                 start, k = end, k + 1
         except DECODE_ERRORS as error:
+            check_access(error, f"chunk {self.key_of(start)} of {self.name}")
             raise DamagedGraphError(
                 f"chunk {self.key_of(start)} of {self.name} cannot be read from {self.where}: "
                 f"{error}. {self.advice}"
@@ -215,7 +233,3 @@ class SpooledArray(RawArray):
     def path_of(self, k: int) -> Path:
         """See `RawArray`."""
         return self.where / ("indptr" if self.name.endswith("indptr") else f"part-{k:06d}")
-
-    def files(self) -> Iterator[Path]:
-        """Yield the files."""
-        yield from sorted(self.where.iterdir())

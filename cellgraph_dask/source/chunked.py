@@ -21,7 +21,7 @@ from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import read_at
-from .arrays import DECODE_ERRORS, Span, StoredArray, cut_spans
+from .arrays import DECODE_ERRORS, Span, StoredArray, check_access, cut_spans
 from .codecs import ChunkCodecs, ChunkError
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
@@ -38,6 +38,10 @@ class Encoded(ABC):
     def exists(self) -> bool:
         """Whether they are in the store; a request, if they are remote."""
         return True
+
+    def stored_size(self) -> int:
+        """Return their number; 0 if there are none. It is a request, if they are remote."""
+        return self.size or 0
 
     @abstractmethod
     def whole(self) -> Array:
@@ -139,6 +143,7 @@ class ChunkedArray(StoredArray):
             try:
                 present = self._read_span(a, b, target)
             except DECODE_ERRORS as error:
+                check_access(error, f"chunk {self.key_of(a)} of {self.name}")
                 raise DamagedGraphError(
                     f"chunk {self.key_of(a)} of {self.name} does not decode: {error}. The store is "
                     "damaged there; copy it again from where it came, or write it again."

@@ -13,6 +13,7 @@ import bz2
 import lzma
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -21,12 +22,15 @@ import numpy as np
 from isal import igzip_lib
 from numcodecs import Blosc
 
+from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 _BLOSC_HEADER = struct.Struct("<BBBBIII")  # versions, flags, typesize, nbytes, blocksize, cbytes
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPED = b"\x2a\x4d\x18"  # of frames that hold no data, after a byte from 0x50 to 0x5f
+_SNAPPY = 2  # in the flags of Blosc
 _STREAM_IN, _STREAM_OUT = 2**16, 2**22
 _LZMA_MEMORY = 2**27  # for its dictionary: 65 MiB at the highest level
 
@@ -133,6 +137,7 @@ class ChunkCodecs:
             if n_bytes is not None:
                 _check_size(data.size, n_bytes)
         if data is not out:
+            _check_size(data.size, out.size)  # one byte would be repeated
             out[:] = data
 
 
@@ -156,28 +161,59 @@ def _blosc(codec: Blosc, encoded: Array, out: Array) -> None:
     """Compare a Blosc header with the chunk, before C code trusts it."""
     if encoded.size < _BLOSC_HEADER.size:
         raise ChunkError(f"it has {encoded.size} bytes, too few for Blosc")
-    *_, type_size, n_bytes, block_size, c_bytes = _BLOSC_HEADER.unpack_from(encoded.data)
+    header = _BLOSC_HEADER.unpack_from(encoded.data)
+    flags, type_size, n_bytes, block_size, c_bytes = header[2:]
+    if flags >> 5 == _SNAPPY:
+        raise SourceError(
+            "a chunk is compressed with snappy inside Blosc, which numcodecs does not have. Write "
+            "the matrix again with another compressor, such as lz4 or zstd."
+        )
     _check_size(n_bytes, out.size)
-    if c_bytes != encoded.size:
+    if c_bytes > encoded.size or encoded[c_bytes:].any():  # zeros may follow
         raise ChunkError(f"it has {encoded.size} bytes, but says {c_bytes}")
     if type_size == 0 or not 0 < block_size <= max(n_bytes, 1):
         raise ChunkError(f"it says it has blocks of {block_size} bytes")
-    codec.decode(encoded, out=out)
+    codec.decode(encoded[:c_bytes], out=out)
 
 
 def _zstd(codec: Any, encoded: Array, out: Array) -> None:
-    """Compare a frame's header with the chunk; numcodecs takes one that says less."""
-    head = encoded[:18].tobytes()
-    if head[:4] != _ZSTD_MAGIC or len(head) < 6:
-        raise ChunkError("it does not start as zstd does")
-    flags = head[4]
-    single = flags >> 5 & 1
-    width = (single, 2, 4, 8)[flags >> 6]
-    if width:  # else the writer did not know; then numcodecs compares at the end
-        at = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
-        n_bytes = int.from_bytes(head[at : at + width], "little") + (256 if width == 2 else 0)
+    """Compare the sizes that frames claim with the chunk; numcodecs takes those that say less."""
+    n_bytes, end = _zstd_frames(encoded)
+    if encoded[end:].any():  # zeros may follow
+        raise ChunkError("it goes on after its last zstd frame")
+    if n_bytes is not None:  # else a writer did not know; then numcodecs compares at the end
         _check_size(n_bytes, out.size)
-    codec.decode(encoded, out=out)
+    codec.decode(encoded[:end], out=out)
+
+
+def _zstd_frames(encoded: Array) -> tuple[int | None, int]:
+    """Return the bytes that all frames say they hold, None if one does not, and where they end."""
+    total: int | None = 0
+    at = 0
+    while at < encoded.size and (at == 0 or encoded[at : at + 4].any()):
+        head = encoded[at : at + 18].tobytes()
+        if head[1:4] == _ZSTD_SKIPPED and head[0] >> 4 == 5:
+            at += 8 + int.from_bytes(head[4:8], "little")
+            continue
+        if head[:4] != _ZSTD_MAGIC or len(head) < 6:
+            raise ChunkError("it does not start as zstd does")
+        single, width = head[4] >> 5 & 1, (head[4] >> 5 & 1, 2, 4, 8)[head[4] >> 6]
+        size_at = 5 + (not single) + (0, 1, 2, 4)[head[4] & 3]
+        n_bytes = int.from_bytes(head[size_at : size_at + width], "little")
+        known = total is not None and width > 0
+        total = (total or 0) + n_bytes + (256 if width == 2 else 0) if known else None
+        at += size_at + width
+        is_last = False
+        while not is_last:
+            block = int.from_bytes(encoded[at : at + 3].tobytes(), "little")
+            if at + 3 > encoded.size:
+                raise ChunkError("it ends inside a zstd frame")
+            is_last = bool(block & 1)
+            at += 3 + (1 if block >> 1 & 3 == 1 else block >> 3)
+        at += 4 * (head[4] >> 2 & 1)  # a checksum
+    if at > encoded.size:
+        raise ChunkError("it ends inside a zstd frame")
+    return total, at
 
 
 def _lz4(codec: Any, encoded: Array, out: Array) -> None:
@@ -227,23 +263,67 @@ def _streamed(make: Callable[[], Any], magic: bytes = b"") -> Callable[[Any, Arr
     return decode
 
 
+def _inflater() -> Any:
+    return igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+
+
+def count_decoded(name: str, encoded: Array, most: int) -> None:
+    """Raise a ChunkError if what a compressor made decodes to more bytes than that.
+
+    Nothing is kept of what it decodes to. Other codecs than the compressors known here pass.
+    """
+    if name in _CLAIMS:
+        n_bytes = int.from_bytes(encoded[_CLAIMS[name]].tobytes(), "little")
+        if n_bytes > most:
+            raise ChunkError(f"it says it holds {n_bytes} bytes, not {most} at most")
+    elif name == "zstd":
+        said, _ = _zstd_frames(encoded)
+        if said is None or said > most:
+            raise ChunkError(f"it may hold more than {most} bytes")
+    elif name in _STREAMS:
+        errors: Any = (igzip_lib.IsalError, lzma.LZMAError, OSError)
+        with suppress(*errors):  # its decoder will say more
+            _count_streamed(*_STREAMS[name], encoded, most)
+
+
+def _count_streamed(make: Callable[[], Any], magic: bytes, encoded: Array, most: int) -> None:
+    stream = make()
+    at = n_bytes = 0
+    while at < encoded.size or not (stream.needs_input or stream.eof):
+        given = encoded[at : at + _STREAM_IN].tobytes() if stream.needs_input else b""
+        at += len(given)
+        n_bytes += len(stream.decompress(given, _STREAM_IN))
+        if n_bytes > most:
+            raise ChunkError(f"it holds more than {most} bytes")
+        if stream.eof:
+            at -= len(stream.unused_data)
+            if not magic or encoded[at : at + len(magic)].tobytes() != magic:
+                return
+            stream = make()
+
+
 def inflate(encoded: Array, out: Array) -> None:
     """Decode raw deflate into `out`, both uint8; see `ChunkCodecs.decode` for errors."""
     _INFLATE(None, encoded, out)
 
 
 _INFLATE = _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_DEFLATE))
+# What makes a decompressor, and what another member starts with where there may be several.
+_STREAMS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    "gzip": (lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f\x8b"),
+    "zlib": (_inflater, b""),
+    "bz2": (bz2.BZ2Decompressor, b"BZh"),
+    "lzma": (
+        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY), b"\xfd7zXZ\0",
+    ),
+}  # fmt: skip
+_CLAIMS = {"blosc": slice(4, 8), "lz4": slice(0, 4)}  # where a header says how much it holds
 _DECOMPRESS: dict[str, Callable[[Any, Array, Array], None]] = {
     "blosc": _blosc,
     "zstd": _zstd,
     "lz4": _lz4,
     "lzf": _lzf,
-    "gzip": _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP), b"\x1f\x8b"),
-    "zlib": _streamed(lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)),
-    "bz2": _streamed(bz2.BZ2Decompressor, b"BZh"),
-    "lzma": _streamed(
-        lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY), b"\xfd7zXZ\0"
-    ),
+    **{name: _streamed(make, magic) for name, (make, magic) in _STREAMS.items()},
 }
 
 

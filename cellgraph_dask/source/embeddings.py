@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import SourceError
+from ..errors import CellgraphError
 from ..machine.buffers import Array
-from .layout import is_array
-from .opening import open_root
+from ..machine.memory import format_bytes
+from .cells import levels
+from .layout import children, get, is_array, told
+from .opening import Root, is_container, open_root
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
@@ -29,48 +31,90 @@ class Embedding(NamedTuple):
 
 
 def stored_embeddings(
-    source: Any, n_cells: int, storage_options: Mapping[str, Any] | None = None
-) -> list[Embedding]:
-    """Return the embeddings in `obsm` of a store, file or AnnData, best first.
+    source: Any, n_cells: int, storage_options: Mapping[str, Any] | None = None, *,
+    key: str = "", most_bytes: int = _MOST_CHUNK_BYTES,
+) -> tuple[list[Embedding], str]:  # fmt: skip
+    """Return the embeddings of a store, file or AnnData, best first; if there are none, say why.
 
-    Only names that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`)
-    need not have anything to do with the neighbors. Two dimensions come first, then three.
+    They are in the `obsm` that is nearest to a matrix's `key`, by default at the root. Only names
+    that begin with ``X_``, as scanpy's do, are taken: tissue coordinates (`spatial`) need not have
+    anything to do with the neighbors. Two dimensions come first, then three. What is read at once
+    of one has no more than `most_bytes`.
     """
+    if not is_container(source):
+        return [], "the matrix was given without the embeddings of its cells"
+    arrays: dict[str, Any] = {}
+    why: list[str] = []
     try:
         with open_root(source, storage_options) as root:
-            obsm = root.node["obsm"]
-            names = [str(name) for name in obsm.keys()]  # noqa: SIM118 (not a dict)
-            nodes = {name: obsm[name] for name in names if name.startswith("X_")}
-            arrays = {n: root.dense(node) for n, node in nodes.items() if is_array(node)}
-    except (SourceError, KeyError, AttributeError):  # an array in its place has no keys
-        return []
-    usable = {name: array for name, array in arrays.items() if _is_usable(array, n_cells)}
+            where, obsm = _nearest(root.node, key)
+            for name in children(obsm):
+                if name.startswith("X_") and "spatial" not in name:
+                    try:
+                        arrays[name] = _opened(root, obsm[name])
+                    except Exception as error:  # of strange metadata, libraries raise anything
+                        why.append(f"{where}/{name} cannot be used ({told(error)})")
+    except CellgraphError as error:
+        return [], str(error)
+    most = min(most_bytes, _MOST_CHUNK_BYTES)
+    problems = {name: _problem(array, n_cells, most) for name, array in arrays.items()}
+    why += [f"{where}/{name} {problem}" for name, problem in problems.items() if problem]
 
     def rank(name: str) -> tuple[int, int, str]:
         known = _PREFERRED.index(name) if name in _PREFERRED else len(_PREFERRED)
-        return min(int(usable[name].shape[1]), 4), known, name
+        return min(int(arrays[name].shape[1]), 4), known, name
 
-    names = sorted((name for name in usable if "spatial" not in name), key=rank)
-    return [Embedding(f"obsm/{name}", partial(_take, usable[name])) for name in names]
+    names = sorted((name for name, problem in problems.items() if not problem), key=rank)
+    found = [Embedding(f"{where}/{name}", partial(_take, arrays[name])) for name in names]
+    return found, "; ".join(why[:3]) or f"{where} holds no embedding with a name such as X_umap"
 
 
-def _is_usable(array: Any, n_cells: int) -> bool:
-    """Whether a member of `obsm` is an array of numbers for all cells, and not too large."""
+def _nearest(root: Any, key: str) -> tuple[str, Any]:
+    """Return the `obsm` that is nearest above a matrix, and its path."""
+    where = "obsm"
+    for level in levels(key):
+        where = f"{level}/obsm".lstrip("/")
+        obsm = get(root, where)
+        if obsm is not None:
+            return where, obsm
+    return where, None
+
+
+def _opened(root: Root, node: Any) -> Any:
+    if hasattr(node, "to_numpy"):  # a data frame
+        node = node.to_numpy()
+    return root.dense(node) if is_array(node) else node
+
+
+def _problem(array: Any, n_cells: int, most_bytes: int) -> str:
+    """Say why a member of `obsm` is not looked at; nothing if it is an array of such numbers."""
     dtype = getattr(array, "dtype", None)
-    if dtype is None or len(array.shape) != 2 or array.shape[0] != n_cells:
-        return False
-    return bool(
-        dtype.kind in "fiu"
-        and array.shape[1] >= 2
-        and math.prod(array.shape) * dtype.itemsize <= _MOST_BYTES
-        and 0 < math.prod(_unit(array)) * dtype.itemsize <= _MOST_CHUNK_BYTES
-    )
+    if dtype is None or not hasattr(array, "__getitem__") or hasattr(array, "tocsr"):
+        return "is not a dense array"
+    if len(array.shape) != 2 or array.shape[1] < 2 or dtype.kind not in "fiu":
+        return f"has the shape {array.shape} and dtype {dtype}"
+    if array.shape[0] != n_cells:
+        return f"has {array.shape[0]} rows for {n_cells} cells"
+    if math.prod(array.shape) * dtype.itemsize > _MOST_BYTES:
+        return f"has more than {format_bytes(_MOST_BYTES)}"
+    if not 0 < _bytes_at_once(array) <= most_bytes:
+        return f"has chunks of {_unit(array)} values; up to {format_bytes(most_bytes)} are read"
+    return ""
 
 
 def _unit(array: Any) -> tuple[int, ...]:
-    """Return the shape of what is read at once: a shard, a chunk, or rows where there are none."""
-    shards, chunks = getattr(array, "shards", None), getattr(array, "chunks", None)
-    return shards or chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
+    """Return the shape of what is decoded at once: a chunk, or rows where there are none."""
+    chunks = getattr(array, "chunksize", None) or getattr(array, "chunks", None)
+    return chunks or (_UNCHUNKED_ROWS, int(array.shape[1]))
+
+
+def _bytes_at_once(array: Any) -> int:
+    """Return the bytes of the chunks, side by side, that the first columns are in."""
+    rows, columns = _unit(array)
+    if rows < 1 or columns < 1:
+        return 0
+    across = -(-min(array.shape[1], _MOST_COLUMNS) // columns)
+    return int(rows * columns * across * array.dtype.itemsize)
 
 
 def _take(array: Any, cells: Array) -> Array:
@@ -80,6 +124,6 @@ def _take(array: Any, cells: Array) -> Array:
     for first in range(0, array.shape[0], n_rows):
         a, b = np.searchsorted(cells, [first, first + n_rows])
         if a < b:
-            rows = array[first : first + n_rows, :n_columns]
+            rows = np.asarray(array[first : first + n_rows, :n_columns])
             out[a:b] = rows[cells[a:b] - first]
     return out

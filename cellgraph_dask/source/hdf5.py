@@ -9,158 +9,99 @@ chunk and one thread at a time.
 
 from __future__ import annotations
 
-import importlib.util
+import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 from h5py import h5d, h5t
 
-from ..errors import DamagedGraphError, SourceError
+from ..errors import SourceError
+from ..machine import buffers
 from ..machine.buffers import Array
-from .arrays import STEP, RawArray, Span, StoredArray, cut_spans
-from .chunked import ChunkedArray, Extent
-from .codecs import ChunkCodecs, chunk_codecs
-from .layout import told
+from .arrays import STEP, RawArray, Span, StoredArray
+from .chunked import ChunkedArray, Encoded, Extent, first_byte
+from .codecs import ChunkCodecs, ChunkError, chunk_codecs
+from .hdf5_datasets import (
+    ADVICE,
+    Dataset,
+    SlicedDataset,
+    codecs_of,
+    external_files,
+    missing,
+    open_file,
+    path_of_virtual,
+    read_only,
+    stretch,
+)
 
-_SHUFFLE = 2
-_FILTERS = {
-    1: "zlib", _SHUFFLE: "shuffle", 3: "fletcher32", 32000: "lzf", 32001: "blosc", 32015: "zstd"
-}  # fmt: skip
-_FIRST_PLUGIN = 256  # filters below are HDF5's own
+_BARE_PARTIAL_CHUNKS = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _MOST_CHUNKS = 1 << 22  # whose places are kept: 100 MB; beyond that h5py looks them up each time
-_ADVICE = "copy it again from where it came, or write it again."
-
-
-@contextmanager
-def open_file(path: str) -> Iterator[h5py.File]:
-    """Open a file; a SourceError if it is not a whole HDF5 file."""
-    try:
-        file = h5py.File(path, "r")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SourceError(
-            f"{path} is not an HDF5 file that can be opened ({error}). Copy it again from "
-            "where it came, or write it again."
-        ) from error
-    with file:
-        yield file
 
 
 def stored_array(dataset: h5py.Dataset) -> StoredArray:
     """Return a one-dimensional dataset of an open file; it can be read when that is closed.
 
-    If it has a filter that this HDF5 library has not got, a SourceError is raised.
+    If it has a filter that this HDF5 library has not got, a SourceError is raised; and a
+    DamagedGraphError if other files, which hold its values, are missing.
     """
+    if dataset.is_virtual:
+        return _Joined(dataset)
+    if dataset.external is not None:
+        return _ExternalDataset(dataset)
     size = int(dataset.shape[0])
     chunk = dataset.chunks[0] if dataset.chunks else max(size, 1)
-    said = _codecs(dataset)
+    said = codecs_of(dataset)
     if said is not None and _is_plain(dataset) and -(-size // chunk) <= _MOST_CHUNKS:
-        if not said:
+        in_place = dataset.file.driver == "sec2" and dataset.file.userblock_size == 0
+        if not said and in_place:  # else libraries disagree on what offsets count from
             return _RawDataset(dataset)
         codecs = chunk_codecs(said, dataset.dtype, chunk * dataset.dtype.itemsize)
-        if codecs is not None:
-            return _FilteredDataset(dataset, codecs)
-    _require_filters(dataset)
+        if said and codecs is not None:
+            return _FilteredDataset(dataset, codecs, in_place=in_place)
     return SlicedDataset(dataset)
 
 
 def _is_plain(dataset: h5py.Dataset) -> bool:
-    """Whether the bytes of the dataset are in this very file, as numpy has them."""
+    """Whether the bytes of the dataset are stored as numpy has them."""
     return bool(
-        dataset.file.driver == "sec2"
-        and dataset.file.userblock_size == 0  # libraries disagree on what offsets count from
-        and not dataset.is_virtual
-        and dataset.external is None
-        and dataset.id.get_create_plist().get_layout() in (h5d.CONTIGUOUS, h5d.CHUNKED)
-        and not dataset.fillvalue
+        dataset.id.get_create_plist().get_layout() in (h5d.CONTIGUOUS, h5d.CHUNKED)
         and dataset.id.get_type().equal(h5t.py_create(dataset.dtype, logical=True))
     )
 
 
-def _filters(dataset: h5py.Dataset) -> Iterator[tuple[int, tuple[int, ...], str]]:
-    """Yield code, settings and label of each filter, in the order of writing."""
-    properties = dataset.id.get_create_plist()
-    for k in range(properties.get_nfilters()):
-        code, _, values, label = properties.get_filter(k)
-        yield code, values, label.decode(errors="replace").strip("\0") if label else ""
+def _last_is_bare(dataset: h5py.Dataset) -> bool:
+    """Whether filters pass over the last chunk, of which a part is beyond the end.
 
-
-def _codecs(dataset: h5py.Dataset) -> list[tuple[str, dict[str, Any]]] | None:
-    """Return its filters as `chunk_codecs` takes them; None if one is unknown."""
-    said: list[tuple[str, dict[str, Any]]] = []
-    for code, values, _ in _filters(dataset):
-        if code not in _FILTERS:
-            return None
-        item = int(values[0]) if values else dataset.dtype.itemsize
-        said.append((_FILTERS[code], {"elementsize": item} if code == _SHUFFLE else {}))
-    return said
-
-
-def _require_filters(dataset: h5py.Dataset) -> None:
-    """Register the filters of hdf5plugin, if it is installed and one of them is needed.
-
-    If a filter is still missing, a SourceError is raised.
+    The writer may have asked for this, which h5py does not tell.
     """
-    for code, _, label in _filters(dataset):
-        if code >= _FIRST_PLUGIN and importlib.util.find_spec("hdf5plugin"):
-            importlib.import_module("hdf5plugin")
-        if not h5py.h5z.filter_avail(code):
-            raise SourceError(
-                f"{dataset.name.lstrip('/')} is compressed with filter {code} of HDF5 "
-                f"({label[:80] or 'no name'}), which is not installed here. Install hdf5plugin "
-                "(pip install hdf5plugin), or write the file again with gzip or lzf."
-            )
+    if not dataset.chunks or dataset.shape[0] % dataset.chunks[0] == 0:
+        return False
+    options = ctypes.c_uint()
+    ask = getattr(ctypes.CDLL(h5py.h5p.__file__), "H5Pget_chunk_opts", None)
+    if ask is None:
+        return False
+    ask.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
+    properties = dataset.id.get_create_plist()
+    ask(properties.id, options)
+    return bool(options.value & _BARE_PARTIAL_CHUNKS)
 
 
-class _Dataset(StoredArray):
-    """What all datasets of one dimension have; `name` leads to it in its file."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self.name = dataset.name.lstrip("/")
-        self.size = int(dataset.shape[0])
-        self.dtype = dataset.dtype.newbyteorder("=")
-        self.chunk_size = int((dataset.chunks or (STEP,))[0])
-        self._path = os.path.abspath(dataset.file.filename)  # noqa: PTH100
-
-    @cached_property
-    def _places(self) -> Array:
-        """Offset in the file (-1 if never written), bytes and skipped filters of each chunk."""
-        places = np.zeros((3, -(-self.size // self.chunk_size)), np.int64)
-        places[0] = -1
-
-        def note(info: Any) -> None:
-            number = info.chunk_offset[0] // self.chunk_size
-            if number < places.shape[1]:
-                places[:, number] = info.byte_offset, info.size, info.filter_mask
-
-        with h5py.File(self._path, "r") as file:
-            dataset = file[self.name].id
-            if hasattr(dataset, "chunk_iter"):  # since HDF5 1.12.3
-                dataset.chunk_iter(note)
-            else:
-                for k in range(dataset.get_num_chunks()):
-                    note(dataset.get_chunk_info(k))
-        return places
-
-    def files(self) -> Iterator[Path]:
-        yield Path(self._path)
-
-
-class _RawDataset(_Dataset, RawArray):
+class _RawDataset(Dataset, RawArray):
     """A dataset without filters; its chunks, if it has any, often follow each other in the file."""
 
-    advice = f"The file is damaged there; {_ADVICE}"
+    advice = f"The file is damaged there; {ADVICE}"
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         super().__init__(dataset)
-        self.where = self._path
+        self.where = self.path
         self.work_bytes = 0 if dataset.dtype.isnative else self.step * self.dtype.itemsize
         self._stored_dtype = dataset.dtype
+        self._fill = dataset.fillvalue
         self._offset: int | None = None
         if dataset.chunks is None:
             offset = dataset.id.get_offset()  # None if nothing was ever written
@@ -168,6 +109,8 @@ class _RawDataset(_Dataset, RawArray):
 
     @cached_property
     def pieces(self) -> tuple[Array, Array, Sequence[np.dtype[Any]]]:
+        if self._fill and (self._offset == -1 if self._offset is not None else self._has_gaps()):
+            raise ValueError(f"a part was never written, and its fill value is {self._fill!r}")
         if self._offset is not None:
             return np.array([0, self.size]), np.array([self._offset]), [self._stored_dtype]
         n_bytes = self.chunk_size * self.dtype.itemsize
@@ -180,83 +123,147 @@ class _RawDataset(_Dataset, RawArray):
         starts = np.append(first * self.chunk_size, self.size)
         return starts, offsets[first], [self._stored_dtype] * first.size
 
+    def _has_gaps(self) -> bool:
+        return bool((self._places[0] < 0).any())
 
-class _FilteredDataset(_Dataset, ChunkedArray):
+
+class _FilteredDataset(Dataset, ChunkedArray):
     """A dataset whose chunks went through filters that are known."""
 
-    def __init__(self, dataset: h5py.Dataset, codecs: ChunkCodecs) -> None:
-        _Dataset.__init__(self, dataset)
-        ChunkedArray.__init__(self, self.name, self.size, dataset.dtype, self.chunk_size, codecs)
+    def __init__(self, dataset: h5py.Dataset, codecs: ChunkCodecs, *, in_place: bool) -> None:
+        Dataset.__init__(self, dataset)
+        ChunkedArray.__init__(
+            self, self.name, self.size, dataset.dtype, self.chunk_size, codecs,
+            fill_value=dataset.fillvalue,
+        )  # fmt: skip
+        self._in_place = in_place
+        self._bare = self.size // self.chunk_size if _last_is_bare(dataset) else -1
 
-    def find(self, number: int) -> Extent | None:
+    def find(self, number: int) -> Encoded | None:
         offset, n_bytes, mask = self._places[:, number].tolist()
         if offset < 0:
             return None
-        return Extent(os.open(self._path, os.O_RDONLY), offset, n_bytes, mask=mask)
+        mask = -1 if number == self._bare else mask  # all filters
+        if not self._in_place:
+            return _Direct(self, number * self.chunk_size, n_bytes, mask)
+        return Extent(os.open(self.path, os.O_RDONLY), offset, n_bytes, mask=mask)
 
 
-class SlicedDataset(_Dataset):
-    """A dataset that only HDF5 itself can read, a chunk at a time."""
+class _Direct(Encoded):
+    """The stored bytes of a chunk, handed over by HDF5: where they are is its own business."""
+
+    def __init__(self, array: Dataset, at: int, size: int, mask: int) -> None:
+        self.size: int = size
+        self.mask = mask
+        self._array = array
+        self._at = at
+
+    def whole(self) -> Array:
+        out = buffers.take("encoded chunk", self.size, np.uint8)
+        with read_only(self._array.path) as file:
+            _, found = file[self._array.name].id.read_direct_chunk((self._at,), out=out)
+        if len(found) != self.size:
+            raise ChunkError(f"it has {len(found)} bytes, not {self.size}")
+        return out
+
+    def fill(self, out: Array, offset: int) -> None:
+        first = first_byte(out, offset, self.size)
+        out[:] = self.whole()[first : first + out.size]
+
+
+class _ExternalDataset(Dataset, RawArray):
+    """A dataset whose values are in other files, one stretch of each after the other."""
+
+    advice = ADVICE.capitalize()
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         super().__init__(dataset)
-        # Encoded, between filters, decoded; and HDF5's cache of chunks.
-        self.work_bytes = 4 * self.chunk_size * self.dtype.itemsize + 2**20
+        item = dataset.dtype.itemsize
+        self.work_bytes = 0 if dataset.dtype.isnative else self.step * self.dtype.itemsize
+        self._stored_dtype = dataset.dtype
+        self._files: list[str] = []
+        self._starts, self._offsets = [0], []
+        for path, offset, n_bytes in external_files(dataset):
+            if n_bytes % item:
+                raise SourceError(
+                    f"{self.name} has values that are in two files, a part in each; write it again."
+                )
+            self._files.append(path)
+            self._offsets.append(offset)
+            self._starts.append(self._starts[-1] + n_bytes // item)
+        self.where = os.path.dirname(self.path)  # noqa: PTH120
+
+    @cached_property
+    def pieces(self) -> tuple[Array, Array, Sequence[np.dtype[Any]]]:
+        dtypes = [self._stored_dtype] * len(self._files)
+        return np.array(self._starts), np.array(self._offsets, np.int64), dtypes
+
+    def path_of(self, k: int) -> str:
+        return self._files[k]
+
+    def files(self) -> Iterator[Path]:
+        yield from (Path(path) for path in (self.path, *self._files))
+
+
+class _Run(NamedTuple):
+    """Values of a virtual dataset that are those of another dataset, from a place in it on."""
+
+    start: int
+    stop: int
+    at: int
+    array: StoredArray
+
+
+class _Joined(Dataset):
+    """A virtual dataset: stretches of others, in this file or others, one after the other.
+
+    HDF5 itself would read what is missing as fill values.
+    """
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        super().__init__(dataset)
+        self._runs = sorted(_runs(dataset), key=lambda run: run.start)
+        ends = [0, *(run.stop for run in self._runs)]
+        if [*(run.start for run in self._runs), self.size] != ends:
+            raise missing(dataset, "not every value is mapped to one of another dataset")
+        arrays = [run.array for run in self._runs]
+        if any(array.dtype != self.dtype for array in arrays):
+            raise SourceError(f"{self.name} joins values of several dtypes; write it as one array.")
+        self.chunk_size = max((array.chunk_size for array in arrays), default=STEP)
+        self.work_bytes = max((array.work_bytes for array in arrays), default=0)
 
     def read(self, start: int, stop: int, out: Array) -> list[Span]:
         """Read the values ``[start, stop)`` into `out`; see `StoredArray.read`."""
         absent: list[Span] = []
-        a = start
-        try:
-            with h5py.File(self._path, "r") as file:
-                dataset = file[self.name]
-                _require_filters(dataset)
-                for a, b in cut_spans(start, stop, self.chunk_size):
-                    if _is_absent(dataset, a):
-                        if dataset.fillvalue:
-                            raise ValueError(
-                                f"it was never written; fill value {dataset.fillvalue!r}, not 0"
-                            )
-                        absent.append((a, b))
-                    dataset.read_direct(out, np.s_[a:b], np.s_[a - start : b - start])
-        except SourceError:
-            raise
-        except Exception as error:
-            raise DamagedGraphError(
-                f"chunk {self.key_of(a)} of {self.name} does not decode: {told(error)}. "
-                f"The file is damaged there; {_ADVICE}"
-            ) from error
+        for run in self._runs:
+            a, b = max(start, run.start), min(stop, run.stop)
+            if a < b:
+                shift = run.start - run.at
+                found = run.array.read(a - shift, b - shift, out[a - start : b - start])
+                absent += [(c + shift, d + shift) for c, d in found]
         return absent
 
-
-def _is_absent(dataset: h5py.Dataset, at: int) -> bool:
-    """Whether the chunk that holds value `at` was never written, so that it reads as fill value."""
-    if dataset.is_virtual or dataset.external is not None:
-        return False
-    if dataset.chunks is None:
-        layout = dataset.id.get_create_plist().get_layout()
-        return bool(layout == h5d.CONTIGUOUS and dataset.id.get_offset() is None)
-    (chunk,) = dataset.chunks
-    return dataset.id.get_chunk_info_by_coord((at // chunk * chunk,)).byte_offset is None
+    def files(self) -> Iterator[Path]:
+        yield from super().files()
+        for run in self._runs:
+            if isinstance(run.array, Dataset):
+                yield from run.array.files()
 
 
-class DenseDataset:
-    """A dataset of any dimensions, in pieces; small, picklable, and opened for each of them."""
-
-    shards = None
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self._path = os.path.abspath(dataset.file.filename)  # noqa: PTH100
-        self._name = dataset.name
-        self.shape = tuple(int(n) for n in dataset.shape)
-        self.ndim = len(self.shape)
-        self.dtype = dataset.dtype
-        self.chunks = dataset.chunks
-        names = [_FILTERS.get(k, label or f"filter {k}") for k, _, label in _filters(dataset)]
-        self.codec = ", ".join(names) or None
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return the values at an index."""
-        with open_file(self._path) as file:
-            _require_filters(file[self._name])
-            return file[self._name][index]
+def _runs(dataset: h5py.Dataset) -> Iterator[_Run]:
+    """Yield the stretches of a virtual dataset, of whose sources each is opened and checked."""
+    for space, file_name, name, source_space in dataset.virtual_sources():
+        first, n = stretch(dataset, space, None)
+        path = path_of_virtual(dataset, file_name)
+        with open_file(path) as file:
+            if name not in file or not hasattr(file[name], "shape") or file[name].ndim != 1:
+                raise missing(dataset, f"{path} has no array {name}")
+            if file[name].is_virtual:
+                raise SourceError(
+                    f"{dataset.name.lstrip('/')} is a virtual dataset of virtual ones; write it as "
+                    "one array."
+                )
+            at, _ = stretch(dataset, source_space, n)
+            if at + n > file[name].shape[0]:
+                raise missing(dataset, f"{name} in {path} should have {at + n} values")
+            yield _Run(first, first + n, at, stored_array(file[name]))

@@ -12,7 +12,9 @@ import numpy as np
 
 from ..errors import SourceError
 from ..machine.buffers import Array
+from .checks import check_weights
 
+_WITH_ENTRIES = ("csr", "csc", "coo")  # formats of scipy whose data are entries, one by one
 _DENSE_VALUES = 1 << 22  # of a dense matrix looked at in one go
 
 
@@ -37,29 +39,71 @@ def compress(matrix: Any, name: str) -> Compressed:
     It is of scipy or PyData sparse, in any format, or what numpy makes an array of. `name` is what
     the SourceError calls it if it is none of these, or most of it is not zero.
     """
-    if hasattr(matrix, "fill_value") and hasattr(matrix, "todense") and matrix.ndim == 2:
-        return _of_pydata(matrix, name)
+    ndim = getattr(matrix, "ndim", 2)
+    if ndim != 2 and hasattr(matrix, "shape"):
+        raise _not_a_matrix(matrix, name, ndim)
+    if hasattr(matrix, "fill_value") and hasattr(matrix, "todense"):
+        found = _of_pydata(matrix, name)
+        return found._replace(data=_unmasked(found.data))
     if hasattr(matrix, "tocsr"):
-        return _of_scipy(matrix)
+        found = _of_scipy(matrix, name)
+        return found._replace(data=_unmasked(found.data))
+    if hasattr(matrix, "columns") and hasattr(matrix, "index"):
+        return _of_frame(matrix, name)
     try:
-        dense = np.asarray(matrix)
+        dense = matrix if isinstance(matrix, np.ma.MaskedArray) else np.asarray(matrix)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SourceError(
             f"{name} is of type {type(matrix).__name__}, which is not a matrix ({error}). Give a "
             "path, an AnnData, a sparse matrix, an array or a Dask array."
         ) from error
     if dense.ndim != 2:
-        raise SourceError(
-            f"{name} is of type {type(matrix).__name__} with {dense.ndim} dimensions; a matrix has "
-            "two. Give a path, an AnnData, a sparse matrix, an array or a Dask array."
-        )
+        raise _not_a_matrix(matrix, name, dense.ndim)
+    if dense.dtype.kind == "O":  # whose values need not even be true or false
+        check_weights(name, dense.dtype)
     return _of_dense(dense)
 
 
-def _of_scipy(matrix: Any) -> Compressed:
-    if getattr(matrix, "format", None) == "coo":
+def _not_a_matrix(matrix: Any, name: str, ndim: int) -> SourceError:
+    return SourceError(
+        f"{name} is of type {type(matrix).__name__} with {ndim} dimensions; a matrix has two. Give "
+        "a path, an AnnData, a sparse matrix, an array or a Dask array."
+    )
+
+
+def _unmasked(values: Array) -> Array:
+    """Return weights of which those that are masked, so that nobody knows them, are zeros."""
+    if not isinstance(values, np.ma.MaskedArray):
+        return values
+    filled: Array = values.filled(0) if np.ma.is_masked(values) else values.data
+    return filled
+
+
+def _of_frame(frame: Any, name: str) -> Compressed:
+    """Return a pandas data frame, whose labels must not say another order of the cells."""
+    rows, columns = frame.index, frame.columns
+    if not rows.equals(columns) and len(rows) == len(columns) and set(rows) == set(columns):
+        raise SourceError(
+            f"the rows of the data frame {name} have another order than its columns. Put both in "
+            "the order of the cells, for example with frame.loc[names, names]."
+        )
+    if len(columns) and all(getattr(kind, "fill_value", None) == 0 for kind in frame.dtypes):
+        return _of_scipy(frame.sparse.to_coo(), name)  # of sparse columns
+    return compress(frame.to_numpy(), name)
+
+
+def _of_scipy(matrix: Any, name: str) -> Compressed:
+    layout = getattr(matrix, "format", None)
+    parts = ("indptr", "indices", "row", "col", *(() if layout in _WITH_ENTRIES else ("data",)))
+    for part in parts:
+        if np.ma.is_masked(getattr(matrix, part, None)):
+            raise SourceError(
+                f"{name} is a sparse matrix whose {part} is partly masked. Make it a CSR matrix "
+                "whose data alone has a mask, or none."
+            )
+    if layout == "coo":
         return _of_coordinates(matrix.row, matrix.col, matrix.data, matrix.shape)
-    if getattr(matrix, "format", None) not in ("csr", "csc"):
+    if layout not in ("csr", "csc"):
         matrix = matrix.tocsr()  # no other format can repeat an entry
     stored = int(matrix.indptr[-1])  # scipy allows more room than is used
     indices, data = matrix.indices[:stored], matrix.data[:stored]
@@ -98,7 +142,7 @@ def _of_dense(matrix: Array) -> Compressed:
     data: list[Array] = [np.zeros(0, matrix.dtype)]
     step = max(1, _DENSE_VALUES // max(n_columns, 1))
     for first in range(0, n_rows, step):
-        part = np.asarray(matrix[first : first + step])
+        part = np.asarray(_unmasked(matrix[first : first + step]))
         row, column = np.nonzero(part)
         counts[first : first + step] = np.bincount(row, minlength=part.shape[0])
         columns.append(column.astype(index))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,11 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CellgraphError, SourceError
+from .arrays import check_access
 
 Node = Any  # a group, or an array: something with a shape
 
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
 _OLD = "uns/neighbors"
+_SEPARATORS = re.compile(r"[\[\](),;]")
+_DIGITS = re.compile(r"[0-9]{1,16}")
+_MOST_NAME_BYTES = 2**12
 _MOST_VALUES = 2**48  # in an array or a chunk; beyond it is nonsense, and soon beyond int64
 
 
@@ -28,30 +33,46 @@ class Found(NamedTuple):
 
     key: str  # its path from the root
     node: Node
-    n_cells: int | None  # in the `obs` that it belongs to, if there is one
     notes: tuple[str, ...]  # what the user should know about where it was found
 
 
 class Tree:
-    """An AnnData in memory, seen as groups: paths lead to what it holds."""
+    """An AnnData in memory, or what holds several, seen as groups: paths lead to what it holds."""
 
     attrs: Mapping[str, Any] = {}
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = content
+    def __init__(self, content: Any) -> None:
+        self._content = _members(content)
 
     def __getitem__(self, path: str) -> Node:
         """Return what a path leads to; a KeyError if nowhere."""
         node: Any = self._content
         for name in path.split("/"):
+            node = _members(node)
             if not isinstance(node, Mapping):
                 raise KeyError(path)
             node = node[name]
+        node = _members(node)
         return Tree(node) if isinstance(node, Mapping) else node
 
     def keys(self) -> list[str]:
         """Return the names in it, as a group does."""
         return [str(name) for name in self._content]
+
+
+def holds_matrices(value: Any) -> bool:
+    """Whether an object in memory is AnnData or MuData, or has tables that are, as SpatialData."""
+    return (hasattr(value, "obsp") and hasattr(value, "uns")) or isinstance(
+        getattr(value, "tables", None), Mapping
+    )
+
+
+def _members(value: Any) -> Any:
+    """Return what an AnnData, or what holds several, has by name; anything else as it is."""
+    if isinstance(value, Mapping) or not holds_matrices(value):
+        return value
+    names = ("obsp", "uns", "obs", "obsm", "mod", "tables")
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> Found:
@@ -65,9 +86,9 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
         full_key = _follow(root, path, neighbors_key)
     else:
         full_key = key.strip("/") if "/" in key else f"obsp/{key}"
-    node = _get(root, full_key)
+    node = get(root, full_key)
     if node is None and "/" not in key and neighbors_key is None:
-        old = _get(root, f"{_OLD}/{key}")
+        old = get(root, f"{_OLD}/{key}")
         if old is not None and (is_array(old) or format_of(old)[0]):
             full_key, node = f"{_OLD}/{key}", old
     if node is None:
@@ -78,7 +99,7 @@ def find_matrix(root: Node, path: str, key: str, neighbors_key: str | None) -> F
             f"{path} has no obsp/{full_key.rsplit('/', 1)[1]}; {full_key} is exported, where "
             "AnnData kept it before version 0.7.",
         )
-    return Found(full_key, node, _count_cells(root, full_key), notes)
+    return Found(full_key, node, notes)
 
 
 @contextmanager
@@ -92,6 +113,7 @@ def metadata_of(what: str) -> Iterator[None]:
     except CellgraphError:
         raise
     except Exception as error:
+        check_access(error, f"the metadata of {what}")
         raise SourceError(
             f"the metadata of {what} cannot be used ({told(error)}). Copy the store again, or "
             "write the matrix again."
@@ -109,7 +131,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _get(group: Node, path: str) -> Node | None:
+def get(group: Node, path: str) -> Node | None:
     """Return what is at a path of a group, or None."""
     with metadata_of(path):
         try:
@@ -123,18 +145,62 @@ def is_array(node: Node) -> bool:
     return hasattr(node, "shape")
 
 
+def text_of(value: Any) -> str | None:
+    """Return the text of an attribute, or None; other languages write arrays of one text."""
+    values = np.asarray(value, object)
+    if values.ndim > 1 or values.size != 1:
+        return None
+    text = values.item()
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return str(text) if isinstance(text, str) else None
+
+
+def integers_of(value: Any) -> list[int] | None:
+    """Return an attribute as integers from 0 on, or None; some write them as floats, or as text."""
+    if isinstance(value, bytes | str):
+        value = _SEPARATORS.sub(" ", text_of(value) or "").split()
+    found = []
+    for item in np.ravel(np.asarray(value, object)).tolist():
+        number: Any = item.decode(errors="replace") if isinstance(item, bytes) else item
+        if isinstance(number, str):
+            number = int(number) if _DIGITS.fullmatch(number.strip()) else -1
+        elif isinstance(number, float | np.floating):
+            number = int(number) if np.isfinite(number) and number == int(number) else -1
+        is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if not is_integer or not 0 <= number <= _MOST_VALUES:
+            return None
+        found.append(int(number))
+    return found
+
+
+def attributes_of(node: Node) -> Mapping[str, Any]:
+    """Return what a group says of itself; nothing where that cannot be read."""
+    try:
+        return dict(node.attrs)
+    except Exception:  # of strange metadata, libraries raise anything
+        return {}
+
+
 def format_of(node: Node) -> tuple[str | None, Any]:
     """Return the layout of a sparse group, or None, and what a node says of itself."""
     attributes = node.attrs
     encoding = attributes.get("encoding-type", attributes.get("h5sparse_format"))
-    encoding = encoding.decode(errors="replace") if isinstance(encoding, bytes) else encoding
-    return _FORMATS.get(encoding) if isinstance(encoding, str) else None, encoding
+    text = text_of(encoding)
+    return _FORMATS.get(text or ""), encoding if text is None else text
+
+
+def children(group: Node) -> list[str]:
+    """Return the names in a group; none if it is an array, or cannot list them."""
+    try:
+        return sorted(str(name) for name in group.keys())  # noqa: SIM118 (not a dict)
+    except Exception:  # of strange metadata, libraries raise anything
+        return []
 
 
 def _children(root: Node, path: str) -> list[str]:
-    """Return the names in a group; none if it is not there or cannot list them."""
+    """Return the names in the group at a path; none if it is not there."""
     try:
-        return sorted(str(name) for name in root[path].keys())  # noqa: SIM118 (not a dict)
+        return children(root[path])
     except Exception:  # it is only for a message
         return []
 
@@ -147,24 +213,49 @@ def _graphs(root: Node) -> list[str]:
 
 def _follow(root: Node, path: str, neighbors_key: str) -> str:
     """Return where the connectivities of one of scanpy's neighbor graphs are."""
-    where = f"uns/{neighbors_key}/connectivities_key"
-    named = _get(root, where)
-    if named is not None:
-        with metadata_of(where):
-            if is_array(named) and math.prod(named.shape) != 1:
-                raise SourceError(f"{where} has the shape {named.shape}; one name is needed.")
-            value = named[()] if is_array(named) else named
-        value = np.asarray(value).reshape(-1)[0]
-        return f"obsp/{value.decode() if isinstance(value, bytes) else value}"
-    old = f"uns/{neighbors_key}/connectivities"
-    if _get(root, old) is not None:
-        return old
+    found = _connectivities_of(root, f"uns/{neighbors_key}")
+    if found is not None:
+        return found
     names = _graphs(root)
+    inside = [_connectivities_of(root, f"{table}/uns/{neighbors_key}") for table in _tables(root)]
+    keys = [key for key in inside if key is not None]
+    elsewhere = f" Its tables and modalities have them: {', '.join(keys)}." if keys else ""
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
-        f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)} Name one with "
-        "--neighbors-key, or the matrix itself with --key."
+        f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)}{elsewhere} Name one "
+        f"with `neighbors_key`, or the matrix itself with `key`{f' {keys[0]}' if keys else ''}."
     )
+
+
+def _connectivities_of(root: Node, graph: str) -> str | None:
+    """Return the key of the connectivities of a graph in `uns`, or None if there are none."""
+    where = f"{graph}/connectivities_key"
+    named = get(root, where)
+    if named is not None:
+        above = graph.rpartition("uns/")[0]
+        return f"{above}obsp/{_name_in(named, where) if is_array(named) else text_of(named)}"
+    return f"{graph}/connectivities" if get(root, f"{graph}/connectivities") is not None else None
+
+
+def _name_in(named: Node, where: str) -> str:
+    """Read one name; what claims to be longer than a name can be is not read."""
+    with metadata_of(where):
+        if math.prod(named.shape) != 1:
+            raise SourceError(f"{where} has the shape {named.shape}; one name is needed.")
+        values = math.prod(getattr(named, "chunks", None) or (1,))
+        if values * named.dtype.itemsize > _MOST_NAME_BYTES:
+            raise SourceError(
+                f"{where} has {_short(values * named.dtype.itemsize)} bytes by its metadata; a "
+                f"name has up to {_MOST_NAME_BYTES}."
+            )
+        read = getattr(named, "read_small", None) or (lambda _: named[()])
+        return text_of(np.asarray(read(_MOST_NAME_BYTES), object).ravel()) or ""
+
+
+def _tables(root: Node) -> list[str]:
+    """Return the paths of all AnnData in MuData or SpatialData."""
+    holders = ("mod", "tables", "table")
+    return [f"{holder}/{name}" for holder in holders for name in _children(root, holder)]
 
 
 def _suggestion(name: str, names: list[str]) -> str:
@@ -184,40 +275,28 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         if matrix in ("connectivities", "distances")
     ]
     elsewhere = f" In old places: {', '.join(old)}." if old else ""
-    modalities = _children(root, "mod")
-    inside = [f"mod/{m}/obsp/{k}" for m in modalities for k in _children(root, f"mod/{m}/obsp")]
-    if inside and not full_key.startswith("mod/"):
-        elsewhere += f" In its modalities: {', '.join(inside)}."
+    tables = _tables(root)
+    inside = [f"{t}/obsp/{k}" for t in tables for k in _children(root, f"{t}/obsp")]
+    if inside and parent == "obsp":
+        elsewhere += f" In its tables and modalities: {', '.join(inside)}."
     others = [*old, *inside]
     hint = _suggestion(name, names) or _suggestion(full_key, others)
     if not hint:  # the same name, or nearly, somewhere else
         near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
         same = [key for key in others if near and key.endswith(f"/{near[0]}")]
         hint = "".join(f" Did you mean {key!r}?" for key in same)
+    graphs = _children(root, "col_graphs")
+    if graphs or {"row_attrs", "col_attrs"} <= set(children(root)):
+        return SourceError(
+            f"{path} is a loom file, which has no {full_key}; its col_graphs hold "
+            f"{', '.join(graphs) or 'nothing'}. In Python, make a matrix of a graph there, "
+            "scipy.sparse.coo_array((w, (a, b)), shape), and export that."
+        )
+    example = f" {inside[0]}" if inside and not names and not hint else ""
     return SourceError(
         f"{path} has no {full_key}; {parent} holds {', '.join(names) or 'nothing'}.{elsewhere}"
-        f"{hint} Name the matrix with --key, or compute it with scanpy.pp.neighbors."
+        f"{hint} Name the matrix with `key`{example}, or compute it with scanpy.pp.neighbors."
     )
-
-
-def _count_cells(root: Node, full_key: str) -> int | None:
-    """Return the cells in the nearest `obs` above a matrix, or None if there is none."""
-    parts = full_key.split("/")
-    for depth in range(len(parts) - 1, -1, -1):
-        above = "/".join([*parts[:depth], "obs"])
-        if depth and parts[depth - 1] in ("obsp", "uns", "mod"):
-            continue
-        obs = _get(root, above)
-        if obs is None:
-            continue
-        with metadata_of(above):
-            if is_array(obs):  # a structured array (AnnData before 0.7), or a DataFrame
-                return int(obs.shape[0])
-            index = obs.attrs.get("_index")
-            index = index.decode() if isinstance(index, bytes) else index
-            values = _get(obs, index) if isinstance(index, str) else None
-            return int(values.shape[0]) if values is not None and is_array(values) else None
-    return None
 
 
 def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
@@ -225,26 +304,22 @@ def sparse_layout(full_key: str, node: Node) -> tuple[str, int, int]:
     with metadata_of(full_key):
         layout, encoding = format_of(node)
         shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
-        shape = shape.tolist() if isinstance(shape, np.ndarray) else shape
+        sizes = integers_of(shape)
     if layout is None:
         raise SourceError(
             f"{full_key} has encoding-type {_short(encoding)}; csr_matrix and csc_matrix can be "
             "exported."
         )
-    if (
-        not isinstance(shape, list | tuple)
-        or len(shape) != 2
-        or not all(type(n) is int and 0 <= n <= _MOST_VALUES for n in shape)
-    ):
+    if sizes is None or len(sizes) != 2:
         raise SourceError(
             f"{full_key} has the shape {_short(shape)} in its attributes; two integers are needed."
         )
-    return layout, shape[0], shape[1]
+    return layout, sizes[0], sizes[1]
 
 
 def open_array(node: Node, full_key: str, name: str) -> Any:
     """Return one of the three arrays of a sparse group; a SourceError if it is not one."""
-    array = _get(node, name)
+    array = get(node, name)
     if array is None:
         raise SourceError(
             f"{full_key} has no array {name!r}: it is not a whole sparse matrix. Copy the store "

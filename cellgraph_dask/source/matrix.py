@@ -7,6 +7,7 @@ length is nothing special. Every value of a block has been checked; compiled loo
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
-from . import checks
+from . import checks, stamps
 from .arrays import StoredArray
 from .in_memory import index_dtype
 
@@ -60,8 +61,18 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """The same from every working directory, if it is lasting."""
-        return self.file if self.is_lasting and self.file is not None else self.path
+        """The same from every working directory and through any link, if it is lasting."""
+        if not self.is_lasting:
+            return self.path
+        return os.path.realpath(self.file) if self.file is not None else self.path.rstrip("/")
+
+
+def digest_of(origin: Origin, *texts: str) -> str:
+    """Return the fingerprint of a matrix from an origin, of which the texts tell the rest."""
+    file = origin.file if origin.is_lasting else None
+    if file is not None and os.path.isfile(file):  # noqa: PTH113
+        texts = (*texts, stamps.of_file(file))
+    return hashlib.sha256(os.fsencode(" ".join(texts))).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +106,11 @@ class Source:
     def fingerprint(self) -> str:
         """Return a digest that changes when the matrix is written again.
 
-        It is of the names, sizes and times of its files; of those in no file, of a sample of their
-        chunks.
+        It is of the names, sizes and times of the files that it is read from; in remote storage, of
+        what that says of some chunks, or of their content. In memory it is always the same.
         """
-        digest = hashlib.sha256(f"{self.layout} {self.n_cells} {self.n_entries}".encode())
-        for path in dict.fromkeys(path for array in self._arrays for path in array.files()):
-            try:
-                status = path.stat()
-            except OSError:  # whoever reads it will say so
-                status = path.lstat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
-        if self.origin.file is None:  # the first, a middle and the last chunk of each
-            for array in self._arrays:
-                for at in (0, array.size // 2, max(array.size - 1, 0)):
-                    digest.update(array.chunk_at(at).tobytes())
-        return digest.hexdigest()
+        told = f"{self.layout} {self.n_cells} {self.n_entries} {self.data.dtype.str}"
+        return digest_of(self.origin, told, *(array.stamp() for array in self._arrays))
 
     @property
     def chunk_size(self) -> int:

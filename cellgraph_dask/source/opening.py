@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import CellgraphError, SourceError
-from ..machine.remote import is_url, local_path
-from .arrays import MemoryArray, StoredArray
+from ..errors import CellgraphError, OutputError, SourceError, shown
+from ..machine.files import absolute
+from ..machine.remote import address, is_url, local_path, options_of, plain_name
+from .arrays import MemoryArray, StoredArray, check_access
+from .cells import count_cells
 from .checks import check_arrays, check_shape, check_weights
 from .in_memory import compress
 from .layout import (
@@ -19,6 +22,7 @@ from .layout import (
     Node,
     Tree,
     find_matrix,
+    holds_matrices,
     is_array,
     metadata_of,
     open_array,
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
 ARRAYS = ("indptr", "indices", "data")
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_HDF5_STARTS = (0, 512, 1024, 2048)
 _ZIP = b"PK"
 
 
@@ -74,26 +77,24 @@ def open_source(
         if neighbors_key is not None or key != "connectivities":
             raise ValueError("key and neighbors_key are for stores, files and AnnData")
         origin = Origin(f"{type(source).__name__} in memory")
-        return _open_object(origin, Found("matrix", source, None, ()))
+        return _open_object(origin, Found("matrix", source, ()), None)
     with open_root(source, storage_options) as root:
         found = find_matrix(root.node, root.origin.path, key, neighbors_key)
+        n_cells, notes = count_cells(root.node, root.origin.path, found.key)
+        found = found._replace(notes=(*found.notes, *notes))
         if isinstance(root.node, Tree):
-            return _open_object(root.origin, found)
-        return _open_node(root, found)
+            return _open_object(root.origin, found, n_cells)
+        return _open_node(root, found, n_cells)
 
 
 def is_container(source: Any) -> bool:
     """Whether a source is something that a matrix is found in by a key, and not a matrix."""
     return (
-        isinstance(source, str | os.PathLike)
+        isinstance(plain_name(source), str)
         or _is(source, "zarr", "Group")
         or _is(source, "zarr.abc.store", "Store")
-        or _is_anndata(source)
+        or holds_matrices(source)
     )
-
-
-def _is_anndata(source: Any) -> bool:
-    return hasattr(source, "obsp") and hasattr(source, "uns")
 
 
 def _is(source: object, module: str, name: str) -> bool:
@@ -105,55 +106,106 @@ def _is(source: object, module: str, name: str) -> bool:
 @contextmanager
 def open_root(source: Any, storage_options: Mapping[str, Any] | None = None) -> Iterator[Root]:
     """Open what holds a matrix; a SourceError if there is nothing, or something else."""
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+    path, storage_options = plain_name(source), options_of(source, storage_options)
+    path = path if isinstance(path, str) else None
     if storage_options and (path is None or not is_url(path)):
         raise ValueError("storage options are for URLs, not for paths")
     if path is None:
-        if _is_anndata(source):
-            names = ("obsp", "uns", "obs", "obsm")
-            tree = Tree({name: getattr(source, name) for name in names if hasattr(source, name)})
-            yield Root(tree, Origin("AnnData in memory"))
+        if holds_matrices(source):
+            yield Root(Tree(source), Origin(f"{type(source).__name__} in memory"))
             return
         yield _zarr_object(source)
     elif is_url(path):
         yield _zarr_url(path, storage_options)
     else:
-        path = str(local_path(path)) if "://" in path else path
+        path = str(_local(path))
         if _is_hdf5(path):
-            from . import hdf5
+            from .hdf5 import stored_array
+            from .hdf5_datasets import DenseDataset, open_file
 
-            with hdf5.open_file(path) as file:
-                yield Root(file, _file_origin(path), hdf5.stored_array, hdf5.DenseDataset)
+            with open_file(path) as file:
+                yield Root(file, _file_origin(path), stored_array, DenseDataset)
         else:
             yield _zarr_files(path)
 
 
+def _local(path: str) -> Path:
+    try:
+        return local_path(path)
+    except OutputError as error:
+        raise SourceError(*error.args) from error
+
+
 def _file_origin(path: str) -> Origin:
-    return Origin(path, str(Path(path).absolute()), is_shared=True, is_lasting=True)
+    return Origin(path, str(absolute(Path(path))), is_shared=True, is_lasting=True)
 
 
 def _is_hdf5(path: str) -> bool:
     """Whether a path is an HDF5 file, by its content; a SourceError if it is no source at all."""
     try:
-        if not Path(path).exists():
-            raise SourceError(
-                f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData "
-                "store, or an .h5ad file."
-            )
-        if Path(path).is_dir():
+        mode = Path(path).stat().st_mode
+        if stat.S_ISDIR(mode):
             return False
+        if not stat.S_ISREG(mode):
+            raise SourceError(
+                f"{path} is a pipe, a socket or a device, which can be read once only, from its "
+                "start. Write what comes from it to a file, and give that."
+            )
         with open(path, "rb") as file:
-            head = file.read(4096)
+            head = file.read(512)
+            if head.startswith(_ZIP):
+                return False
+            at, size = 512, file.seek(0, os.SEEK_END)
+            while not head.startswith(_HDF5) and at < size:  # after a block of the user's
+                file.seek(at)
+                head, at = file.read(len(_HDF5)), 2 * at
+            if head.startswith(_HDF5):
+                return True
+            file.seek(0)
+            kind = _kind_of(file.read(512), path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(
+            f"{path} does not exist; give the folder, zip archive or URL of a zarr AnnData store, "
+            "or an .h5ad file."
+        ) from None
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}.") from error
-    if head.startswith(_ZIP):
-        return False
-    if any(head.startswith(_HDF5, at) for at in _HDF5_STARTS):
-        return True
     raise SourceError(
-        f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file such "
-        "as .h5ad; give one of these."
+        f"{path} is {kind}"
+        if kind
+        else f"{path} is not a zarr store (a folder, or a zip archive of one) and not an HDF5 file "
+        "such as .h5ad; give one of these."
     )
+
+
+_UNPACK = "which cannot be read in parts. Unpack it, and give what is in it"
+_TABLE = (
+    "a table, not a matrix over the cells. Read it in Python, and give the matrix itself, or an "
+    ".h5ad file with the graph in obsp"
+)
+_MAGIC = {
+    b"\x1f\x8b": ("compressed with gzip", "gunzip"),
+    b"BZh": ("compressed with bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("compressed with xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unzstd"),
+}
+
+
+def _kind_of(head: bytes, path: str) -> str:
+    """Say what a file is that is no source, and what to do; "" if that is not known."""
+    name = path.lower()
+    for magic, (kind, tool) in _MAGIC.items():
+        if head.startswith(magic):
+            is_tar = name.endswith((".tgz", ".tbz2", ".txz")) or ".tar." in name
+            what = f"a tar archive {kind}" if is_tar else kind
+            return f"{what}, {_UNPACK} ({'tar -xf' if is_tar else tool})."
+    if head[257:262] == b"ustar":
+        return f"a tar archive, {_UNPACK} (tar -xf)."
+    if name.endswith((".csv", ".tsv", ".txt", ".mtx", ".parquet")):
+        return f"{_TABLE}."
+    if name.endswith((".rds", ".rdata", ".qs")):
+        return "a file of R. Write it as .h5ad there, for example with zellkonverter or anndataR."
+    return ""
 
 
 def _zarr_files(path: str, prefix: str | None = None) -> Root:
@@ -169,12 +221,16 @@ def _zarr_files(path: str, prefix: str | None = None) -> Root:
         try:
             names = list(objects.members)
         except Exception as error:  # of strange bytes, zipfile raises anything
+            check_access(error, path)
             raise SourceError(
                 f"{path} is not a whole zip archive ({told(error)}). Copy it again from where it "
                 "came."
             ) from error
         if prefix is None:  # the root, or a folder in it
             roots = [n for n in names if n.rpartition("/")[2] in (".zgroup", "zarr.json")]
+            packed = [n for n in names if n.endswith((".h5ad", ".h5mu", ".h5"))]
+            if packed and not roots:
+                raise SourceError(f"{path} is a zip archive of {packed[0]}, {_UNPACK} (unzip).")
             root = min(roots, key=lambda name: name.count("/"), default="")
             prefix = root.rpartition("/")[0]
     return _zarr_root(origin, lambda: zarr_store.open_local(objects, prefix or ""))
@@ -183,13 +239,15 @@ def _zarr_files(path: str, prefix: str | None = None) -> Root:
 def _zarr_url(url: str, options: Mapping[str, Any] | None) -> Root:
     from . import zarr_store
 
-    if url.endswith((".h5ad", ".h5mu")):
+    target = address(url, options)
+    name = shown(target.url)
+    if target.url.endswith((".h5ad", ".h5mu")):
         raise SourceError(
-            f"{url} is an HDF5 file on another machine, which cannot be read in parts. Copy "
+            f"{name} is an HDF5 file on another machine, which cannot be read in parts. Copy "
             "it to this one, or write it as a zarr store."
         )
-    origin = Origin(url, is_shared=True, is_lasting=True)
-    return _zarr_root(origin, lambda: zarr_store.open_remote(url, options=options))
+    origin = Origin(name, is_shared=True, is_lasting=True)
+    return _zarr_root(origin, lambda: zarr_store.open_remote(*target))
 
 
 def _zarr_object(source: Any) -> Root:
@@ -205,17 +263,18 @@ def _zarr_object(source: Any) -> Root:
     if isinstance(store, ZipStore):
         return _zarr_files(str(store.path), prefix)
     origin = Origin(str(store), is_shared=not isinstance(store, MemoryStore))
-    return _zarr_root(origin, lambda: zarr_store.open_remote(store, prefix))
+    return _zarr_root(origin, lambda: zarr_store.open_remote(store, path=prefix))
 
 
 def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
-    from . import zarr_store
+    from . import zarr_dense, zarr_store
 
     try:
         group = open_group()
     except CellgraphError:
         raise
     except Exception as error:  # of strange metadata, zarr raises anything
+        check_access(error, origin.path)
         hint = ""
         if origin.file is None:
             hint = " Look at the URL, the connection and the storage options, too."
@@ -223,13 +282,18 @@ def _zarr_root(origin: Origin, open_group: Callable[[], ZarrGroup]) -> Root:
             f"{origin.path} is not a zarr store that can be opened ({told(error)}); give what "
             f"AnnData.write_zarr made: a folder, a zip archive of it, or its URL.{hint}"
         ) from error
-    return Root(group, origin, zarr_store.stored_array, zarr_format=group.zarr_format)
+    return Root(group, origin, zarr_store.stored_array, zarr_dense.DenseArray, group.zarr_format)
 
 
-def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
-    key, node, n_cells, notes = found
+def _open_node(root: Root, found: Found, n_cells: int | None) -> Source | LazyMatrix:
+    key, node, notes = found
     if is_array(node):
-        return of_dense(root.origin, key, root.dense(node), n_cells, notes)
+        with metadata_of(key):
+            dense = root.dense(node)
+        check = getattr(dense, "check", None)
+        if check is not None:
+            check()
+        return of_dense(root.origin, key, dense, n_cells, notes)
     layout, n_rows, n_columns = sparse_layout(key, node)
     nodes = [open_array(node, key, name) for name in ARRAYS]
     n_cells = check_shape(key, (n_rows, n_columns), n_cells)
@@ -242,15 +306,18 @@ def _open_node(root: Root, found: Found) -> Source | LazyMatrix:
     return Source(indptr, indices, data, root.origin, key, layout, n_cells, indices.size, notes)
 
 
-def _open_object(origin: Origin, found: Found) -> Source | LazyMatrix:
-    key, matrix, n_cells, notes = found
+def _open_object(origin: Origin, found: Found, n_cells: int | None) -> Source | LazyMatrix:
+    key, matrix, notes = found
+    matrix = matrix.data if _is(matrix, "xarray", "DataArray") else matrix
     if _is(matrix, "dask.array", "Array"):
         return of_dask(origin, key, matrix, n_cells, notes)
     group = getattr(matrix, "group", None)
     if group is not None and hasattr(matrix, "to_memory"):  # anndata's, of a matrix in a store
-        if _is(group, "zarr", "Group"):
-            return open_source(group.store, f"/{group.path}")
-        return open_source(group.file.filename, group.name)
+        is_zarr = _is(group, "zarr", "Group")
+        where = (group.store, f"/{group.path}") if is_zarr else (group.file.filename, group.name)
+        opened = open_source(*where)
+        check_shape(key, (opened.n_cells, opened.n_cells), n_cells)
+        return opened
     layout, *values, shape = compress(matrix, key)
     n_cells = check_shape(key, (int(shape[0]), int(shape[1])), n_cells)
     arrays = (MemoryArray(f"{key}/{name}", v) for name, v in zip(ARRAYS, values, strict=True))

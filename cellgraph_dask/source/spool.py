@@ -13,6 +13,7 @@ and the matrix is CSC.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,17 @@ import numpy as np
 from ..errors import SourceError
 from ..machine.buffers import Array
 from ..machine.files import write_at
+from ..machine.memory import format_bytes
 from ..runtime.progress import Progress
 from .arrays import EvenIndptr, MemoryArray, SpooledArray, read_file
 from .checks import check_shape, check_weights
 from .in_memory import Compressed, compress, index_dtype
-from .matrix import Origin, Source
+from .matrix import Origin, Source, digest_of
 
 Compute = Callable[[list[Any], Callable[[Any], None]], list[Any]]
 
 _PIECE_BYTES = 1 << 24  # of a dense matrix on disk, read at once
+_MOST_PIECES = 1 << 16  # of it: each is a task
 _PART_ROWS = 1 << 15  # small chunks share a file, or there would be a file for each
 _SAMPLES = 3
 
@@ -45,6 +48,23 @@ class LazyMatrix:
     key: str
     array: Any
     notes: tuple[str, ...] = ()
+    piece_bytes: int = 0  # of values read at once from a dense matrix in a store
+    stored: Any = None  # that dense matrix
+
+    @property
+    def task_bytes(self) -> int:
+        """Upper bound on the memory of reading a piece; 0 if it is a Dask array's own business."""
+        return self.piece_bytes and 3 * self.piece_bytes + 2**25
+
+    @property
+    def path(self) -> str:
+        """What the user called its origin."""
+        return self.origin.path
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the matrix is written again, if it is in a store."""
+        told = f"{self.array.shape} {self.array.dtype}"
+        return digest_of(self.origin, told, self.stored.stamp() if self.stored is not None else "")
 
     @property
     def n_cells(self) -> int:
@@ -83,13 +103,21 @@ def of_dense(
     check_shape(key, (int(dense.shape[0]), int(dense.shape[1])), n_cells)
     check_weights(key, dense.dtype)
     n_rows, n_columns = (max(1, int(n)) for n in dense.shape)
-    rows, columns = dense.chunks or (1, n_columns)
+    rows, columns = (int(n) for n in dense.chunks or (1, n_columns))
     item = dense.dtype.itemsize
+    if min(rows, columns) < 1:
+        raise SourceError(f"{key} has chunks of shape {(rows, columns)}; write the matrix again.")
     columns = min(n_columns, columns * max(1, _PIECE_BYTES // (rows * columns * item)))
     rows = min(n_rows, rows * max(1, _PIECE_BYTES // (rows * columns * item)))
+    if -(-n_rows // rows) * -(-n_columns // columns) > _MOST_PIECES:
+        raise SourceError(
+            f"{key} is a dense array of shape {dense.shape}; up to {_MOST_PIECES:,} pieces "
+            f"of {format_bytes(_PIECE_BYTES)} are read. Write it as a sparse matrix."
+        )
     pieces = (rows, columns)
     array = da.from_array(dense, chunks=pieces, name=False, asarray=False, inline_array=True)
-    return LazyMatrix(origin, key, array, notes)
+    largest = max(rows * columns, math.prod(int(n) for n in dense.chunks or ()))
+    return LazyMatrix(origin, key, array, notes, largest * item, dense)
 
 
 class Part(NamedTuple):

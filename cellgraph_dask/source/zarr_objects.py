@@ -8,13 +8,16 @@ part of one at a time, and tries again when that fails.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
 import stat
 import threading
 import time
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,8 +30,11 @@ from zarr.core.sync import sync
 from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.remote import is_denied, is_page
+from . import stamps
 from .chunked import Encoded, Extent, check_crc, first_byte
 from .codecs import ChunkError, inflate
+from .remote_store import gives_parts
 
 _LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, without name and extra
 
@@ -36,6 +42,10 @@ _LOCAL_HEADER = 30  # bytes of the header before a member of a zip archive, with
 _MOST_METADATA_BYTES = 2**24
 _DOCUMENTS = frozenset({"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"})
 _WAITS = (0.1, 0.5, 2.0)  # seconds before a request is tried again
+
+# What storages call that which changes with an object. Times are not among it: of some storages
+# they are whole seconds.
+_VALIDATORS = frozenset({"etag", "generation", "md5hash", "content-md5", "content_md5", "digest"})
 
 _here = threading.local()  # what this thread has unpacked last
 
@@ -51,9 +61,12 @@ class Objects(ABC):
         """Upper bound on a thread's memory for unpacking what is below a prefix."""
         return 0
 
-    def files(self, prefix: str) -> Iterator[Path]:
-        """Yield the files that hold what is below a prefix."""
-        yield from ()
+    @abstractmethod
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
+        """Return what changes when the array at a path is written again.
+
+        Where not all of its chunks can be looked at, only those of the keys in `sample` are.
+        """
 
 
 class LocalObjects(Objects):
@@ -127,12 +140,9 @@ class Folder(LocalObjects):
         """See `LocalObjects`."""
         return sorted(os.listdir(Path(self.path, prefix)))  # noqa: PTH208
 
-    def files(self, prefix: str) -> Iterator[Path]:
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
         """See `Objects`."""
-        for folder, folders, names in os.walk(Path(self.path, prefix)):
-            folders.sort()
-            for name in sorted(names):
-                yield Path(folder, name)
+        return stamps.of_folder(f"{self.path}/{path}")
 
 
 class Archive(LocalObjects):
@@ -192,53 +202,130 @@ class Archive(LocalObjects):
             {n[len(begin) :].partition("/")[0] for n in self.members if n.startswith(begin)}
         )
 
-    def files(self, prefix: str) -> Iterator[Path]:
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
         """See `Objects`."""
-        yield Path(self.path)
+        return stamps.of_file(self.path)
 
 
 class RemoteObjects(Objects):
     """The objects of a store that is on other machines, or in memory."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
+        self.gives_parts = self.gives_ends = True
+        self._is_tried = False
+        self.kept = threading.local()  # what this thread has got last, as a whole
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "kept"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.kept = threading.local()
 
     def open(self, key: str) -> _Requested:
         """Return an object; whether it exists is seen when it is read."""
-        return _Requested(self._store, key)
+        return _Requested(self, key)
+
+    def try_parts(self, key: str) -> bool:
+        """Return whether parts of objects can be had; `key` is that of a small object to try."""
+        if not self._is_tried:
+            self.gives_parts, self.gives_ends = sync(gives_parts(self.store, key))
+            self._is_tried = True
+        return self.gives_parts
+
+    def stamp(self, path: str, sample: Sequence[str]) -> str:
+        """See `Objects`: what the storage says of some objects, or their content."""
+        keys = list(dict.fromkeys(f"{path}/{key}".lstrip("/") for key in sample))
+        files: Any = getattr(self.store, "fs", None)
+        with suppress(Exception):  # of any library that a store is made with
+            files.invalidate_cache()
+            places = [f"{self.store.path}/{key}" for key in keys]
+            told = sync(_ask_all(files, places))
+            if all(told):
+                return " ".join(told)
+        found = []
+        for key in keys[:: max(1, len(keys) // 2)]:  # the first, a middle and the last one
+            try:
+                found.append(hashlib.sha256(self.open(key).whole().data).hexdigest())
+            except FileNotFoundError:
+                found.append("absent")
+        return " ".join(found)
+
+
+async def _ask_all(files: Any, places: Sequence[str]) -> list[str]:
+    """Return what a storage says of objects that changes when they do; nothing if it does not."""
+
+    async def ask(place: str) -> str:
+        try:
+            said = await files._info(place)
+        except FileNotFoundError:
+            return "absent"
+        told = [f"{said[name]}" for name in said if name.lower() in _VALIDATORS]
+        return " ".join([f"{said.get('size')}", *told]) if told else ""
+
+    return await asyncio.gather(*map(ask, places))
 
 
 class _Requested(Encoded):
     """An object that is read by requests to its store."""
 
-    def __init__(self, store: Store, key: str) -> None:
-        self._store = store
+    def __init__(self, objects: RemoteObjects, key: str) -> None:
+        self._objects = objects
+        self._store = objects.store
         self._key = key
 
     def exists(self) -> bool:
         return bool(self._ask(lambda: self._store.exists(self._key)))
 
+    def stored_size(self) -> int:
+        return int(self._ask(lambda: self._store.getsize(self._key))) if self.exists() else 0
+
     def whole(self) -> Array:
         return self._get(None)
 
     def fill(self, out: Array, offset: int) -> None:
+        if not self._objects.gives_parts:
+            content = self._kept()
+            first = first_byte(out, offset, content.size)
+            out[:] = content[first : first + out.size]
+            return
+        if offset < 0 and not self._objects.gives_ends:
+            offset += int(self._ask(lambda: self._store.getsize(self._key)))
         if offset >= 0:
-            content = self._get(RangeByteRequest(offset, offset + out.size))
+            request, n_bytes = RangeByteRequest(offset, offset + out.size), out.size
         else:
-            content = self._get(SuffixByteRequest(-offset))[: out.size]
-        if content.size != out.size:
+            request, n_bytes = SuffixByteRequest(-offset), -offset
+        content = self._get(request)
+        if content.size != n_bytes:
             raise ChunkError(
-                f"{content.size} bytes came for the {out.size} from byte {offset} on; the object "
-                "is too short, or its server does not give parts of objects"
+                f"the server sent {content.size} bytes for the {n_bytes} from byte {offset} on: "
+                "the object is too short, or the server does not give parts of objects"
             )
-        out[:] = content
+        out[:] = content[: out.size]
+
+    def _kept(self) -> Array:
+        """Return the whole object, which the thread keeps until it gets another."""
+        kept = self._objects.kept
+        if getattr(kept, "key", None) != self._key:
+            kept.key = kept.content = None  # let go of it before asking for more
+            kept.content, kept.key = self._get(None), self._key
+        content: Array = kept.content
+        return content
 
     def _get(self, request: Any) -> Array:
         prototype = default_buffer_prototype()
         buffer = self._ask(lambda: self._store.get(self._key, prototype, request))
         if buffer is None:
             raise FileNotFoundError(self._key)
-        return np.asarray(buffer.as_numpy_array()).view(np.uint8)
+        content = np.asarray(buffer.as_numpy_array()).view(np.uint8)
+        if is_page(content[:64].tobytes()):
+            raise SourceError(
+                f"{self._key} cannot be read from {self._store}: the server sent a web page in its "
+                "place, as some do for files that they do not have. Copy the store to the server "
+                "again, or have the server answer 404 for what is not there."
+            )
+        return content
 
     def _ask(self, request: Callable[[], Any]) -> Any:
         """Await what a request returns; those that fail are tried again."""
@@ -246,6 +333,13 @@ class _Requested(Encoded):
             try:
                 return sync(request())
             except Exception as error:  # of any library that a store is made with
+                if is_denied(error):
+                    raise SourceError(
+                        f"{self._key} cannot be read from {self._store}: access was denied "
+                        f"({error}). Storages say so, too, of objects that do not exist, to users "
+                        "who may not list them: allow that (s3:ListBucket), or give credentials "
+                        "that may read."
+                    ) from error
                 if wait is None:
                     raise SourceError(
                         f"{self._key} cannot be read from {self._store}: {type(error).__name__}: "

@@ -11,19 +11,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.abc.store import Store
+from zarr.storage import FsspecStore
 
 from ..errors import CellgraphError, SourceError
 from ..machine.buffers import Array
+from . import stamps
 from .arrays import StoredArray
 from .chunked import ChunkedArray, Encoded
-from .codecs import ChunkCodecs, ChunkError, chunk_codecs
+from .codecs import ChunkCodecs, ChunkError, chunk_codecs, count_decoded
 from .layout import Node, metadata_of, told
+from .remote_store import RemoteMetadata
 from .zarr_objects import LocalMetadata, LocalObjects, Objects, RemoteObjects
 
 # They stand for values that are no numbers; pickle runs what it reads.
@@ -58,15 +60,23 @@ def open_local(objects: LocalObjects, path: str = "") -> ZarrGroup:
 
 
 def open_remote(
-    store: Store | str, path: str = "", options: Mapping[str, Any] | None = None
+    store: Store | str, options: dict[str, Any] | None = None, path: str = ""
 ) -> ZarrGroup:
     """Return the group at a path of a store object, or of the store at a URL.
 
     Consolidated metadata save requests there. If it cannot be opened, zarr raises anything.
     """
     with _quiet():
-        group = zarr.open_group(store, mode="r", path=path, storage_options=options)
-    return ZarrGroup(group, RemoteObjects(group.store))
+        if isinstance(store, str):
+            store = FsspecStore.from_url(store, storage_options=options, read_only=True)
+        metadata = RemoteMetadata(store)
+        try:
+            group = zarr.open_group(metadata, mode="r", path=path)
+        except Exception as error:
+            if not metadata.odd:
+                raise
+            raise FileNotFoundError("; ".join(metadata.odd)) from error
+    return ZarrGroup(group, RemoteObjects(store))
 
 
 @contextmanager
@@ -136,6 +146,7 @@ class ZarrArray:
     def __init__(self, array: zarr.Array, objects: Objects) -> None:
         self.array = array
         self.objects = objects
+        self.zarr_format = int(array.metadata.zarr_format)
         self.shape = tuple(array.shape)
         self.ndim = len(self.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
@@ -146,6 +157,13 @@ class ZarrArray:
     def attrs(self) -> Mapping[str, Any]:
         """Its attributes, which may be anything where nobody asks for them."""
         return dict(self.array.attrs)
+
+    def stamp(self) -> str:
+        """Return what changes when it is written again."""
+        sizes = zip(self.shape, self.shards or self.chunks, strict=True)
+        grid = zip(*(stamps.sampled(max(0, n - 1) // size) for n, size in sizes), strict=True)
+        keys = [self.array.metadata.encode_chunk_key(place) for place in grid]
+        return self.objects.stamp(self.array.path, keys)
 
     @property
     def codec(self) -> str | None:
@@ -161,6 +179,32 @@ class ZarrArray:
         """Return the values at an index; every reading by zarr comes through here."""
         self.check_codecs()
         return self.array[index]
+
+    def read_small(self, most_bytes: int) -> Any:
+        """Return an array of one chunk; a SourceError if so much is stored that it may be a bomb.
+
+        How many bytes a text decodes to is not known beforehand, but no codec makes gigabytes of
+        some hundred bytes.
+        """
+        key = self.array.metadata.encode_chunk_key((0,) * self.ndim)
+        found = self.objects.open(f"{self.array.path}/{key}".lstrip("/"))
+        if found is not None:
+            try:
+                size = found.stored_size()
+                if size > most_bytes // 4:
+                    raise SourceError(f"{self.array.path} has {size} bytes, too many for a name.")
+                self.check_decoded(found, most_bytes)
+            except ChunkError as error:
+                raise SourceError(f"{self.array.path} is not a name: {error}.") from error
+            finally:
+                found.close()
+        return self[()]
+
+    def check_decoded(self, chunk: Encoded, most_bytes: int) -> None:
+        """Raise a ChunkError if the outermost codec gives more than that; not for shards."""
+        *_, (name, _) = [("", {}), *map(_said, _all_codecs(self.array))]
+        if not self.shards and chunk.exists():
+            count_decoded(name.removeprefix(_V3_PREFIX), chunk.whole(), most_bytes)
 
     def check_codecs(self) -> None:
         """Raise a SourceError if a codec runs what it reads, or stands for objects.
@@ -215,10 +259,8 @@ def stored_array(node: ZarrArray) -> StoredArray:
         raise SourceError(
             f"{path} has chunks of {chunk} values in shards of {shard}; write the matrix again."
         )
-    endian = getattr(array.serializer, "endian", None)  # format 2 has no serializer
-    is_big = getattr(endian, "value", endian) == "big"
-    dtype = node.dtype.newbyteorder(">") if is_big else node.dtype
-    codecs = _chunk_codecs(array, dtype, chunk)
+    dtype = stored_dtype(node)
+    codecs = codecs_of_chunk(array, dtype, chunk)
     options = {"fill_value": array.fill_value, "shard_size": shard}
     if codecs is None:
         return SlicedArray(node, node.dtype, ChunkCodecs([], chunk * dtype.itemsize), **options)
@@ -228,7 +270,14 @@ def stored_array(node: ZarrArray) -> StoredArray:
     return _ObjectArray(node, dtype, codecs, **options)
 
 
-def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
+def stored_dtype(node: ZarrArray) -> np.dtype[Any]:
+    """Return the dtype of an array's values as they are stored, with their byte order."""
+    endian = getattr(node.array.serializer, "endian", None)  # format 2 has no serializer
+    is_big = getattr(endian, "value", endian) == "big"
+    return node.dtype.newbyteorder(">") if is_big else node.dtype
+
+
+def codecs_of_chunk(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkCodecs | None:
     """Return the codecs of a chunk; None if zarr itself has to read them."""
     n_bytes = chunk * dtype.itemsize
     if array.metadata.zarr_format == 2:
@@ -246,7 +295,7 @@ def _chunk_codecs(array: zarr.Array, dtype: np.dtype[Any], chunk: int) -> ChunkC
             said.append((name, {}))
         elif name.startswith(_V3_PREFIX):
             said.append((name.removeprefix(_V3_PREFIX), settings))
-        elif name != "transpose":  # which changes nothing in one dimension
+        elif name != "transpose" or array.ndim > 1:  # in one dimension it changes nothing
             return None
     return chunk_codecs(said, dtype, n_bytes)
 
@@ -258,9 +307,13 @@ class _ObjectArray(ChunkedArray):
         self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
     ) -> None:
         (size,), (chunk,), path = node.shape, node.chunks, node.array.path
-        finding = node.objects.work_bytes(f"{path}/")
-        if not codecs and isinstance(node.objects, RemoteObjects):
-            finding += 2 * chunk * dtype.itemsize  # what comes, before it is copied
+        finding, shard = node.objects.work_bytes(f"{path}/"), options.get("shard_size")
+        if isinstance(node.objects, RemoteObjects) and (shard or not codecs):
+            document = "zarr.json" if node.array.metadata.zarr_format == 3 else ".zarray"
+            if not node.objects.try_parts(f"{path}/{document}".lstrip("/")):
+                finding += 2 * (shard or chunk) * dtype.itemsize  # all of it, as it comes
+            elif not codecs:
+                finding += 2 * chunk * dtype.itemsize  # what comes, before it is copied
         super().__init__(path, size, dtype, chunk, codecs, finding_bytes=finding, **options)
         self._objects = node.objects
         self._key_prefix = node.array.metadata.encode_chunk_key((0,)).removesuffix("0")
@@ -271,8 +324,9 @@ class _ObjectArray(ChunkedArray):
     def key_of(self, at: int) -> str:
         return f"{self._key_prefix}{at // self._shard_size}"
 
-    def files(self) -> Iterator[Path]:
-        return self._objects.files(self.name)
+    def stamp(self) -> str:
+        numbers = stamps.sampled(max(0, self.size - 1) // self._shard_size)
+        return self._objects.stamp(self.name, [f"{self._key_prefix}{k}" for k in numbers])
 
 
 class SlicedArray(_ObjectArray):
@@ -282,16 +336,18 @@ class SlicedArray(_ObjectArray):
         self, node: ZarrArray, dtype: np.dtype[Any], codecs: ChunkCodecs, **options: Any
     ) -> None:
         super().__init__(node, dtype, codecs, **options)
-        # What goes into each codec, comes out of it, and zarr's own array.
-        self.work_bytes += _SLICED_CHUNKS * self.chunk_bytes + 2**20
+        # What goes into each codec, comes out of it, and zarr's own array; and what is counted.
+        self._most_encoded = 4 * self.chunk_bytes + 2**16
+        self.work_bytes += _SLICED_CHUNKS * self.chunk_bytes + self._most_encoded + 2**20
         self._node = node
 
     def read_found(self, found: Encoded, a: int, b: int, target: Array) -> bool:
         """See `ChunkedArray`."""
         if not found.exists():
             return False
-        if not self._is_sharded and (found.size or 0) > 4 * self.chunk_bytes + 2**16:
+        if not self._is_sharded and (found.size or 0) > self._most_encoded:
             raise ChunkError(f"it has {found.size} bytes for {self.chunk_bytes} bytes of values")
+        self._node.check_decoded(found, self._most_encoded)
         first = a // self.chunk_size * self.chunk_size
         last = min(first + self.chunk_size, self.size)
         try:

@@ -7,7 +7,7 @@ pieces before it have been merged; until then its thread waits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,16 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
 def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
     """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
     job = runs.job
+    columns = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
+    src, dst = columns[:2]
+    position = sink.place(piece.number, src.size)
+    sink.write(position, *columns)
+    crc = edges_crc(*columns)
+    return MergeSummary(position, src.size, crc, *degrees.add(job, piece, src, dst))
+
+
+def _merge_piece(runs: SplitRuns, piece: Piece) -> list[Array]:
+    job = runs.job
     if piece.low is None or piece.high is None:
         packed = gather(runs, piece.first, piece.last)
     else:
@@ -60,12 +70,43 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
         out.append(buffers.take("merged weights", n, np.float64))
     merge_packed = _merge_signed if job.rule is None and job.weighs else _merge
     n_edges = merge_packed(job, piece.first, packed, *out)
-    columns = [column[:n_edges] for column in out]
-    position = sink.place(piece.number, n_edges)
-    sink.write(position, *columns)
-    src, dst = columns[:2]
-    crc = edges_crc(*columns)
-    return MergeSummary(position, n_edges, crc, *degrees.add(job, piece, src, dst))
+    return [column[:n_edges] for column in out]
+
+
+def _merge_pair(runs: SplitRuns, piece: Piece) -> list[Array]:
+    """Return the one edge of a piece, or none if its weights come to zero."""
+    job = runs.job
+    assert piece.low is not None
+    place, destination = piece.low
+    source = (piece.first << job.shift) + place
+    weight: Any = 1
+    if job.weighs:
+        sums = _sums_of_pair(runs, piece.first, place, destination)
+        if job.rule is None:
+            weight = sum(sums)
+        else:
+            ordered = sums if source < destination else reversed(sums)
+            weight = weighted_loops.combine.function(RULES.index(job.rule), *ordered)
+    n = int(weight != 0)
+    columns = [np.full(n, cell, job.cell_dtype) for cell in (source, destination)]
+    return columns if job.rule is None else [*columns, np.full(n, weight, np.float64)]
+
+
+def _sums_of_pair(runs: SplitRuns, partition: int, source: int, destination: int) -> list[Any]:
+    """Return the sums of a pair's weights, upper and lower, each added up in stored order."""
+    sums: list[Any] = [0, 0]
+    for section, slab in runs.slabs(partition):
+        places = buffers.take("kept", slab["src"].size, np.int64)
+        pair = (source, destination, source, destination + 1)
+        n = loops.select_range(slab["src"], slab["dst"], *pair, places)
+        weights = slab["weight"][places[:n]]
+        if weights.dtype.kind == "f":
+            with_sum = np.append(float(sums[section]), weights)
+            sums[section] = np.add.accumulate(with_sum, dtype=np.float64)[-1]
+        else:  # exactly, whatever their number
+            high, low = int((weights >> 32).sum()), int((weights & 0xFFFFFFFF).sum())
+            sums[section] += (high << 32) + low
+    return sums
 
 
 def merge_holds(

@@ -2,7 +2,8 @@
 
 A *piece* is some consecutive partitions, as many as fit; or, where one partition alone is too
 large (a hub with millions of neighbors), a range of its edges, cut between sources or between
-destinations of one source. Pieces in order are the sorted edge list.
+destinations of one source. Pieces in order are the sorted edge list. Only a piece of a single edge,
+stored over and over, may have more contributions than fit; it is read in parts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Piece(NamedTuple):
     low: tuple[int, int] | None
     high: tuple[int, int] | None
     n_contributions: int
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether all its contributions are to one edge, however many they are."""
+        return self.low is not None and self.high == (self.low[0], self.low[1] + 1)
 
 
 def cut_pieces(
@@ -84,13 +90,34 @@ def _cut_partition(runs: SplitRuns, partition: int, capacity: int) -> list[Cut]:
 
 
 def _cut_source(runs: SplitRuns, partition: int, source: int, capacity: int) -> list[Cut]:
-    """Cut the edges of one source by destination, in 2¹⁶ bins."""
+    """Cut the edges of one source by destination: in 2¹⁶ bins, and those too large once more.
+
+    A destination whose repeats alone are too many is a cut of its own.
+    """
     n_cells = runs.job.source.n_cells
     shift = max(0, int(n_cells - 1).bit_length() - 16)
     per_bin = np.zeros((n_cells >> shift) + 1, np.int64)
     for _, slab in runs.slabs(partition):
         loops.count_destinations_of(slab["src"], slab["dst"], source, shift, per_bin)
+    cuts: list[Cut] = []
+    for first, last, n in _groups(per_bin, capacity, per_bin.size):
+        if n > capacity and shift:
+            cuts += _cut_bin(runs, partition, source, first << shift, 1 << shift, capacity)
+        else:
+            cuts.append(((source, first << shift), (source, last << shift), n))
+    return cuts
+
+
+def _cut_bin(
+    runs: SplitRuns, partition: int, source: int, first: int, width: int, capacity: int
+) -> list[Cut]:
+    """Cut the edges of one source to `width` destinations from `first` on."""
+    counts = np.zeros(width, np.int64)
+    for _, slab in runs.slabs(partition):
+        src, dst = slab["src"], slab["dst"].astype(np.int64)
+        inside = (src == source) & (dst >= first) & (dst < first + width)
+        counts += np.bincount(dst[inside] - first, minlength=width)
     return [
-        ((source, first << shift), (source, last << shift), n)
-        for first, last, n in _groups(per_bin, capacity, per_bin.size)
+        ((source, first + a), (source, first + b), n)
+        for a, b, n in _groups(counts, capacity, width)
     ]

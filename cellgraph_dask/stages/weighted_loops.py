@@ -132,7 +132,7 @@ def _sort_weighted(
 
 
 @compiled(int)
-def _combine(rule: int, a: Any, b: Any) -> Any:
+def combine(rule: int, a: Any, b: Any) -> Any:
     """Return the weight of a pair from those of its directions (float64); see `rules`."""
     if rule == _ONES:
         return 1.0 if a + b != 0.0 else 0.0
@@ -194,7 +194,7 @@ def merge_weighted(
                 while b < b_end and lower_grouped[b] == d:
                     low += lower_kept[b]
                     b += 1
-                weight = _combine(rule, up, low) if source < d else _combine(rule, low, up)
+                weight = combine(rule, up, low) if source < d else combine(rule, low, up)
                 out_src[n] = source
                 out_dst[n] = d
                 out_weight[n] = weight
@@ -249,7 +249,7 @@ def stream_entries(
                 unsorted |= n > begin and j <= np.int64(out_dst[n - 1])
                 out_src[n] = i
                 out_dst[n] = j
-                out_weight[n] = _combine(rule, weights[e], weights[e])
+                out_weight[n] = combine(rule, weights[e], weights[e])
                 n += 1
         if unsorted:
             _sort_weighted(out_dst, out_weight, begin, n, keys, weights[indptr[r] :])

@@ -14,7 +14,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,13 @@ import numpy as np
 
 from ..machine.buffers import Array
 from ..machine.files import is_readable
-from ..source.embeddings import Embedding, stored_embeddings
+from ..source.embeddings import Embedding
 
 N_SAMPLES = 4_096  # edges that are picked
 LEAST_SAMPLES = 50  # fewer tell nothing
 SHUFFLED_BELOW = 0.65  # an alignment that graphs of the same cells have not been seen to have
 _READ_BYTES = 1 << 22
-# What damaged files of points, or chunks of an embedding, end in.
-READ_ERRORS = (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error)
+Stored = tuple[list[Embedding], str]  # embeddings; if there are none, why
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,23 @@ class Alignment:
     shuffled: bool  # whether the graph looks shuffled against the embedding
 
 
-def find_embeddings(out_dir: Path, n_cells: int, store: str | None) -> list[Embedding]:
-    """Return the embeddings that could be looked at, best first: files of cellucid, then `obsm`."""
-    found = []
-    for dim in (2, 3):
-        for suffix in ("", ".gz"):
-            path = out_dir / f"points_{dim}d.bin{suffix}"
-            if path.is_file() and is_readable(path, out_dir):
-                found.append(_points(path, dim, n_cells))
-    return found + (stored_embeddings(store, n_cells) if store is not None else [])
+def find_embeddings(
+    out_dir: Path, n_cells: int, stored: Callable[[], Stored] | None
+) -> Iterator[Stored]:
+    """Yield embeddings that could be looked at, best first: files of cellucid, then `obsm`.
+
+    Where there are none, a reason is yielded with an empty list.
+    """
+    names = [f"points_{dim}d.bin{suffix}" for dim in (2, 3) for suffix in ("", ".gz")]
+    found = [name for name in names if (out_dir / name).is_file()]
+    for name in found:
+        if is_readable(out_dir / name, out_dir):
+            yield [_points(out_dir / name, int(name[7]), n_cells)], ""
+        else:
+            yield [], f"{name} is a link out of the export's folder"
+    if not found:
+        yield [], "no points_2d.bin or points_3d.bin is beside the export"
+    yield stored() if stored is not None else ([], "no source with embeddings was named")
 
 
 def align(samples: Array, embedding: Embedding) -> Alignment | None:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.reader import downloaded
-from ..errors import InvalidExportError, SourceError
+from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
-from ..machine.remote import find_path
+from ..machine.remote import find_path, local_path
 from ..runtime.progress import progress_bars
-from ..runtime.threads import default_threads
+from ..runtime.threads import check_threads, default_threads
+from ..source.embeddings import stored_embeddings
 from ..source.matrix import Source
-from ..source.opening import open_source
+from ..source.opening import is_container, open_source
+from ..source.stamps import Watch
+from .alignment import Stored
 from .checks import VerifyReport, verify
+from .files import is_export
 
 
 def verify_export(
@@ -61,6 +65,8 @@ def verify_export(
     ------
     SourceError, DamagedGraphError
         If the source cannot be read.
+    InvalidExportError
+        If there is nothing of an export.
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     OutputError, DiskSpaceError
@@ -69,6 +75,7 @@ def verify_export(
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
     matrix: Source | None = None
+    watch: Watch | None = None
     if source is not None:
         opened = open_source(
             source, key, neighbors_key=neighbors_key, storage_options=storage_options
@@ -79,7 +86,15 @@ def verify_export(
                 "sparse matrices in stores or in memory."
             )
         matrix = opened
+        watch = Watch(matrix)
+        key = opened.key if is_container(source) else ""
+
+    def stored(n_cells: int, most_bytes: int) -> Stored:
+        return stored_embeddings(source, n_cells, storage_options, key=key, most_bytes=most_bytes)
+
     with progress_bars(progress) as bars, ExitStack() as stack:
+        if watch is not None:
+            stack.enter_context(watch)
         if isinstance(path, Path):
             folder = path
         else:
@@ -93,15 +108,19 @@ def verify_export(
             source=matrix,
             limit=limit,
             threads=n_threads,
-            scratch_dir=Path(scratch_dir) if scratch_dir is not None else None,
+            scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
+            stored=stored if source is not None else None,
         )
+        if watch is not None:
+            watch.check()
     problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
-    return replace(report, problems=problems)
+    if report.n_cells is None and not is_export(path):
+        raise InvalidExportError(problems[0])
+    return replace(report, problems=problems, warnings=tuple(map(redact, report.warnings)))
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
     """Return memory limit in bytes and number of threads, as given or by default."""
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    check_threads(threads)
     return limit_bytes(memory_limit), threads or default_threads()

@@ -13,22 +13,22 @@ to come, is counted as reserved.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest, viewer_bytes
+from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
+from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError, MemoryLimitError
 from ..machine import buffers
-from ..machine.files import make_folders, named_disk_errors
+from ..machine.files import named_disk_errors
 from ..machine.memory import (
     SLACK_BYTES,
     format_bytes,
@@ -38,18 +38,22 @@ from ..machine.memory import (
     round_reserved,
 )
 from ..machine.report import Report
+from ..machine.temporary import clear_dead, temporary_folder
 from ..runtime.progress import Progress
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops
-from .alignment import N_SAMPLES, READ_ERRORS, Alignment, align, find_embeddings
+from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_embeddings
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
 from .scan import Survey, plan_survey, survey, survey_bytes
 from .statistics import cell_dtype
+
+# From the number of cells, and the most bytes to be read at once.
+StoredEmbeddings = Callable[[int, int], Stored]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
@@ -82,10 +86,12 @@ class VerifyReport(Report):
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
-    viewer_memory_bytes : int or None
-        What the viewer of cellucid 0.9.1 to 0.9.4 needs to load the graph.
+    provenance : Provenance or None
+        What the export was made from, as it says itself; None if it does not.
     alignment : Alignment or None
         How the graph lies in an embedding of the cells, if there is one.
+    unchecked : tuple of str
+        What could not be checked, and why: the alignment where no embedding can be read.
     threads : int
         Threads that worked at most.
     seconds : float
@@ -108,8 +114,9 @@ class VerifyReport(Report):
     degree_quantiles: tuple[int, ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
-    viewer_memory_bytes: int | None = None
+    provenance: Provenance | None = None
     alignment: Alignment | None = None
+    unchecked: tuple[str, ...] = ()
     threads: int = 1
     seconds: float = 0.0
     memory_limit_bytes: int = 0
@@ -119,16 +126,19 @@ class VerifyReport(Report):
 def verify(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
-    None,
+    None, stored: StoredEmbeddings | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof. It raises the errors of reading the matrix, and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
+    and `MemoryLimitError`.
     """
     began = time.perf_counter()
     reset_peak()
-    check = _Check(out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan)
+    check = _Check(
+        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
+    )
     report = check.run()
     return replace(
         report,
@@ -161,9 +171,11 @@ class _Check:
     scratch_dir: Path | None
     components: bool | None
     proof_plan: ProofPlan | None
+    stored: StoredEmbeddings | None
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
+        clear_dead(self._temporary)
         try:
             manifest = read_manifest(self.out_dir)
         except InvalidExportError as error:
@@ -173,21 +185,26 @@ class _Check:
             check_figures(self.out_dir, manifest)
         except InvalidExportError as error:
             return VerifyReport(False, (*problems, str(error)))
+        provenance = None
+        try:
+            provenance = read_provenance(self.out_dir, manifest)
+        except InvalidExportError as error:
+            problems.append(str(error))
         report = VerifyReport(
             ok=False,
             problems=(),
+            provenance=provenance,
             n_cells=manifest.n_cells,
             n_edges=manifest.n_edges,
             max_neighbors=manifest.max_neighbors,
-            viewer_memory_bytes=viewer_bytes(manifest.n_cells, manifest.n_edges),
         )
         source = self.source
         if source is not None and source.n_cells != manifest.n_cells:
-            problems.append(
+            problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
                 f"{source.path} has {source.n_cells} rows."
             )
-            source = None
+            return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
         try:
             found = self._survey(manifest, source, seeds)
@@ -210,27 +227,40 @@ class _Check:
             )
         if source is not None:
             kind, differences = self._prove(source, manifest, found, seeds)
-            problems += differences
+            if differences:
+                problems += [*self._other_source(report.provenance), *differences]
             report = replace(report, source=source.path, key=source.key, proof=kind)
-        warnings = [
+        warnings = list(self.source.notes) if self.source is not None else []
+        warnings += [
             f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
             f"this version does at level {manifest.compression}: another version wrote it, or "
             "it has been changed since."
             for path, byte in differing_files(self.out_dir, manifest)
         ]
-        alignment = self._align(manifest, found, warnings)
+        alignment, unchecked = self._align(manifest, found, warnings)
         return replace(
             report,
             ok=not problems,
             problems=tuple(problems),
             warnings=tuple(warnings),
             alignment=alignment,
+            unchecked=unchecked,
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
             n_components=found.components.n_components if found.components else None,
             largest_component=found.components.largest if found.components else None,
         )
+
+    def _other_source(self, provenance: Provenance | None) -> list[str]:
+        """Say that the export was made from another matrix, if that is known."""
+        source = self.source
+        if source is None or provenance is None:
+            return []
+        lasting = source.origin.is_lasting
+        fingerprint = source.fingerprint() if lasting else provenance.fingerprint
+        differs = provenance.differs(source.origin.name, source.key, fingerprint)
+        return [differs] if differs else []
 
     def _reserved(self) -> int:
         return round_reserved(resident_bytes())
@@ -240,11 +270,12 @@ class _Check:
 
     def _too_small(self, needed: int) -> MemoryLimitError:
         reserved = self._reserved()
-        least = reserved + SLACK_BYTES + needed
+        least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
         return MemoryLimitError(
             f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
             f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {-(-least // 10**6)}MB (--memory-limit)."
+            f"that will do is {least // 10**6}MB (`memory_limit`).",
+            needed_bytes=least,
         )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
@@ -316,37 +347,46 @@ class _Check:
             raise self._too_small(slabs_bytes())
         return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    def _scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for temporary files, and remove it afterwards."""
-        parent = self.scratch_dir if self.scratch_dir is not None else self.out_dir
-        with named_disk_errors(parent):
-            made = make_folders(parent)
-            hidden = "" if self.scratch_dir is not None else "."
-            folder = Path(tempfile.mkdtemp(prefix=f"{hidden}cellgraph-dask-verify-", dir=parent))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            for above in made:
-                if not any(above.iterdir()):
-                    above.rmdir()
+        return temporary_folder(self._temporary, hidden=self.scratch_dir is None)
 
-    def _align(self, manifest: Manifest, found: Survey, warnings: list[str]) -> Alignment | None:
-        """Hold the sampled edges against the best embedding that can be read."""
-        store = self.source.path if self.source is not None else None
-        for embedding in find_embeddings(self.out_dir, manifest.n_cells, store):
-            try:
-                alignment = align(found.samples, embedding)
-            except READ_ERRORS as error:
-                warnings.append(f"{embedding.name} cannot be used: {error}")
-                continue
-            if alignment is not None and alignment.shuffled:
-                warnings.append(
-                    f"The graph looks shuffled against {embedding.name}, at least in part: only "
-                    f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter "
-                    "than a random pair of cells, and 50% are by chance. Are the rows of the "
-                    "matrix in the order of the cells?"
-                )
-            return alignment
-        return None
+    @property
+    def _temporary(self) -> Path:
+        return self.scratch_dir if self.scratch_dir is not None else self.out_dir
+
+    def _align(
+        self, manifest: Manifest, found: Survey, warnings: list[str]
+    ) -> tuple[Alignment | None, tuple[str, ...]]:
+        """Hold the sampled edges against the best embedding that can be read; or say why not."""
+        reasons = []
+        if found.samples.shape[1] < LEAST_SAMPLES:
+            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+        stored = None
+        if self.stored is not None:
+            stored = partial(self.stored, manifest.n_cells, max(self._available(), 0) // 4)
+        for embeddings, why in find_embeddings(self.out_dir, manifest.n_cells, stored):
+            reasons += [why] if why and not embeddings else []
+            for embedding in embeddings:
+                try:
+                    alignment = align(found.samples, embedding)
+                except Exception as error:  # of any library that reads damaged bytes
+                    warnings.append(f"{embedding.name} cannot be used: {error}")
+                    reasons.append(f"{embedding.name} cannot be used")
+                    continue
+                if alignment is None:
+                    reasons.append(f"too few cells have finite coordinates in {embedding.name}")
+                    continue
+                if alignment.shuffled:
+                    warnings.append(_shuffled(alignment))
+                return alignment, ()
+        return None, (f"alignment: {'; '.join(reasons)}",)
+
+
+def _shuffled(alignment: Alignment) -> str:
+    return (
+        f"The graph looks shuffled against {alignment.embedding}, at least in part: only "
+        f"{alignment.value:.0%} of {alignment.n_sampled:,} sampled edges are shorter than a random "
+        "pair of cells, and 50% are by chance. Are the rows of the matrix in the order of the "
+        "cells?"
+    )

@@ -8,26 +8,43 @@ depend on nothing but the edges, the level, and the versions of the compression 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from ..edge_pairs import gzip_member
 from ..edge_pairs.format import (
+    FOLDER,
     MANIFEST,
     SIDES,
     Manifest,
     check_readable,
+    file_name,
     index_dtype,
     read_identity,
 )
+from ..edge_pairs.generation import weighted_sign
 from ..edge_pairs.gzip_member import GZIP_HEADER, check_gzip_header, deflate_edges
 from ..edge_pairs.reader import open_plain, read_edges
 from ..errors import CellgraphError, InvalidExportError
+from ..machine.remote import AnyPath
 
 # Compressing is slow; of larger exports it is left out.
 MOST_EDGES = 1 << 23
 _MOST_DEFLATE = 1040  # deflate makes no file so many times smaller
+
+
+def is_export(out_dir: AnyPath) -> bool:
+    """Whether there is anything of an export: a manifest, whatever it says, or an edge file.
+
+    Where that cannot be found out, there may be one.
+    """
+    names = [f"{FOLDER}/{file_name(side, level)}" for side in SIDES for level in (None, 1)]
+    try:
+        return any((out_dir / name).exists() for name in (MANIFEST, *names))
+    except Exception:  # libraries of storage raise anything
+        return True
 
 
 def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
@@ -36,6 +53,15 @@ def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
     path = out_dir / MANIFEST
     if path.read_bytes() != manifest.to_json().encode():
         problems.append(f"{path} is not spaced as the format has it; its text was changed.")
+    sign = None
+    with suppress(InvalidExportError):  # which is said below
+        sign = weighted_sign(out_dir)
+    if sign is not None:
+        problems.append(
+            f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}), whose viewer refuses "
+            "the whole dataset as its graph has no weights. Prepare it with cellucid 0.0.9, or "
+            "keep the export in a folder of its own."
+        )
     try:
         identity = read_identity(out_dir, manifest.n_cells)
     except CellgraphError as error:

@@ -108,7 +108,7 @@ def plan_proof(
         while block >= least:
             piece = min(usual, max(_LEAST_BLOCK, block))
             plan = ProofPlan(block, max(block // 8, _LEAST_BLOCK), piece, n_threads)
-            plan = replace(plan, short_keys=16 * plan.table_bytes(source) <= available)
+            plan = replace(plan, short_keys=4 * plan.table_bytes(source) <= available)
             left = available - proof_bytes(source, plan, kind)
             if left >= 0:
                 most_room = plan.item_bytes(source, kind) * source.n_entries

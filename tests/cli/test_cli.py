@@ -122,9 +122,23 @@ def test_plan_for_people(tmp_path, source, monkeypatch):
     assert snapshot(tmp_path) == before
 
 
-def test_plan_warns_of_graphs_that_the_newer_viewer_refuses(tmp_path, source):
-    # 23 million entries, of which a plan reads none: the last row is said to hold the rest.
-    n_entries = 23_000_000
+def test_only_plan_tells_of_viewers_and_says_so_once(tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whose name may hold any word
+    planned = run("plan", "s.zarr")
+    assert planned.stdout.count("0.9.1 and later do not read these files") == 1
+    assert planned.stdout.count("viewer") == 1
+    exported = run("export", "s.zarr", "out", "-v")
+    verified = run("verify", "out")
+    shown = run("inspect", "out")
+    for outcome in (exported, verified, shown):
+        words = (outcome.stdout + outcome.stderr).replace(str(tmp_path), "")
+        assert "cellucid" not in words
+        assert "viewer" not in words
+
+
+def test_very_dense_graphs_are_warned_of(tmp_path, source):
+    # 41 million entries, of which a plan reads none: the last row is said to hold the rest.
+    n_entries = 41_000_000
     group = zarr.open_group(source, use_consolidated=False)["obsp/connectivities"]
     for name in ("indices", "data"):
         group[name].resize((n_entries,))
@@ -132,8 +146,7 @@ def test_plan_warns_of_graphs_that_the_newer_viewer_refuses(tmp_path, source):
     zarr.consolidate_metadata(source)
     outcome = run("plan", source)
     assert outcome.exit_code == 0
-    assert "Warning: " in outcome.stdout
-    assert "0.9.1 to 0.9.4, which will refuse it" in outcome.stdout
+    assert outcome.stdout.count("Warning: This graph is very dense: 1,025,000 stored") == 1
 
 
 def test_verify_exits_with_3_if_something_is_wrong(tmp_path, source):
@@ -161,6 +174,8 @@ def test_verify_exits_with_3_if_something_is_wrong(tmp_path, source):
         (["--memory-limit", "much"], "'much' is not a size; write it as 512MB"),
         (["--memory-limit", "0"], "a size must be positive"),
         (["--memory-limit", "-1GB"], "is not a size"),
+        (["--memory-limit", "9" * 400], "a size must be less than 8 EiB"),
+        (["--threads", "9" * 400], "--threads"),
         (["--threads", "0"], "--threads"),
         (["--what"], "No such option"),
         (["and", "more"], "unexpected extra argument"),

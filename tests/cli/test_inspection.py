@@ -142,6 +142,7 @@ def test_whatever_can_be_exported(tmp_path, kind):
     adata.obsp["dense"] = graph.toarray()
     adata.obsm["X_umap"] = np.zeros((40, 2))
     adata.uns["neighbors"] = {"connectivities_key": "connectivities"}
+    zarr_format = None
     with ExitStack() as stack:
         if kind in ("h5ad", "h5mu"):
             source: Any = tmp_path / f"c.{kind}"
@@ -151,14 +152,15 @@ def test_whatever_can_be_exported(tmp_path, kind):
                 with h5py.File(source, "w") as file, h5py.File(tmp_path / "c.h5ad") as other:
                     other.copy("/", file.create_group("mod"), "rna")
         else:
-            adata.write_zarr(tmp_path / "s.zarr")
+            adata.write_zarr(tmp_path / "s.zarr")  # of which format, its version decides
+            zarr_format = 3 if (tmp_path / "s.zarr/zarr.json").exists() else 2
             if kind == "zip":
                 source = shutil.make_archive(str(tmp_path / "s"), "zip", tmp_path / "s.zarr")
             else:
                 source = f"{stack.enter_context(serving(tmp_path))}/s.zarr"
         report = inspect_path(source)
         assert report.kind == "store"
-        assert report.zarr_format == (None if kind in ("h5ad", "h5mu") else 2)
+        assert report.zarr_format == zarr_format
         if not prefix:
             assert [m.key for m in report.matrices] == ["connectivities", "dense", "distances"]
             assert report.embeddings == ("obsm/X_umap",)
@@ -170,11 +172,12 @@ def test_whatever_can_be_exported(tmp_path, kind):
             "csr_matrix",
             "float32",
         )
-        assert matrix.codec.startswith("zlib" if kind.startswith("h5") else "blosc")
+        assert matrix.codec.startswith({None: "zlib", 2: "blosc", 3: "zstd"}[zarr_format])
         if not prefix:
             assert inspect_path(source, neighbors_key="neighbors").matrices == (matrix,)
         text = run("inspect", source, "--key", key).stdout
-        assert ("HDF5 file" if kind.startswith("h5") else "zarr store, format 2") in text
+        named = "HDF5 file" if kind.startswith("h5") else f"zarr store, format {zarr_format}"
+        assert named in text
         assert f"{graph.nnz:,}" in text
         outcome = run("inspect", source, "--key", "nothing")
         assert outcome.exit_code == 1

@@ -138,7 +138,7 @@ CASES: dict[str, Case] = {
     "another file": (
         lambda folder: written_text(folder / "cells.txt"),
         [],
-        r"cells\.txt is not a zarr store \(a folder, or a zip archive of one\) and not an HDF5",
+        r"cells\.txt is a table, not a matrix over the cells. Read it in Python, and give",
     ),
     "no such key": (
         lambda folder: write_anndata(folder / "s.zarr", connectivities=GRAPH, distances=GRAPH),

@@ -204,8 +204,10 @@ def check_rerun(server: FaultServer, world: World, *, resume: bool = False) -> N
     # A folder that the dead run has made for --scratch-dir may stay, but nothing is in it.
     assert world.left() in ([], ["scratch"])
     files = {n for n, content in snapshot(world.out_dir).items() if content is not None}
-    assert files == {MANIFEST, IDENTITY, world.manifest["sourcesPath"],
-                     world.manifest["destinationsPath"]}  # fmt: skip
+    assert files == {
+        MANIFEST, IDENTITY, "connectivity/provenance.json",
+        world.manifest["sourcesPath"], world.manifest["destinationsPath"],
+    }  # fmt: skip
 
 
 def test_killed_at_any_call(server, world):
@@ -226,6 +228,35 @@ def test_killed_at_any_call(server, world):
     switch = states.index("new")
     assert 10 < switch < len(states)
     assert states == ["old"] * switch + ["new"] * (len(states) - switch)
+
+
+@pytest.mark.parametrize(("action", "code"), [("SIGTERM", 143), ("SIGINT SIGTERM", 130)])
+def test_signals_at_any_call(server, world, action, code):
+    """Once the export is shown it has succeeded; before, nothing is left but what is resumed."""
+    here, calls = world
+    states = []
+    for n in points(here, calls, every=3, first=code % 2):
+        here.restore()
+        run = server.run(*here.arguments, root=here.root, names=CHANGES, n=n, action=action)
+        assert "Traceback" not in run.stderr
+        states.append(here.state())
+        if states[-1] == "old":
+            assert run.exit_code == code, run.stderr
+            assert run.stderr.startswith("Interrupted. ")
+            assert ("--resume" in run.stderr) == bool(here.left())
+            if here.left():
+                check_rerun(server, here, resume=True)
+            else:
+                assert snapshot(here.out_dir) == here.before
+        else:
+            assert run.exit_code == 0, run.stderr
+            assert "Interrupted" not in run.stderr
+            assert "--resume" not in run.stderr
+            if "only tidying up" not in run.stderr:  # it came after all that
+                assert n > len(calls) - 5
+            assert here.left() == [] or " " in action
+            check_rerun(server, here)
+    assert set(states) == {"old", "new"}
 
 
 @pytest.mark.parametrize(("action", "first"), [("EIO", 0), ("ENOSPC", 1)])

@@ -166,7 +166,7 @@ def test_without_resume_an_interrupted_run_is_cleared(tmp_path, source, interrup
 def test_a_scratch_folder_elsewhere_is_found_again(tmp_path, source, interrupt_after):
     scratch = tmp_path / "scratch"
     interrupted(source, tmp_path / "out", interrupt_after, 7, scratch_dir=scratch)
-    with pytest.raises(ResumeError, match="Leave out --scratch-dir"):
+    with pytest.raises(ResumeError, match="Leave out `scratch_dir`"):
         export(source, tmp_path / "out", scratch_dir=tmp_path / "other", resume=True)
     assert export(source, tmp_path / "out", resume=True).kept_tasks
     assert list(scratch.iterdir()) == []

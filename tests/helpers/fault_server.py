@@ -1,4 +1,4 @@
-"""Runs commands in which the n-th system call on our paths fails, or is the last one.
+"""Runs commands in which the n-th system call on our paths fails, is the last, or meets a signal.
 
 A process of its own imports the command once and forks a child for each run; so a run takes some
 hundredths of a second. The kernel hands the child's calls to the server before it does them
@@ -61,6 +61,8 @@ READS = ("read", "pread64", "preadv")
 _AT_FDCWD = -100
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # ioctls of the notification's descriptor
 _CONTINUE = 1
+# With the second, a call that waits to be judged does not end because of a signal.
+_LISTENER, _WAIT_KILLABLE = 8, 32
 _ALLOW, _NOTIFY = 0x7FFF0000, 0x7FC00000
 _REMOVEDIR = 0x200
 # What needs room on a disk; with a full one all of them fail from some point on.
@@ -111,8 +113,11 @@ def _install(channel: socket.socket) -> None:
     code = ctypes.create_string_buffer(b"".join(program))
     what = Filter(len(program), ctypes.addressof(code))
     libc.prctl(38, 1, 0, 0, 0)  # no new privileges
-    listener = libc.syscall(_SECCOMP[platform.machine()], 1, 8, ctypes.byref(what))
-    if listener < 0:
+    for flags in (_LISTENER | _WAIT_KILLABLE, _LISTENER):  # Linux 5.19, and before
+        listener = libc.syscall(_SECCOMP[platform.machine()], 1, flags, ctypes.byref(what))
+        if listener >= 0:
+            break
+    else:
         raise OSError(ctypes.get_errno(), "seccomp")
     socket.send_fds(channel, [b"x"], [listener])
     os.close(listener)
@@ -128,6 +133,7 @@ class _Watch:
         self._by_number = {n: name for name, n in _NUMBERS[platform.machine()].items()}
         self.calls: list[Call] = []
         self.hit: list[Call] = []
+        self._signals: list[str] = []  # to be sent now
 
     def serve(self, listener: int, child: int) -> None:
         poll = select.poll()
@@ -151,6 +157,8 @@ class _Watch:
             if failure < 0:
                 os.kill(child, signal.SIGKILL)
                 continue
+            while self._signals:
+                os.kill(child, signal.Signals[self._signals.pop(0)])
             answer = struct.pack("<QqiI", key, 0, -failure, 0 if failure else _CONTINUE)
             with suppress(FileNotFoundError):
                 fcntl.ioctl(listener, _SEND, bytearray(answer))
@@ -178,6 +186,9 @@ class _Watch:
         self._n -= call.name in self._names
         if self._n == 0 or full:
             self.hit.append(call)
+            if self._action.startswith("SIG"):  # which the call does not feel
+                self._signals = self._action.split()
+                return 0
             return -1 if self._action == "KILL" else int(getattr(errno, self._action))
         return 0
 
@@ -355,7 +366,7 @@ class FaultServer:
         n
             Which of them is met; 0 for none.
         action
-            "KILL", or the name of an error.
+            "KILL", the name of an error, or of signals that come with it.
         on
             Whether all later calls that need room on the disk meet it too.
         """

@@ -186,9 +186,13 @@ def symmetric_graph(n_cells: int = 40, n_neighbors: int = 5, *, seed: int = 0) -
     return directed.maximum(directed.T).tocsr()
 
 
-def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Return every path below a folder with its bytes (None for folders); {} if it is not there."""
+def snapshot(folder: Path, *, but: str = "") -> dict[str, bytes | None]:
+    """Return every path below a folder with its bytes (None for folders); {} if it is not there.
+
+    Files called `but` are left out: ``provenance.json``, say, of exports of two stores.
+    """
     return {
         str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
         for path in sorted(folder.rglob("*"))
+        if path.name != but
     }

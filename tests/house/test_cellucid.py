@@ -1,9 +1,13 @@
-"""The same bytes as cellucid 0.0.9's own exporter, on real graphs and random ones."""
+"""The same bytes as cellucid 0.0.9's own exporter; folders of 0.9.4's are left alone."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,8 +20,15 @@ from cellucid import prepare
 from scipy import sparse
 from sklearn.datasets import load_digits
 
-from cellgraph_dask import export_connectivities, verify_export
-from tests.helpers.stores import directed_graph, symmetric_graph, write_anndata, write_store
+from cellgraph_dask import export_connectivities, plan_export, verify_export
+from cellgraph_dask.errors import OutputError
+from tests.helpers.stores import (
+    directed_graph,
+    snapshot,
+    symmetric_graph,
+    write_anndata,
+    write_store,
+)
 
 SIDES = ("src", "dst")
 
@@ -28,9 +39,11 @@ pytestmark = [
 ]
 
 
-def cellucid_export(matrix, out_dir: Path, compression: int | None) -> Path:
+def cellucid_export(
+    matrix, out_dir: Path, compression: int | None, n_cells: int | None = None
+) -> Path:
     """Let cellucid export a graph as its users do, with everything else it insists on."""
-    n_cells = matrix.shape[0]
+    n_cells = n_cells or matrix.shape[0]
     points = np.random.default_rng(0).normal(size=(n_cells, 2)).astype(np.float32)
     prepare(
         latent_space=points,
@@ -102,9 +115,9 @@ def test_into_the_folder_that_cellucid_has_prepared(tmp_path, real_graphs):
     matrix = real_graphs["digits connectivities"]
     source = write_anndata(tmp_path / "s.zarr", connectivities=matrix)
     with_graph = cellucid_export(matrix, tmp_path / "with", None)
-    without = cellucid_export(sparse.csr_matrix(matrix.shape), tmp_path / "without", None)
+    without = cellucid_export(None, tmp_path / "without", None, n_cells=matrix.shape[0])
     name = "dataset_identity.json"
-    export_connectivities(source, without, force=True)
+    export_connectivities(source, without)
     ours, theirs = (json.loads((d / name).read_text()) for d in (without, with_graph))
     assert ours["stats"] == theirs["stats"]
     assert list(ours) == list(theirs)
@@ -177,3 +190,74 @@ def test_small_integers_do_not_overflow_here(tmp_path):
     theirs = cellucid_export(matrix, tmp_path / "theirs", None)
     assert export_connectivities(source, tmp_path / "ours").n_edges == 2
     assert json.loads((theirs / "connectivity_manifest.json").read_text())["n_edges"] < 2
+
+
+# What 0.9.4 does, in a process that finds it before 0.0.9.
+_PREPARE = """
+import sys
+import numpy as np, pandas as pd
+from cellucid import __version__, prepare
+from scipy import sparse
+assert __version__ == "0.9.4"
+out_dir, graph = sys.argv[1:]
+n = 30
+points = np.random.default_rng(0).normal(size=(n, 2)).astype(np.float32)
+ring = sparse.csr_matrix((np.ones(n), (range(n), [*range(1, n), 0])), shape=(n, n))
+prepare(
+    latent_space=points, obs=pd.DataFrame({"cluster": pd.Categorical(["a"] * n)}),
+    connectivities=ring + ring.T if graph == "graph" else None, out_dir=out_dir,
+    obs_categorical_dtype="uint8", dataset_name="d", dataset_id="d", embeddings={"X_umap": points},
+)
+"""
+_SERVE = """
+import sys
+from pathlib import Path
+from cellucid.server._artifacts import _build_prepared_artifact_inventory
+from cellucid.server._datasets import _list_exported_datasets
+folder = Path(sys.argv[1])
+print(len(_build_prepared_artifact_inventory(folder, _list_exported_datasets(folder))), "files")
+"""
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory):
+    """Return a function that runs a script with cellucid 0.9.4, which pip brings."""
+    site = tmp_path_factory.mktemp("cellucid-0.9.4")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
+    got = subprocess.run([*pip, "cellucid==0.9.4"], capture_output=True, text=True, check=False)
+    assert got.returncode == 0, got.stderr
+
+    def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env=os.environ | {"PYTHONPATH": str(site)},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run_script
+
+
+@pytest.mark.parametrize("graph", ["graph", "none"])
+def test_datasets_of_0_9_4_stay_readable(tmp_path, weighted, graph):
+    folder = tmp_path / "d"
+    made = weighted(_PREPARE, folder, graph)
+    assert made.returncode == 0, made.stderr
+    assert weighted(_SERVE, folder).stdout == f"{9 if graph == 'graph' else 5} files\n"
+    source = write_store(tmp_path / "s.zarr", symmetric_graph(30, 4))
+    before = snapshot(folder)
+    for function in (export_connectivities, plan_export):
+        with pytest.raises(OutputError, match=r"cellucid_data_version '0\.9\.4'"):
+            function(source, folder)
+    with pytest.raises(OutputError, match="Prepare the folder with cellucid"):
+        export_connectivities(source, folder, force=True)
+    assert snapshot(folder) == before
+    # Why: with our files in it, 0.9.4 refuses the whole dataset, and verify knows.
+    ours = tmp_path / "ours"
+    export_connectivities(source, ours)
+    shutil.copytree(ours, folder, dirs_exist_ok=True)
+    refused = weighted(_SERVE, folder)
+    assert refused.returncode == 1
+    assert "connectivity" in refused.stderr
+    report = verify_export(folder)
+    assert not report.ok
+    assert "was prepared by cellucid 0.9.1 to 0.9.4" in report.problems[0]

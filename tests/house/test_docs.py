@@ -207,7 +207,9 @@ def test_shown_command_lines_parse(line: str) -> None:
     words = shlex.split(line)[1:]
     if words[0] == "-v":
         words.pop(0)
-    cli.commands[words[0]].make_context(words[0], words[1:])
+    # Its parent, or the command would keep for other tests that there is no -h.
+    parent = click.Context(cli, **cli.context_settings)
+    cli.commands[words[0]].make_context(words[0], words[1:], parent=parent)
 
 
 # Messages

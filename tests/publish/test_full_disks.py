@@ -63,7 +63,7 @@ def world(request, tmp_path_factory) -> World:
     source = write_store(folder / "s.zarr", matrix, chunk=20_000)
     old = write_store(folder / "old.zarr", symmetric_graph(N_CELLS, 1, seed=1))
     earlier = folder / "earlier"
-    export_connectivities(old, earlier, memory_limit="2GB")
+    export_connectivities(old, earlier, memory_limit="4GB")
     identity = {"stats": {"n_cells": N_CELLS, "n_edges": 7, "has_connectivity": False}}
     (earlier / "dataset_identity.json").write_text(json.dumps(identity))
     return World(request.param, source, oracle_edges(matrix), earlier)

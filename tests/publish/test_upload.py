@@ -100,7 +100,7 @@ def export_new(exports, tmp_path: Path, after, monkeypatch, **more) -> str | Non
 
 
 @pytest.mark.parametrize(("before", "after", "late"), CASES)
-def test_each_step_fails_once(exports, tmp_path, monkeypatch, before, after, late):
+def test_each_step_fails_once(exports, tmp_path, monkeypatch, caplog, before, after, late):
     prepare(exports, before)
     assert export_new(exports, tmp_path, after, monkeypatch) is None
     steps = list(Flaky.steps)
@@ -113,20 +113,17 @@ def test_each_step_fails_once(exports, tmp_path, monkeypatch, before, after, lat
         left = dict(Flaky.objects)
         shown = graph_shown()
         if problem is None:
-            # Clearing up is tried once and left to the next export.
-            extra = set(left) - set(expected)
+            # Tidying up is tried once and left to the next export; the names may have tags yet.
             assert shown == "new"
-            assert not extra or step.startswith(("remove", "ls", "info", "cat")), step
-            assert {name: left[name] for name in expected} == expected
-        elif shown != "new":
+            assert verify_export(URL).ok
+            assert left == expected or "cut short" in caplog.text or step.startswith("cat")
+        else:
             assert URL in problem
             assert f"step {k} fails" in problem
             extra = {name for name in set(left) - set(started) if ".cellgraph-dask-" not in name}
             assert extra == set(), step
             assert {name: left[name] for name in started} == started, step
-        else:  # after the new export had been shown, under tagged names perhaps
-            assert f"step {k} fails" in problem
-            assert verify_export(URL).ok
+        caplog.clear()
         assert export_new(exports, tmp_path, after, monkeypatch) is None
         left = {name for name in Flaky.objects if ".cellgraph-dask-" not in name}
         assert left == set(expected)
@@ -141,13 +138,15 @@ def test_the_connection_is_lost_for_good_at_each_step(
     prepare(exports, before)
     assert export_new(exports, tmp_path, after, monkeypatch) is None
     expected = set(Flaky.objects)
-    found = []
+    found, told = [], []
     for k in range(len(Flaky.steps)):
         prepare(exports, before)
         Flaky.restart(k, sys.maxsize, late=late)
         problem = export_new(exports, tmp_path, after, monkeypatch)
-        assert problem is not None
         found.append(graph_shown())
+        # Lost at the very step that shows it, it may be there, but who knows?
+        assert problem is not None or found[-1] == "new"
+        told.append(problem is None)
         if before != "nothing":
             assert verify_export(URL).n_edges is not None
         assert export_new(exports, tmp_path, after, monkeypatch, resume=k % 2 == 0) is None
@@ -159,6 +158,8 @@ def test_the_connection_is_lost_for_good_at_each_step(
     assert 8 < switch < len(found) - 3
     assert set(found[:switch]) == {old}
     assert set(found[switch:]) == {"new"}
+    assert told == sorted(told)
+    assert told[-1]
 
 
 def test_an_answer_that_is_lost(exports, tmp_path, monkeypatch):
@@ -212,7 +213,9 @@ def test_ctrl_c_leaves_what_was_there(exports, tmp_path, monkeypatch, at):
     assert graph_shown() == "new"
 
 
-def test_nothing_is_removed_while_the_manifest_cannot_be_read(exports, tmp_path, monkeypatch):
+def test_nothing_is_removed_while_the_manifest_cannot_be_read(
+    exports, tmp_path, monkeypatch, caplog
+):
     """The copies to the usual names fail, and what the manifest names cannot be found out."""
     prepare(exports, PLAIN)
     step, seen = Flaky.step, []
@@ -224,8 +227,9 @@ def test_nothing_is_removed_while_the_manifest_cannot_be_read(exports, tmp_path,
         return step(name, path)
 
     monkeypatch.setattr(Flaky, "step", staticmethod(fail))
-    assert "copy" in export_new(exports, tmp_path, PLAIN, monkeypatch)
-    assert seen == ["copy", "cat"]
+    assert export_new(exports, tmp_path, PLAIN, monkeypatch) is None
+    assert "cut short (copy)" in caplog.text
+    assert seen == ["copy", "cat", "cat"]
     monkeypatch.setattr(Flaky, "step", step)
     assert graph_shown() == "new"
     assert export_new(exports, tmp_path, PLAIN, monkeypatch, resume=True) is None

@@ -130,6 +130,26 @@ def test_any_codec_of_zarr(tmp_path, zarr_format, name):
         export_connectivities(source, tmp_path / "out", force=True)
 
 
+@pytest.mark.parametrize(
+    "compressor",
+    [numcodecs.LZ4(), numcodecs.Blosc(), numcodecs.Zstd(), numcodecs.GZip(), numcodecs.Zlib(),
+     numcodecs.BZ2(), numcodecs.LZMA(), numcodecs.LZMA(format=lzma.FORMAT_ALONE), None],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("chunk", [1, 50])
+def test_any_compressor_behind_a_filter_of_zarr(tmp_path, compressor, chunk):
+    """Chunks of one value may have fewer bytes than some headers."""
+    graph = directed_graph(9, 2)
+    store = write_store(tmp_path / "s.zarr", graph, consolidated=False, zarr_format=2)
+    zarr.open_group(store)[OBSP].create_array(
+        "data", shape=graph.data.shape, dtype=graph.data.dtype, chunks=(chunk,), overwrite=True,
+        filters=[numcodecs.BitRound(keepbits=10)], compressors=compressor,
+    )[:] = graph.data  # fmt: skip
+    assert isinstance(open_source(store).data, SlicedArray)
+    export_connectivities(store, tmp_path / "out")
+    assert_exported(tmp_path / "out", graph)
+
+
 def test_any_codec_over_http(tmp_path):
     source = coded(tmp_path / "s.zarr", FORMAT_2["fixedscaleoffset"])
     with serving(tmp_path) as address:

@@ -214,7 +214,7 @@ def expected(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     store = write_store(folder / "s.zarr", matrix)
     export_connectivities(store, folder / "out")
     assert_exported(folder / "out", matrix)
-    return matrix, snapshot(folder / "out")
+    return matrix, snapshot(folder / "out", but="provenance.json")
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_every_source_gives_the_same_bytes(tmp_path, expected, kind):
         before = set(tmp_path.iterdir())
         assert plan_export(source, tmp_path / "out", **options).n_cells == N_CELLS
         report = export_connectivities(source, tmp_path / "out", **options)
-    assert snapshot(tmp_path / "out") == files
+    assert snapshot(tmp_path / "out", but="provenance.json") == files
     assert report.n_cells == N_CELLS
     assert set(tmp_path.iterdir()) - before == {tmp_path / "out"}
 
@@ -296,13 +296,16 @@ def test_the_h5ad_that_scanpy_brings_along(tmp_path):
 
     outcome = run_process("export", bundled_h5ad(), tmp_path / "out")
     assert outcome.exit_code == 0
-    assert "uns/neighbors/connectivities is exported" in outcome.stderr
+    with h5py.File(bundled_h5ad()) as file:
+        is_old = "obsp" not in file  # newer scanpy brings a newer one
+    assert ("uns/neighbors/connectivities is exported" in outcome.stderr) == is_old
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its old layout
         adata = scanpy.datasets.pbmc68k_reduced()
     assert_exported(tmp_path / "out", adata.obsp["connectivities"].tocsr())
     export_connectivities(adata, tmp_path / "memory")
-    assert snapshot(tmp_path / "memory") == snapshot(tmp_path / "out")
+    memory, out = (snapshot(tmp_path / name, but="provenance.json") for name in ("memory", "out"))
+    assert memory == out
 
 
 def named_graphs(path: Path) -> Path:
@@ -350,7 +353,8 @@ def test_a_modality_by_its_path(tmp_path, name):
     inner = write_anndata(tmp_path / "a.zarr", connectivities=GRAPHS["directed"])
     h5ad(tmp_path / "a.h5ad", GRAPHS["directed"])
     if name == "m.zarr":
-        root = zarr.open_group(tmp_path / name, mode="w", zarr_format=2)
+        zarr_format = zarr.open_group(inner).metadata.zarr_format
+        root = zarr.open_group(tmp_path / name, mode="w", zarr_format=zarr_format)
         root.create_group("mod")
         shutil.copytree(inner, tmp_path / name / "mod/rna")
     else:
@@ -360,7 +364,7 @@ def test_a_modality_by_its_path(tmp_path, name):
     key = "mod/rna/obsp/connectivities"
     export_connectivities(tmp_path / name, tmp_path / "out", key=key)
     assert_exported(tmp_path / "out", GRAPHS["directed"])
-    with pytest.raises(SourceError, match=rf"In its modalities: {key}.*Did you mean '{key}'"):
+    with pytest.raises(SourceError, match=rf"tables and modalities: {key}.*Did you mean '{key}'"):
         plan_export(tmp_path / name)
 
 

@@ -1,4 +1,6 @@
-"""Hubs: partitions, and sources, with more edges than one task can merge."""
+"""Hubs: partitions, sources and edges with more entries than one task can merge."""
+
+import json
 
 import numpy as np
 import pytest
@@ -6,13 +8,14 @@ import scipy.sparse as sp
 
 from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.stages import loops
+from cellgraph_dask.stages import loops, merge
 from cellgraph_dask.stages.job import Job, Tuning
 from cellgraph_dask.stages.pieces import cut_pieces
 from cellgraph_dask.stages.runs import Scratch
 from cellgraph_dask.stages.split import SplitRuns, split
+from tests.helpers.command import run_process
 from tests.helpers.exporting import run_export
-from tests.helpers.stores import stored, write_store
+from tests.helpers.stores import Stored, stored, write_store
 from tests.oracle import assert_exported
 
 
@@ -90,6 +93,68 @@ def test_blocks_of_more_rows_than_a_band_has(tmp_path, method, count_degrees):
     tuning = Tuning(14_000, n, 9_000, 14, threads=2, count_degrees=count_degrees)
     run_export(open_source(tmp_path / "s.zarr"), tmp_path / "out", tuning=tuning, method=method)
     assert_exported(tmp_path / "out", stored(matrix))
+
+
+def repeated(n_cells, pairs, weights, dtype):
+    """Return a matrix that stores each pair (row, column) over and over, between other entries."""
+    rng = np.random.default_rng(3)
+    rows = [np.full(len(w), i) for (i, _), w in zip(pairs, weights, strict=True)]
+    columns = [np.full(len(w), j) for (_, j), w in zip(pairs, weights, strict=True)]
+    rows.append(rng.integers(0, n_cells, 300))
+    columns.append(rng.integers(0, n_cells, 300))
+    data = np.concatenate([*weights, np.ones(300)]).astype(dtype)
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    order = np.argsort(row, kind="stable")
+    indptr = np.searchsorted(row[order], np.arange(n_cells + 1)).astype(np.int64)
+    return Stored(indptr, column[order].astype(np.int32), data[order], (n_cells, n_cells))
+
+
+@pytest.mark.parametrize(  # with destinations in bins of their own, and not
+    ("n_cells", "dtype"), [(300, np.float32), (300, np.int64), (70_000, np.float64)]
+)
+def test_pairs_that_are_stored_over_and_over(tmp_path, monkeypatch, n_cells, dtype):
+    """They are merged in parts: buffers are no longer than what a piece may hold."""
+    capacity, n, far = 200, 1000, n_cells - 1
+    rng = np.random.default_rng(4)
+    up = rng.integers(1, 9, n // 2)
+    cancelling = np.concatenate([up, -up[::-1]]).astype(float)
+    pairs = [(0, 1), (far, 2), (5, far), (far, 5), (7, 8), (8, 7)]
+    weights = [np.ones(n), np.ones(n), cancelling.copy(), cancelling, np.ones(n), -np.ones(n)]
+    weights[2][-1] += 1  # so the two directions together are not zero
+    for method, count in (("general", 2), ("signed", 6)):
+        matrix = repeated(n_cells, pairs[:count], weights[:count], dtype)
+        write_store(tmp_path / method, matrix, chunk=500)
+        taken: dict[str, int] = {}
+        take = merge.buffers.take
+
+        def noting(name, size, dtype, take=take, taken=taken):
+            taken[name] = max(taken.get(name, 0), size)
+            return take(name, size, dtype)
+
+        monkeypatch.setattr(merge.buffers, "take", noting)
+        tuning = Tuning(2000, n_cells, capacity, 16 if n_cells > 300 else 8, threads=1)
+        out_dir = tmp_path / f"{method}-out"
+        run_export(open_source(tmp_path / method), out_dir, tuning=tuning, method=method)
+        monkeypatch.undo()
+        assert_exported(out_dir, matrix)
+        assert max(taken["merged src"], taken.get("range dst", 0)) <= capacity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [1, -1])
+def test_repeats_stay_within_the_projected_memory(tmp_path, sign):
+    n = 6_000_000
+    indptr = np.array([0, n, n + 1, n + 1], np.int64)
+    indices, data = np.ones(n + 1, np.int32), np.ones(n + 1, np.float32)
+    indices[-1], data[-1] = 2, sign
+    write_store(tmp_path / "s.zarr", Stored(indptr, indices, data, (3, 3)), chunk=100_000)
+    outcome = run_process(
+        "export", tmp_path / "s.zarr", tmp_path / "out", "--json", "--threads", 1,
+        "--memory-limit", "420MB",
+    )  # fmt: skip
+    report = json.loads(outcome.stdout)
+    assert report["n_edges"] == 2
+    assert report["peak_memory_bytes"] <= report["projected_memory_bytes"]
 
 
 @pytest.mark.parametrize("rest", [0, 1])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import warnings
 
 import anndata
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from scipy import sparse
 
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.demo import make_demo_store
 from cellgraph_dask.source.embeddings import stored_embeddings
 from tests.helpers.command import run
+from tests.helpers.servers import serving
 from tests.helpers.stores import symmetric_graph, write_store
 
 
@@ -161,8 +165,81 @@ def test_which_embedding_is_taken(tmp_path):
         "X_short": np.zeros((39, 2)), "X_one": np.zeros((40, 1)), "X_new": np.zeros((40, 2), "i4"),
     }  # fmt: skip
     store = write_store(tmp_path / "s.zarr", symmetric_graph(40, 5), obsm=obsm)
-    names = [embedding.name for embedding in stored_embeddings(str(store), 40)]
+    names = [embedding.name for embedding in stored_embeddings(str(store), 40)[0]]
     assert names == [f"obsm/{k}" for k in ("X_umap", "X_tsne", "X_new", "X_umap3", "X_pca")]
     cells = np.array([0, 7, 39])
-    assert stored_embeddings(str(store), 40)[-1].take(cells).shape == (3, 10)
-    assert stored_embeddings(str(tmp_path), 40) == []
+    assert stored_embeddings(str(store), 40)[0][-1].take(cells).shape == (3, 10)
+    found, why = stored_embeddings(str(tmp_path), 40)
+    assert found == []
+    assert "not a zarr store" in why
+
+
+def neighbors_in_a_plane(n_cells=300):
+    """Return points, and the graph of those that lie next to each other on a circle."""
+    angles = np.linspace(0, 2 * np.pi, n_cells, endpoint=False)
+    matrix = sparse.lil_matrix((n_cells, n_cells), dtype=np.float32)
+    for step in (1, 2, n_cells - 1, n_cells - 2):
+        matrix[np.arange(n_cells), (np.arange(n_cells) + step) % n_cells] = 1
+    return np.column_stack([np.cos(angles), np.sin(angles)]), matrix.tocsr()
+
+
+def of_every_kind(tmp_path, points, matrix):
+    """Yield a source of each kind, and the key of its matrix."""
+    store = write_store(tmp_path / "s.zarr", matrix, obsm={"X_umap": points})
+    shutil.make_archive(str(tmp_path / "s.zarr"), "zip", store)
+    yield tmp_path / "s.zarr.zip", "connectivities"
+    yield zarr.open_group(store, mode="r"), "connectivities"
+    adata = anndata.read_zarr(store)
+    yield adata, "connectivities"
+    adata.write_h5ad(tmp_path / "s.h5ad")
+    yield tmp_path / "s.h5ad", "connectivities"
+    yield anndata.read_h5ad(tmp_path / "s.h5ad", backed="r"), "connectivities"
+    shutil.copytree(store, tmp_path / "sd.zarr/tables/table")
+    zarr.open_group(tmp_path / "sd.zarr", mode="a", zarr_format=2).require_group("tables")
+    yield tmp_path / "sd.zarr", "tables/table/obsp/connectivities"
+    lazily = anndata.AnnData(
+        obs=adata.obs, obsp={"connectivities": matrix}, obsm={"X_umap": da.from_array(points)}
+    )
+    yield lazily, "connectivities"
+
+
+def test_the_embedding_of_sources_of_every_kind(tmp_path):
+    points, matrix = neighbors_in_a_plane()
+    export_connectivities(matrix, tmp_path / "out")
+    for source, key in of_every_kind(tmp_path, points, matrix):
+        report = verify_export(tmp_path / "out", source=source, key=key)
+        assert report.ok
+        assert report.alignment is not None, (source, report.unchecked)
+        assert report.alignment.value > 0.9
+        assert report.unchecked == ()
+    with serving(tmp_path) as url:
+        report = verify_export(tmp_path / "out", source=f"{url}/s.zarr")
+        assert report.alignment.value > 0.9
+
+
+def test_what_is_not_checked_is_said(tmp_path):
+    points, matrix = neighbors_in_a_plane()
+    out_dir = tmp_path / "out"
+    export_connectivities(matrix, out_dir)
+    store = write_store(
+        tmp_path / "s.zarr", matrix, obsm={"X_umap": points[:-1], "spatial": points}
+    )
+    damaged = write_store(tmp_path / "d.zarr", matrix, obsm={"X_umap": points})
+    (damaged / "obsm/X_umap/.zarray").write_text("{}")
+    cases = {
+        None: "no points_2d.bin or points_3d.bin is beside the export; no source with embeddings",
+        "matrix": "the matrix was given without the embeddings",
+        "store": "obsm/X_umap has 299 rows for 300 cells",
+        "damaged": "obsm/X_umap",
+    }
+    sources = {None: None, "matrix": matrix, "store": store, "damaged": damaged}
+    for name, words in cases.items():
+        report = verify_export(out_dir, source=sources[name])
+        assert report.ok
+        assert report.alignment is None
+        (said,) = report.unchecked
+        assert said.startswith("alignment: ")
+        assert words in said
+    outcome = run("verify", out_dir)
+    assert "not checked" in outcome.stdout
+    assert "no source with embeddings was named" in outcome.stdout

@@ -8,19 +8,22 @@ import re
 import shutil
 import stat
 import tempfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cellgraph_dask import export_connectivities, verify_export
-from cellgraph_dask.errors import OutputError, SourceError
+from cellgraph_dask import export_connectivities, open_export, verify_export
+from cellgraph_dask.errors import InvalidExportError, OutputError, SourceError
 from cellgraph_dask.publish.output import Output, open_output
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.source.opening import open_source
 from tests.helpers.command import run
 from tests.helpers.fault_server import FaultServer, supported
+from tests.helpers.planting import plant
 from tests.helpers.stores import directed_graph, symmetric_graph, write_store
 from tests.oracle import assert_exported
 
@@ -324,3 +327,40 @@ def test_a_scratch_folder_that_is_a_link_is_refused(tmp_path, made, elsewhere):
         assert "is a symbolic link" in outcome.stderr
         assert contents(elsewhere) == theirs
     ours.unlink()
+
+
+@pytest.mark.parametrize(
+    "edge", [(2**64 - 1, 5), (2**63, 2**63 + 1), (5, 2**64 - 1), (2**33, 2**33)]
+)
+def test_cells_are_compared_without_a_sign(tmp_path, edge):
+    out_dir = plant(tmp_path / "out", [(0, 1)], 2**33)
+    for side, cell in zip(("src", "dst"), edge, strict=True):
+        (out_dir / f"connectivity/edges.{side}.bin").write_bytes(cell.to_bytes(8, "little"))
+    (problem,) = verify_export(out_dir).problems
+    assert f"edge 0 (byte 0) is ({edge[0]}, {edge[1]}) after" in problem
+    with open_export(out_dir) as graph, pytest.raises(InvalidExportError, match="edge 0 is out of"):
+        graph._count_degrees(np.zeros(8, np.int64))
+
+
+@pytest.mark.parametrize("compression", [None, 6])
+@pytest.mark.parametrize("n_cells", [2**31, 2**32 + 5, 2**40, 2**62, 2**63 - 1])
+def test_nothing_is_made_as_large_as_a_claim(tmp_path, n_cells, compression):
+    out_dir = plant(tmp_path / "out", [(0, 1), (0, 2)], 3, compression)
+    pairs = [(0, 1), (0, 2)] if n_cells > 2**32 else []
+    plant(out_dir, pairs, n_cells, compression)
+    store = write_store(tmp_path / "s.zarr", NEW)
+    for options in ({}, {"components": True}, {"source": store}):
+        tracemalloc.start()
+        try:
+            report = verify_export(out_dir, memory_limit="4GB", threads=2, **options)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 60 * 2**20
+        if "source" in options:
+            (problem,) = report.problems  # and no edge was looked at
+            assert f"n_cells is {n_cells}, but" in problem
+            assert report.n_isolated is None
+        else:
+            assert report.ok
+            assert report.n_isolated == n_cells - (3 if pairs else 0)

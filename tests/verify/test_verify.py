@@ -13,7 +13,7 @@ import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
 from tests.helpers.command import run
-from tests.helpers.planting import gzip_member
+from tests.helpers.planting import gzip_member, plant
 from tests.helpers.stores import snapshot, symmetric_graph, write_store
 from tests.oracle import read_export
 
@@ -271,6 +271,13 @@ def test_every_single_bit_of_the_edges_is_watched(place):
 
 
 def test_a_folder_without_an_export(tmp_path):
-    outcome = run("verify", tmp_path / "nothing")
-    assert outcome.exit_code == 3
-    assert "holds no connectivity_manifest.json" in outcome.stderr
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "file"):
+        outcome = run("verify", path)
+        assert outcome.exit_code == 1
+        assert "Error: " in outcome.stderr
+        assert "holds no connectivity_manifest.json" in outcome.stderr
+    assert run("verify", "memory://bucket/no-export").exit_code == 1
+    out_dir = plant(tmp_path / "out", [(0, 1)], 2)
+    (out_dir / "connectivity_manifest.json").unlink()  # there was one
+    assert run("verify", out_dir).exit_code == 3
