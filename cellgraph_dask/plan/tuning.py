@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import get_args
 
 from ..delivery.edge_files import writer_bytes
 from ..edge_pairs.format import index_dtype
 from ..errors import MemoryLimitError
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
-from ..stages.job import Job, Tuning
+from ..stages.job import Job, Method, Tuning
 from ..stages.merge import merge_bytes
 from ..stages.split import count_bands, split_bytes
 from ..stages.stream import stream_bytes
@@ -26,7 +27,7 @@ _MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they 
 _LEAST_BLOCK_ENTRIES = 1 << 16
 _MOST_BLOCK_ROWS = 1 << 20  # where rows and not entries decide the number of blocks
 _MOST_PIECE_ENTRIES = 1 << 24
-_LEAST_PIECE_ENTRIES = 1 << 19
+_LEAST_PIECE_ENTRIES = 1 << 16
 _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
 
 
@@ -104,7 +105,8 @@ def _most_threads(budget: Budget, fits: Callable[[int], Tuning | None]) -> Tunin
 
 
 def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
-    least = -(-smallest_limit(job, budget) // 10**6) * 10**6
+    needed = max(smallest_limit(replace(job, method=method), budget) for method in _to_come(job))
+    least = -(-needed // 10**6) * 10**6
     n_threads = budget.fewest_threads
     who = "one thread needs" if n_threads == 1 else f"{n_threads} threads need"
     large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
@@ -116,6 +118,14 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
         f"The smallest limit that will do is {least // 10**6}MB (`memory_limit`).{smaller}",
         needed_bytes=least,
     )
+
+
+def _to_come(job: Job) -> list[Method]:
+    """Return the methods that the job may come to: what does not suit is seen while it runs."""
+    methods: list[Method] = list(get_args(Method))
+    if job.source.data.dtype.kind in "bu" and job.method != "signed":
+        methods.remove("signed")
+    return methods[methods.index(job.method) :]
 
 
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:

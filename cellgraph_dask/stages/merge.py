@@ -19,7 +19,7 @@ from .job import EdgeSink, Job, edges_crc, read_kept
 from .pieces import Piece
 from .rules import RULES
 from .runs import Written
-from .split import BAND_BITS, LOWER, ROWS, UPPER, SplitRuns
+from .split import BAND_BITS, LOWER, ROWS, SLAB, UPPER, SplitRuns
 
 
 class MergeSummary(NamedTuple):
@@ -194,9 +194,6 @@ def _lower_destinations(packed: Packed) -> Array:
     return dst
 
 
-_SLAB = 1 << 18  # entries looked at in one go where a partition is read in parts
-
-
 @dataclass(frozen=True)
 class Packed:
     """The entries of consecutive partitions from all runs, run after run, as they were packed.
@@ -294,5 +291,5 @@ def gather_range(
 
 def gather_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that gathering so many entries and rows needs on one thread."""
-    slab = _SLAB * (job.entry_bytes + 2 + 2 * 8 + job.cell_dtype.itemsize)
+    slab = SLAB * (job.entry_bytes + 2 + 2 * 8 + job.cell_dtype.itemsize)
     return n_entries * job.entry_bytes + 4 * n_rows + slab + (8 + 8 + 4 + 8 << job.shift)

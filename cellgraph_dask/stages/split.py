@@ -28,7 +28,7 @@ from .runs import RunReader, Written, holds, write_run
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
-_SLAB = 1 << 18  # entries looked at in one go where a partition is read in parts
+SLAB = 1 << 16  # entries looked at in one go where a partition is read in parts
 
 
 def count_bands(n_rows: int) -> int:
@@ -110,8 +110,8 @@ class SplitRuns:
         run.read(ROWS, "n", first, in_row)
         ends = np.concatenate(([begin], begin + np.cumsum(in_row, dtype=np.int64)))
         source = max(0, int(self.first_rows[b]) - (partition << self.job.shift))
-        for at in range(begin, end, _SLAB):
-            stop = min(at + _SLAB, end)
+        for at in range(begin, end, SLAB):
+            stop = min(at + SLAB, end)
             columns = self._read(run, UPPER, at, stop)
             n = np.diff(np.clip(ends, at, stop))
             columns["src"] = np.repeat(np.arange(source, source + n.size, dtype=np.uint16), n)
@@ -122,8 +122,8 @@ class SplitRuns:
         starts = run.starts(LOWER, first, first + self.n_bands)
         for band in range(self.n_bands):
             base = int(self.first_rows[b]) + (band << BAND_BITS)
-            for at in range(int(starts[band]), int(starts[band + 1]), _SLAB):
-                columns = self._read(run, LOWER, at, min(at + _SLAB, int(starts[band + 1])))
+            for at in range(int(starts[band]), int(starts[band + 1]), SLAB):
+                columns = self._read(run, LOWER, at, min(at + SLAB, int(starts[band + 1])))
                 dst = buffers.take("slab lower dst", columns["row"].size, self.job.cell_dtype)
                 dst[:] = columns.pop("row")
                 dst += np.array(base).astype(dst.dtype)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
 from .pair_file import proof_shift, weight_dtype
-from .proof import Kind, ProofPlan, check_cover, plan_proof, proof_bytes, prove_by_sums
+from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
 from .statistics import cell_dtype
 
@@ -262,8 +262,17 @@ class _Check:
         differs = provenance.differs(source.origin.name, source.key, fingerprint)
         return [differs] if differs else []
 
-    def _reserved(self) -> int:
+    @cached_property
+    def _reserved_first(self) -> int:
         return round_reserved(resident_bytes())
+
+    def _reserved(self) -> int:
+        """Return what is taken: as at first, as long as half of the slack has room for the rest.
+
+        So the limit that a refusal named is not refused after all for a few pages more.
+        """
+        now = round_reserved(resident_bytes() - SLACK_BYTES // 2)
+        return max(self._reserved_first, now)
 
     def _available(self) -> int:
         return self.limit - self._reserved() - SLACK_BYTES
@@ -286,7 +295,12 @@ class _Check:
         if plan is None:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
             assert smallest is not None
-            raise self._too_small(survey_bytes(smallest, manifest))
+            needed = survey_bytes(smallest, manifest)
+            if source is not None:
+                kind: Kind = "comparison" if seeds is None else "sums"
+                unpacking = slabs_bytes() if manifest.compression is not None else 0
+                needed = max(needed, smallest_proof_bytes(source, kind), unpacking)
+            raise self._too_small(needed)
         shift = proof_shift(manifest.n_cells) if source is not None else None
         plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
         return survey(self.out_dir, manifest, plan, self.progress)
@@ -333,8 +347,7 @@ class _Check:
         buffers.release()  # what this very thread needed before
         plan = self.proof_plan or plan_proof(source, self._available(), self.threads, kind)
         if plan is None:
-            smallest = ProofPlan(1 << 16, 1 << 16, 1 << 16, 1, short_keys=False)
-            raise self._too_small(proof_bytes(source, smallest, kind))
+            raise self._too_small(smallest_proof_bytes(source, kind))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)
         return plan, blocks

@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -92,6 +92,15 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
     # Edges are held as stored, as pairs, and one side as it becomes part of them.
     piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64
     return plan.threads * max(block, piece) + plan.table_bytes(source)
+
+
+def smallest_proof_bytes(source: Source, kind: Kind) -> int:
+    """Return the bytes that will do for a proof, and for those that it may come to."""
+    kinds: list[Kind] = list(get_args(Kind))
+    if source.data.dtype.kind in "bu" and kind != "signed":
+        kinds.remove("signed")
+    smallest = ProofPlan(_LEAST_BLOCK, _LEAST_BLOCK, _LEAST_BLOCK, 1, short_keys=False)
+    return max(proof_bytes(source, smallest, kind) for kind in kinds[kinds.index(kind) :])
 
 
 def plan_proof(

@@ -264,7 +264,8 @@ def test_folders_that_may_not_be_entered(tmp_path, store):
     done = subprocess.run(
         [sys.executable, "-c", ANOTHER_USER, store, tmp_path / "warm",
          json.dumps(commands, default=str)],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
