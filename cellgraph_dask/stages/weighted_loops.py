@@ -227,7 +227,7 @@ def stream_entries(
         i = np.int64(first_row + r)
         begin = n
         degree = 0
-        unsorted = False
+        unsorted: Any = False
         inside = whole[0] <= i < whole[1]
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
