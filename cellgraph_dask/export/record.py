@@ -50,7 +50,7 @@ class RunRecord:
     fingerprint: str  # of the source
     out_dir: str
     scratch: str  # the folder of temporary files
-    seeds: tuple[int, int]  # of the hash that proves symmetry
+    seeds: tuple[int, int, int]  # of the hash that proves symmetry
     force: bool  # whether the user allowed to replace an export
     started: str
     process: str
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunRecord | None:
         found = json.loads(read_own(folder / RUN))
         own = {field.name: found[field.name] for field in fields(RunRecord) if field.name != "plan"}
         record = RunRecord(plan=_plan_of(found), **{**own, "seeds": tuple(found["seeds"])})
-        if len(record.seeds) != 2 or not all(type(n) is int and n >= 0 for n in record.seeds):
+        if len(record.seeds) != 3 or not all(type(n) is int and n >= 0 for n in record.seeds):
             return None
         return record if _is_ours(record, folder) else None
     except (OSError, OutputError, ValueError, TypeError, KeyError, RecursionError):
@@ -125,11 +125,15 @@ def interrupted_run(
     if record is None:
         log.info("no interrupted run in %s; starting from the beginning", folder)
         return None
+    found_options, wanted_options = record.plan.options, options.product.options
     for name, found, wanted in (
         ("version", record.version, __version__),
         ("source", record.plan.source, source.origin.name),
         ("key", record.plan.key, source.key),
-        ("compression", record.plan.compression, options.compression),
+        *(
+            (name, found_options.get(name), wanted_options.get(name))
+            for name in (found_options | wanted_options)
+        ),
     ):
         if found != wanted:
             raise ResumeError(
@@ -154,6 +158,10 @@ def interrupted_run(
 def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Options) -> RunRecord:
     """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
+
+    def random() -> int:
+        return int.from_bytes(os.urandom(8))
+
     scratch = absolute(_scratch_base(output.work, options)) / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
@@ -162,7 +170,7 @@ def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Op
         fingerprint=fingerprint,
         out_dir=str(output.name),
         scratch=str(scratch),
-        seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
+        seeds=(random(), random(), random()),
         force=options.force,
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
         process=this_process(),
