@@ -18,7 +18,8 @@ from ..edge_pairs.gzip_member import DeflatePart
 from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
 from ..machine.files import named_disk_errors
-from ..publish.output import Output, open_output
+from ..publish.output import Output, local_folder, open_output
+from ..publish.work_folder import WORK_FOLDER
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -81,6 +82,9 @@ class Product(Protocol):
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
     ) -> Output:  # fmt: skip
         """Return where it goes, to be held for writing."""
+
+    def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+        """Return the hidden folder in which it is made, and an interrupted run is found."""
 
     def check_place(self, output: Output, n_cells: int) -> None:
         """Refuse a place that is of another graph."""
@@ -166,6 +170,10 @@ class EdgePairs:
             out_dir, force=force, resume=resume, scratch_dir=scratch_dir,
             storage_options=storage_options, on_cluster=on_cluster, weighted=self.weights,
         )  # fmt: skip
+
+    def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+        """See `Product`."""
+        return local_folder(out_dir, scratch_dir) / WORK_FOLDER
 
     def check_place(self, output: Output, n_cells: int) -> None:
         """See `Product`."""

@@ -15,11 +15,13 @@ from ..errors import ClusterError, ResumeError, SourceError
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
+from ..machine.remote import is_url, local_path
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.apart import check_apart
 from ..publish.output import Output, local_folder
+from ..publish.whole import work_beside
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
@@ -90,7 +92,10 @@ class ExportReport(Report):
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
     """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
-    return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
+    places = [local_folder(out_dir, scratch_dir) / WORK_FOLDER]
+    if not is_url(out_dir):
+        places.append(work_beside(local_path(out_dir)))
+    return any(read_run(place) is not None for place in places)
 
 
 def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
@@ -201,8 +206,7 @@ class _Export:
         if self.ready is None or not self.lasting:
             log.info("only exports of files and URLs can be resumed; starting from the beginning")
             return None
-        folder = local_folder(self.options.out_dir, self.options.scratch_dir)
-        return interrupted_run(self.ready, self.watch.fingerprint, folder, self.options)
+        return interrupted_run(self.ready, self.watch.fingerprint, self.options)
 
     def provenance(self, record: RunRecord) -> Provenance:
         """Return what the edges were made from."""
