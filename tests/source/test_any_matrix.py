@@ -11,10 +11,12 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zarr.storage import MemoryStore
 
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
 from tests.helpers.exporting import run_export
+from tests.helpers.stores import put
 
 INDEX_DTYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4"]
 FLOAT_DTYPES = ["f2", "f4", "f8", ">f8"]
@@ -92,7 +94,8 @@ def write(path, case):
     }
     # The matrix may hold chunks of nothing but stored zeros or repeated zero columns.
     with zarr.config.set({"array.write_empty_chunks": case["chunk"] > 4}):
-        root = zarr.open_group(path, mode="w", zarr_format=fmt)
+        store = MemoryStore()
+        root = zarr.open_group(store, mode="w", zarr_format=fmt)
         group = root.create_group("obsp/connectivities")
         kind = "csc_matrix" if case["csc"] else "csr_matrix"
         group.attrs.update({"encoding-type": kind, "encoding-version": "0.1.0", "shape": [n, n]})
@@ -102,6 +105,7 @@ def write(path, case):
                 name, shape=values.shape, dtype=values.dtype, chunks=(chunk,), fill_value=0
             )
             array[:] = values
+    put(store, path)
 
 
 def exported(out_dir, n):
