@@ -63,7 +63,7 @@ ON_DISK = (
     "tests/source/test_source_memory.py",
     "tests/verify/test_memory.py",
 )
-IN_MEMORY = Path("/dev/shm")  # noqa: S108
+IN_MEMORY = Path("/dev/shm")
 
 
 def in_memory() -> Path | None:
