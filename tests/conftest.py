@@ -41,6 +41,35 @@ TOGETHER = (
 )
 
 
+# Of those that are not in one process: what takes longest begins first, or one would wait for it.
+LONGEST = (
+    "tests/house/test_fuzz.py",
+    "tests/house/test_differential.py",
+    "tests/export/test_faults.py",
+    "tests/verify/test_corruption.py",
+    "tests/source/test_any_matrix.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In several processes, let the slow tests begin first."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("slow") is None:
+            return len(LONGEST) + 1
+        path = item.nodeid.partition("::")[0]
+        return LONGEST.index(path) if path in LONGEST else len(LONGEST)
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """With ``-n auto``, one more process than cores: some tests wait for others' processes."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give tests to processes one by one, but those of some modules to one process."""
