@@ -28,6 +28,7 @@ from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, writ
 
 MANIFEST, PROVENANCE = "connectivity_manifest.json", "connectivity/provenance.json"
 GRAPHS = {"symmetric": symmetric_graph(40, 3), "directed": directed_graph(36, 3)}
+WEIGHTED = symmetric_graph(9, 3)
 
 
 class Bench:
@@ -35,8 +36,10 @@ class Bench:
 
     def __init__(self, folder: Path, graph: str, compression: int | None) -> None:
         self.out_dir = folder / "out"
-        self.store = write_store(folder / "s.zarr", GRAPHS[graph])
-        export_connectivities(self.store, self.out_dir, compression=compression)
+        self.options = {"weights": graph == "weighted"}
+        matrix = GRAPHS.get(graph, WEIGHTED)
+        self.store = write_store(folder / "s.zarr", matrix)
+        export_connectivities(self.store, self.out_dir, compression=compression, **self.options)
         # Of another level it would tell; test_provenance changes every bit of it.
         (self.out_dir / PROVENANCE).unlink()
         self.files = {
@@ -75,7 +78,9 @@ class Bench:
     def assert_export_of_another_level(self, manifest: bytes) -> None:
         level = json.loads(manifest)["compression"]
         out_dir = self.out_dir.with_name(f"level-{level}")
-        export_connectivities(self.store, out_dir, compression=level, force=True)
+        export_connectivities(
+            self.store, out_dir, compression=level, force=True, **self.options
+        )  # fmt: skip
         (out_dir / PROVENANCE).unlink()
         written = {name: data for name, data in snapshot(out_dir).items() if data is not None}
         assert written == self.files | {MANIFEST: manifest}
@@ -87,7 +92,7 @@ def _one_look(monkeypatch):
     monkeypatch.setattr(checks, "looks_symmetric", cache(checks.looks_symmetric))
 
 
-@pytest.fixture(params=[(g, c) for g in GRAPHS for c in (None, 6)], ids=str)
+@pytest.fixture(params=[(g, c) for g in (*GRAPHS, "weighted") for c in (None, 6)], ids=str)
 def bench(request, tmp_path):
     return Bench(tmp_path, *request.param)
 
