@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.threaded
 import pytest
 from distributed import Client, LocalCluster, get_client, worker_client
 
@@ -64,7 +65,7 @@ def test_inside_a_task(tmp_path, source, client):
 
 def test_inside_a_task_of_threads(tmp_path, source):
     task = dask.delayed(export)(source, tmp_path / "out")
-    dask.compute(task, scheduler="threads", num_workers=1)
+    dask.compute(task, scheduler=dask.threaded.get, num_workers=1)  # by name, old Dask warns
     assert_exported(tmp_path / "out", GRAPH)
 
 
