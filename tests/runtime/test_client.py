@@ -87,6 +87,8 @@ def test_what_dask_is_configured_to(tmp_path, source, config):
 
 
 def test_an_asynchronous_client(tmp_path, source, caplog):
+    import dask.array as da
+
     async def run() -> None:
         async with (
             LocalCluster(n_workers=1, threads_per_worker=1, asynchronous=True, **QUIET) as here,
@@ -94,12 +96,13 @@ def test_an_asynchronous_client(tmp_path, source, caplog):
         ):
             export(source, tmp_path / "own")
             assert "the active Dask client is asynchronous" in caplog.text
+            export(da.from_array(GRAPH.toarray(), chunks=(10, 40)), tmp_path / "array")
             with pytest.raises(ClusterError, match=r"is asynchronous.*asyncio\.to_thread"):
                 plan_export(source, client=running)
             await asyncio.to_thread(export, source, tmp_path / "workers")
 
     asyncio.run(run())
-    for name in ("own", "workers"):
+    for name in ("own", "array", "workers"):
         assert_exported(tmp_path / name, GRAPH)
 
 
