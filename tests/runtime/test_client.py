@@ -54,12 +54,12 @@ def client():
 
 
 def test_inside_a_task(tmp_path, source, client):
-    """On the only thread there is."""
-    assert client.submit(export, source, tmp_path / "own", pure=False).result(30)
+    """On the only thread there is; the first export may have to compile its loops."""
+    assert client.submit(export, source, tmp_path / "own", pure=False).result(120)
     assert_exported(tmp_path / "own", GRAPH)
     with pytest.raises(ClusterError, match=r"inside a task.*Give no client.*worker_client"):
-        client.submit(waiting, source, pure=False).result(30)
-    assert client.submit(inside, source, tmp_path / "workers", pure=False).result(30)
+        client.submit(waiting, source, pure=False).result(120)
+    assert client.submit(inside, source, tmp_path / "workers", pure=False).result(120)
     assert_exported(tmp_path / "workers", GRAPH)
 
 
