@@ -3,4 +3,7 @@
 It never makes an edge and never writes to an export's folder.
 """
 
-__all__ = ["format", "generation", "graph", "gzip_member", "provenance", "reader"]
+__all__ = [
+    "format", "generation", "graph", "gzip_member", "parquet", "parquet_graph", "parquet_io",
+    "provenance", "reader",
+]  # fmt: skip
