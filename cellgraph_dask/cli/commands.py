@@ -24,6 +24,7 @@ from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
 DIFFERENT = 3  # exit code
+RULES = ("ones", "max", "min", "mean", "sum", "fuzzy")  # not imported: help has to be quick
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]
@@ -101,6 +102,11 @@ _run_options = _options(
     _source_options,
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
+    click.option("--weights", is_flag=True,
+                 help="Write weights too: the three files of cellucid 0.9.1 to 0.9.4."),
+    click.option("--rule", type=click.Choice(RULES),
+                 help="How the weights of both directions become one.  [default: they must be "
+                      "the same]"),
     _size_options,
     click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
                  help="Folder for temporary files.  [default: beside the output]"),

@@ -17,7 +17,7 @@ from . import loops, weighted_loops
 from .degrees import DegreeSink
 from .job import EdgeSink, Job, edges_crc, read_kept
 from .pieces import Piece
-from .rules import RULES
+from .rules import RULES, check_edges
 from .runs import Written
 from .split import BAND_BITS, LOWER, ROWS, SLAB, UPPER, SplitRuns
 
@@ -27,7 +27,7 @@ class MergeSummary(NamedTuple):
 
     position: int  # of its edges in the sink
     n_edges: int
-    crc: int  # of their sources and then their destinations
+    crc: int  # of their sources, destinations, and weights if they have some
     n_bytes: int  # of the temporary file for the degrees
     degrees_crc: int
 
@@ -48,8 +48,11 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
 def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
     """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
     job = runs.job
-    columns = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
-    src, dst = columns[:2]
+    merged = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
+    src, dst = merged[:2]
+    if job.rule is not None:
+        check_edges(job.source, *merged)
+    columns = merged[: len(job.edge_dtypes)]
     position = sink.place(piece.number, src.size)
     sink.write(position, *columns)
     crc = edges_crc(*columns)
@@ -116,7 +119,7 @@ def merge_holds(
     piece, summary = kept
     edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
     written = Written(summary.n_bytes, summary.degrees_crc)
-    return edges is not None and degrees.keep(job, piece, *edges, written)
+    return edges is not None and degrees.keep(job, piece, edges[0], edges[1], written)
 
 
 def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:

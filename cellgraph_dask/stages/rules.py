@@ -8,6 +8,52 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
+
+from ..errors import SourceError
+from ..machine.buffers import Array
+from ..source.matrix import Block, BlockEntries, Source
+
 Rule = Literal["ones", "max", "min", "mean", "sum", "fuzzy"]
 
 RULES: tuple[Rule, ...] = get_args(Rule)  # compiled loops know a rule by its place
+
+_MOST_EXACT = 2**53  # whole numbers up to here are the same in float64
+
+
+def check_weights(source: Source, rule: Rule, block: Block, entries: BlockEntries) -> Array:
+    """Return the weights of a block; a SourceError names the first that the rule does not take."""
+    weights = entries.weights
+    assert weights is not None
+    if not weights.size:
+        return weights
+    low, high = weights.min(), weights.max()
+    bad, why = None, ""
+    if low < 0:
+        bad, why = weights < 0, "weights must not be negative where they are combined"
+    elif rule == "fuzzy" and high > 1:
+        bad, why = weights > 1, "the rule fuzzy takes weights from 0 to 1"
+    elif weights.dtype.kind == "i" and high > _MOST_EXACT:
+        bad = weights.astype(np.float64).astype(np.int64) != weights
+        why = "float64 does not hold this number exactly"
+    if bad is not None and bad.any():
+        at = int(bad.argmax())
+        row = block.first_row + int(np.searchsorted(entries.indptr, at, side="right")) - 1
+        cells = (row, int(entries.indices[at]))
+        raise SourceError(
+            f"the weight of cells {cells if source.layout == 'csr' else cells[::-1]} in "
+            f"{source.key} is {weights[at]}; {why}. Change such weights, or export the graph "
+            "without weights."
+        )
+    return weights
+
+
+def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
+    """Refuse edges whose weights are too large for float64."""
+    finite = np.isfinite(weights)
+    if not finite.all():
+        at = int(finite.argmin())
+        raise SourceError(
+            f"the weights of cells ({src[at]}, {dst[at]}) in {source.key} come to a number that "
+            "float64 does not hold. Scale the weights down."
+        )
