@@ -7,10 +7,10 @@ cut; the edges of a hub are in one file, however many they are.
 
 from __future__ import annotations
 
-import os
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,26 +18,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._version import __version__
 from ..edge_pairs import parquet_io
 from ..edge_pairs.parquet import (
     GRAPH,
     MOST_ROWS,
-    GraphTable,
     TableFile,
-    cell_dtype,
     edges_name,
     metadata_of,
+    table_columns,
 )
-from ..edge_pairs.provenance import Provenance
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import fsync_folder, opened, write_at
+from ..machine.files import fsync_folder
 from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import EdgeSink, Job
 from .parts import COLUMNS, PieceSink, open_piece
 
 FILE_ROWS = 1 << 24  # about as many rows in a file
-WEIGHT = np.dtype(np.float64)  # as the rule gives it: exact for every matrix and every rule
 
 
 class FileRange(NamedTuple):
@@ -61,7 +59,6 @@ class Target:
 
     job: Job
     folder: Path
-    weighted: bool  # whether weights are written
     metadata: tuple[tuple[str, str], ...] = ()
     positions: tuple[int, ...] = (0,)  # of each piece's first row, and the end
     row_group: int = MOST_ROWS
@@ -69,34 +66,22 @@ class Target:
     @property
     def columns(self) -> dict[str, np.dtype[Any]]:
         """The columns of a file."""
-        cell = cell_dtype(self.job.source.n_cells)
-        return {"src": cell, "dst": cell} | ({"weight": WEIGHT} if self.weighted else {})
-
-    @property
-    def piece_dtypes(self) -> list[np.dtype[Any]]:
-        """Dtypes of the columns of a piece."""
-        weights = [] if self.job.rule is None else [WEIGHT]
-        return [self.job.cell_dtype, self.job.cell_dtype, *weights]
+        return table_columns(self.job.source.n_cells, weighted=self.job.weights)
 
 
 class ParquetDelivery:
     """Makes a folder of Parquet files of the files of pieces; a `Delivery`.
 
-    Every worker sees `folder` and the scratch folder of the job. `made_from` goes into the files'
-    metadata. After `finish`, `files` tells of the files.
+    Every worker sees `folder` and the scratch folder of the job. After `finish`, `read_files` tells
+    of the files.
     """
 
     kind = "pieces"
     scratch_bytes = 0
 
-    def __init__(
-        self, job: Job, folder: Path, made_from: Provenance, executor: ResumableExecutor, *,
-        weighted: bool,
-    ) -> None:  # fmt: skip
+    def __init__(self, job: Job, folder: Path, executor: ResumableExecutor) -> None:
         self.sink: EdgeSink = PieceSink(job.scratch)
-        self.files: tuple[TableFile, ...] = ()
-        self._target = Target(job, folder, weighted)
-        self._made_from = made_from
+        self._target = Target(job, folder)
         self._executor = executor
 
     def keep(self, sizes: dict[int, int]) -> None:
@@ -110,13 +95,8 @@ class ParquetDelivery:
 
     def finish(self, counts: Sequence[int]) -> int:
         """Write the files from the pieces; return their bytes."""
-        job = self._target.job
         positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
-        n_edges = positions[-1] // (2 if job.both else 1)
-        directions = "both" if job.both else "one"
-        metadata = metadata_of(
-            job.source.n_cells, n_edges, job.rule or "ones", directions, self._made_from
-        )
+        metadata = _metadata(self._target.job, positions[-1])
         target = replace(self._target, positions=positions, metadata=tuple(metadata.items()))
         ranges = cut_files(target)
         sizes = [rows.stop - rows.start for rows in ranges]
@@ -124,41 +104,36 @@ class ParquetDelivery:
         stage = Stage("write", task, ranges, sizes, "edges", FileSummary, holds)
         written = self._executor.run(stage)
         fsync_folder(target.folder)
-        self.scratch_bytes = positions[-1] * sum(dtype.itemsize for dtype in target.piece_dtypes)
-        self.files = tuple(
+        row_bytes = sum(dtype.itemsize for dtype in target.job.edge_dtypes)
+        self.scratch_bytes = positions[-1] * row_bytes
+        files = [
             TableFile(edges_name(rows.number), rows.stop - rows.start, *summary)
             for rows, summary in zip(ranges, written, strict=True)
-        )
-        return sum(file.n_bytes for file in self.files)
-
-    def describe(self, n_edges: int, max_neighbors: int, cells: TableFile | None) -> GraphTable:
-        """Write the manifest of the finished folder, and return what it says."""
-        target = self._target
-        table = GraphTable(
-            n_cells=target.job.source.n_cells,
-            n_edges=n_edges,
-            max_neighbors=max_neighbors,
-            rule=target.job.rule or "ones",
-            directions="both" if target.job.both else "one",
-            weighted=target.weighted,
-            row_group=target.row_group,
-            made_from=self._made_from,
-            files=self.files,
-            cells=cells,
-        )
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
-        with opened(target.folder / GRAPH, flags) as fd:
-            write_at(fd, table.to_json().encode(), 0)
-            os.fsync(fd)
-        fsync_folder(target.folder)
-        return table
+        ]
+        (target.folder / GRAPH).write_text(json.dumps([asdict(file) for file in files]))
+        return sum(file.n_bytes for file in files)
 
 
-def parquet_bytes(job: Job, *, weighted: bool) -> int:
+def read_files(folder: Path) -> tuple[TableFile, ...]:
+    """Return what `finish` has written, before the manifest takes its place."""
+    return tuple(TableFile(**told) for told in json.loads((folder / GRAPH).read_text()))
+
+
+def _metadata(job: Job, n_rows: int) -> dict[str, str]:
+    source = job.source
+    return metadata_of(
+        source.n_cells, n_rows // job.n_directions, job.rule or "ones",
+        "both" if job.both else "one", source.origin.name, source.key, __version__,
+    )  # fmt: skip
+
+
+def parquet_bytes(job: Job) -> int:
     """Return the most bytes that writing a file needs on one thread."""
-    target = Target(job, Path(), weighted)
-    row = 2 * job.cell_dtype.itemsize + (WEIGHT.itemsize if weighted else 0)
-    return MOST_ROWS * row + parquet_io.writing_bytes(target.columns)
+    columns = table_columns(job.source.n_cells, weighted=job.weights)
+    row = sum(dtype.itemsize for dtype in job.edge_dtypes)
+    # Cells of more than 2³¹ take more room in the file than in the pieces.
+    wider = columns["src"].itemsize if columns["src"].itemsize > job.cell_dtype.itemsize else 0
+    return MOST_ROWS * (row + 2 * wider) + parquet_io.writing_bytes(columns)
 
 
 def cut_files(target: Target) -> list[FileRange]:
@@ -222,7 +197,7 @@ def file_holds(target: Target, kept: tuple[FileRange, FileSummary]) -> bool:
 
 def _read(target: Target, side: int, start: int, stop: int) -> Array:
     """Read a column of the rows ``[start, stop)`` from their pieces, into this thread's buffer."""
-    dtypes, name = target.piece_dtypes, COLUMNS[side]
+    dtypes, name = target.job.edge_dtypes, COLUMNS[side]
     out = buffers.take(f"parquet {name}", stop - start, dtypes[side])
     number = bisect_right(target.positions, start) - 1
     at = start

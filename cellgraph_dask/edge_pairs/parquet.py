@@ -37,9 +37,14 @@ def edges_name(number: int) -> str:
     return f"edges-{number:05d}.parquet"
 
 
-def cell_dtype(n_cells: int) -> np.dtype[Any]:
-    """Return the dtype of cells: signed, as libraries for graphs take them."""
-    return np.dtype(np.int32 if n_cells <= 2**31 - 1 else np.int64)
+def table_columns(n_cells: int, *, weighted: bool) -> dict[str, np.dtype[Any]]:
+    """Return the dtypes of the columns.
+
+    Cells are signed, as libraries for graphs take them. Weights are as the rule gives them, so they
+    are exact for every matrix and rule.
+    """
+    cell = np.dtype(np.int32 if n_cells <= 2**31 - 1 else np.int64)
+    return {"src": cell, "dst": cell} | ({"weight": np.dtype(np.float64)} if weighted else {})
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,14 @@ class GraphTable:
     cells: TableFile | None = None
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Names of the columns, and their dtypes."""
-        cell = cell_dtype(self.n_cells).name
-        return {"src": cell, "dst": cell} | ({"weight": "float64"} if self.weighted else {})
+    def columns(self) -> dict[str, np.dtype[Any]]:
+        """Dtypes of the columns."""
+        return table_columns(self.n_cells, weighted=self.weighted)
+
+    @property
+    def all_files(self) -> tuple[TableFile, ...]:
+        """Files of edges, and of cells if there is one."""
+        return (*self.files, *([self.cells] if self.cells is not None else []))
 
     @property
     def n_rows(self) -> int:
@@ -106,42 +115,40 @@ class GraphTable:
     @property
     def metadata(self) -> dict[str, str]:
         """What each file says of the graph: its key-value metadata."""
+        told = self.made_from
         return metadata_of(
-            self.n_cells, self.n_edges, self.rule, self.directions, self.made_from
+            self.n_cells, self.n_edges, self.rule, self.directions, told.source, told.key,
+            told.version,
         )  # fmt: skip
 
     def to_json(self) -> str:
         """Return the manifest's text; it ends in a digest of the rest."""
-        told = {"format": FORMAT} | asdict(self) | {"columns": self.columns}
-        told["made_from"] = _printable(self.made_from)
+        told = {"format": FORMAT} | asdict(self) 
+        told["columns"] = {name: dtype.name for name, dtype in self.columns.items()}
+        for name in ("source", "key"):
+            told["made_from"][name] = printable(told["made_from"][name])
         digest = sha256(json.dumps(told).encode()).hexdigest()
         return json.dumps(told | {"sha256": digest}, indent=2) + "\n"
 
 
 def metadata_of(
-    n_cells: int, n_edges: int, rule: str, directions: str, made_from: Provenance
+    n_cells: int, n_edges: int, rule: str, directions: str, source: str, key: str, version: str
 ) -> dict[str, str]:
     """Return the key-value metadata of the files."""
-    told = _printable(made_from)
     return {
         "n_cells": str(n_cells),
         "n_edges": str(n_edges),
         "rule": rule,
         "directions": directions,
-        "source": told["source"],
-        "key": told["key"],
-        "version": told["version"],
+        "source": printable(source),
+        "key": printable(key),
+        "version": version,
     }
-
-
-def _printable(made_from: Provenance) -> dict[str, Any]:
-    told = asdict(made_from)
-    return told | {name: printable(told[name]) for name in ("source", "key")}
 
 
 def is_parquet(out_dir: AnyPath) -> bool:
     """Whether a folder holds a graph in Parquet."""
-    return bool((out_dir / GRAPH).is_file())
+    return (out_dir / GRAPH).exists()
 
 
 def read_graph_table(out_dir: AnyPath) -> GraphTable:
@@ -156,7 +163,7 @@ def read_graph_table(out_dir: AnyPath) -> GraphTable:
         ) from None
     try:
         table = _parse(found)
-        whole = path.read_bytes() == table.to_json().encode()
+        whole = path.read_text() == table.to_json()
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         whole = False
     if not whole:
@@ -177,7 +184,7 @@ def _parse(found: Mapping[str, Any]) -> GraphTable:
         files=tuple(TableFile(**file) for file in found["files"]),
         cells=TableFile(**cells) if cells is not None else None,
     )
-    files = [*table.files, *([table.cells] if table.cells is not None else [])]
+    files = table.all_files
     counts = [table.n_cells, table.n_edges, table.max_neighbors]
     counts += [n for file in files for n in (file.rows, file.n_bytes)]
     expected = [edges_name(k) for k in range(len(table.files))]

@@ -12,7 +12,7 @@ from cellgraph_dask.delivery import parquet
 from cellgraph_dask.delivery.parquet import FileRange, Target, cut_files, file_holds, write_file
 from cellgraph_dask.delivery.parts import PieceSink
 from cellgraph_dask.edge_pairs import parquet_io
-from cellgraph_dask.edge_pairs.parquet import cell_dtype, read_graph_table
+from cellgraph_dask.edge_pairs.parquet import read_graph_table, table_columns
 from cellgraph_dask.errors import InvalidExportError
 from cellgraph_dask.machine.files import FullError
 from cellgraph_dask.stages.runs import Scratch
@@ -122,15 +122,15 @@ def test_how_files_are_written(tmp_path):
 
 
 def test_cells_are_signed_and_wide_enough(tmp_path):
-    assert cell_dtype(2**31 - 1) == np.int32
-    assert cell_dtype(2**31) == np.int64
+    assert table_columns(2**31 - 1, weighted=False)["src"] == np.int32
+    assert table_columns(2**31, weighted=False)["src"] == np.int64
     job = SimpleNamespace(
-        source=SimpleNamespace(n_cells=3 * 10**9), scratch=Scratch(str(tmp_path)), rule=None,
+        source=SimpleNamespace(n_cells=3 * 10**9), scratch=Scratch(str(tmp_path)), weights=False,
         cell_dtype=np.dtype(np.uint32), edge_dtypes=[np.dtype(np.uint32)] * 2,
     )  # fmt: skip
     src, dst = np.array([7, 2**31], np.uint32), np.array([2**31 + 5, 2**31 + 6], np.uint32)
     PieceSink(job.scratch).write(0, src, dst)
-    target = Target(job, tmp_path, False, positions=(0, 2))
+    target = Target(job, tmp_path, positions=(0, 2))
     write_file(target, FileRange(0, 0, 2))
     for found, expected in zip(read(tmp_path), (src, dst), strict=True):
         assert found.dtype == np.int64
@@ -156,7 +156,7 @@ def test_what_is_finished_is_kept_and_what_is_damaged_written_again(tmp_path, mo
     assert contents(folder) == before
     assert sorted(written) == [1, 2]
     assert file_holds(
-        Target(SimpleNamespace(), folder, False), (FileRange(9, 0, 0), (0, ""))
+        Target(SimpleNamespace(), folder), (FileRange(9, 0, 0), (0, ""))
     ) is False  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
     rng = np.random.default_rng(0)
     src = np.sort(rng.integers(0, 40, 500)).astype(np.uint32)
     job = SimpleNamespace(
-        source=SimpleNamespace(n_cells=900), scratch=Scratch(str(tmp_path)), rule=None,
+        source=SimpleNamespace(n_cells=900), scratch=Scratch(str(tmp_path)), weights=False,
         cell_dtype=np.dtype(np.uint32), edge_dtypes=[np.dtype(np.uint32)] * 2,
     )  # fmt: skip
     expected = None
@@ -206,7 +206,7 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
         positions = (0, *np.cumsum(pieces).tolist())
         for k, (a, b) in enumerate(zip(positions, positions[1:], strict=False)):
             PieceSink(job.scratch).write(k, src[a:b], src[a:b])
-        target = dataclasses.replace(Target(job, tmp_path, False), positions=positions)
+        target = dataclasses.replace(Target(job, tmp_path), positions=positions)
         parquet_rows, parquet.FILE_ROWS = parquet.FILE_ROWS, 100
         try:
             ranges = cut_files(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 
 from cellgraph_dask._version import __version__
 from cellgraph_dask.delivery.parquet import ParquetDelivery
+from cellgraph_dask.delivery.parquet_product import write_manifest
 from cellgraph_dask.edge_pairs.parquet import GraphTable
 from cellgraph_dask.edge_pairs.provenance import Provenance
 from cellgraph_dask.runtime.progress import Progress
@@ -33,24 +35,23 @@ def make_table(
     folder.mkdir(exist_ok=True)
     matrix = open_source(source, key) if isinstance(source, str | Path) else open_source(source)
     made_from = Provenance(
-        matrix.origin.name, matrix.key, {}, matrix.fingerprint() if matrix.origin.is_lasting else
+        matrix.origin.name, matrix.key, {"rule": rule} if rule else {}, matrix.fingerprint() if matrix.origin.is_lasting else
         None, __version__,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as own:
         where = scratch or Path(own)
-        job = Job(matrix, Scratch(str(where)), sizes[2], method, rule, both)
+        job = Job(matrix, Scratch(str(where)), sizes[2], method, rule, weighted, both)
         tuning = Tuning(sizes[0], sizes[0], sizes[1], sizes[2], threads)
         with closing(Journal(where, "run")) as journal:
             stages = ResumableExecutor(executor or Threads(threads, Progress()), journal)
-            delivery = ParquetDelivery(job, folder, made_from, stages, weighted=weighted)
-            delivery._target = delivery._target.__class__(
-                **{**delivery._target.__dict__, **target}
-            )
+            delivery = ParquetDelivery(job, folder, stages)
+            delivery._target = replace(delivery._target, **target)
             blocks = cut_blocks(matrix, sizes[0], sizes[0])
-            outcome = run_stages(job, blocks, tuning, (3, 2**60 + 7), stages, delivery)
-        n_edges = outcome.n_edges // (2 if both else 1)
-        degree = outcome.max_neighbors
-        return delivery.describe(n_edges, degree, None)
+            outcome = run_stages(job, blocks, tuning, (3, 2**60 + 7, 99), stages, delivery)
+    return write_manifest(
+        folder, job.source.n_cells, outcome, job.rule or "ones", made_from, both=both,
+        weighted=weighted, row_group=delivery._target.row_group,
+    )  # fmt: skip
 
 
 def wanted(matrix: Any, rule: str, *, both: bool) -> tuple[Any, Any, Any]:
