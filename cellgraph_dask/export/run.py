@@ -34,6 +34,7 @@ from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.rules import RULES
 from ..stages.runs import Scratch
+from .check import broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class _Export:
                 return
             except (OtherMethodError, NegativeWeightError) as reason:
                 if self.options.product.is_strict:
-                    raise _not_symmetric(prepared.job.source) from None
+                    raise _not_symmetric(prepared, Path(record.scratch).parent, progress) from None
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
                 method: Method = "signed" if signed else "general"
@@ -360,9 +361,16 @@ def _taken(plan: ExportPlan) -> str:
     )
 
 
-def _not_symmetric(source: Source) -> SourceError:
-    """Say that a matrix is not symmetric in its weights."""
+def _not_symmetric(prepared: Prepared, scratch: Path, progress: Progress) -> SourceError:
+    """Say what keeps a matrix from being taken with its weights as they are."""
+    source, plan = prepared.job.source, prepared.plan
+    broken = broken_rules(
+        source, "cellucid-0.9.4", limit=plan.memory_limit_bytes, threads=plan.threads,
+        scratch=scratch, progress=progress,
+    )  # fmt: skip
+    told = " ".join(rule.text for rule in broken if rule.rule != "size")
     return SourceError(
-        f"{source.key} of {source.path} is not symmetric in its weights, or has repeated entries. "
-        f"Choose how both directions of a pair become one weight, with `rule`: {', '.join(RULES)}."
+        f"{source.key} of {source.path} cannot be taken with its weights as they are: {told} Mend "
+        "that, or choose how both directions of a pair become one weight, with `rule`: "
+        f"{', '.join(RULES)}."
     )

@@ -61,7 +61,8 @@ def prepare(
         method = "symmetric" if looks_symmetric(source) else "general"
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(
-        source, Scratch(""), shift, method, product.rule, product.weights, product.both
+        source, Scratch(""), shift, method, product.rule, product.weights, product.both,
+        product.is_strict,
     )  # fmt: skip
     budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:
@@ -209,7 +210,7 @@ def make_plan(
     if job.method == "symmetric":
         n_edges = source.n_entries if job.both else source.n_entries // 2
     output = product.output_bytes(source.n_cells, n_edges)
-    scratch = source.spool_bytes + _run_bytes(job, tuning, n_blocks)
+    scratch = source.spool_bytes + run_bytes(job, tuning, n_blocks)
     if n_workers:  # parts before they become edge files
         scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
     if compression is not None:
@@ -243,7 +244,7 @@ def make_plan(
     )
 
 
-def _run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
+def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
     """Return the most bytes of all runs together."""
     if job.method == "symmetric":
         return 0

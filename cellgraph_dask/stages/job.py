@@ -12,7 +12,7 @@ from zlib_ng import zlib_ng
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Source
-from .rules import Rule
+from .rules import Combination
 from .runs import Scratch
 
 Method = Literal["symmetric", "general", "signed"]
@@ -27,16 +27,17 @@ class Job:
     merge. "signed": the same with the weights carried along, because some are negative and entries
     may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
     edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
-    rows are complete.
+    rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal.
     """
 
     source: Source
     scratch: Scratch
     shift: int
     method: Method
-    rule: Rule | None = None
+    rule: Combination | None = None
     weights: bool = False
     both: bool = False
+    strict: bool = False
 
     @property
     def edge_dtypes(self) -> list[np.dtype[Any]]:

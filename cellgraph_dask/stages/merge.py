@@ -17,7 +17,7 @@ from . import loops, weighted_loops
 from .degrees import DegreeSink
 from .job import EdgeSink, Job, edges_crc, read_kept
 from .pieces import Piece
-from .rules import RULES, check_edges
+from .rules import CODES, check_edges
 from .runs import Written
 from .split import BAND_BITS, LOWER, ROWS, SLAB, UPPER, SplitRuns
 
@@ -89,7 +89,7 @@ def _merge_pair(runs: SplitRuns, piece: Piece) -> list[Array]:
             weight = sum(sums)
         else:
             ordered = sums if source < destination else reversed(sums)
-            weight = weighted_loops.combine.function(RULES.index(job.rule), *ordered)
+            weight = weighted_loops.combine.function(CODES.index(job.rule), *ordered)
     n = int(weight != 0)
     columns = [np.full(n, cell, job.cell_dtype) for cell in (source, destination)]
     return columns if job.rule is None else [*columns, np.full(n, weight, np.float64)]
@@ -146,7 +146,7 @@ def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:
         *place, packed.upper["dst"], packed.upper["weight"], packed.upper_starts,
         packed.lower["src"], packed.lower["row"], packed.lower["weight"], packed.lower_starts,
         packed.bases, *ends, grouped[:n_upper], kept[:n_upper], grouped[n_upper:], kept[n_upper:],
-        keys, RULES.index(job.rule), *out,
+        keys, CODES.index(job.rule), *out,
     )  # fmt: skip
     return n
 

@@ -139,7 +139,7 @@ def warm_up(job: Job) -> None:
     source.warm_up()
     indices = np.array([1], dtype=source.row_dtype)
     indptr = np.array([0, 1, 1])
-    counts = np.zeros(3, np.int64)
+    counts = np.zeros(4, np.int64)
     dst: Array = np.zeros(2, np.uint64 if source.row_dtype.itemsize == 8 else np.uint32)
     out = dst.copy()
     if job.method == "symmetric":

@@ -16,16 +16,21 @@ from ..source.matrix import Block, BlockEntries, Source
 
 Rule = Literal["ones", "max", "min", "mean", "sum", "fuzzy"]
 
-RULES: tuple[Rule, ...] = get_args(Rule)  # compiled loops know a rule by its place
+RULES: tuple[Rule, ...] = get_args(Rule)
+
+# Besides the rules, for a check: 0 where both directions are the same, 1 where only one of them is
+# there, 2 where both are there with different weights.
+Combination = Literal["ones", "max", "min", "mean", "sum", "fuzzy", "differ"]
+CODES: tuple[Combination, ...] = get_args(Combination)  # compiled loops know them by their place
 
 _MOST_EXACT = 2**53  # whole numbers up to here are the same in float64
 
 
-def check_weights(source: Source, rule: Rule, block: Block, entries: BlockEntries) -> Array:
+def check_weights(source: Source, rule: Combination, block: Block, entries: BlockEntries) -> Array:
     """Return the weights of a block; a SourceError names the first that the rule does not take."""
     weights = entries.weights
     assert weights is not None
-    if not weights.size:
+    if not weights.size or rule == "differ":
         return weights
     low, high = weights.min(), weights.max()
     bad, why = None, ""

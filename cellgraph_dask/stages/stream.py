@@ -19,7 +19,7 @@ from ..machine import buffers
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
-from .rules import RULES, check_edges, check_weights
+from .rules import CODES, check_edges, check_weights
 
 _MASK = 2**64 - 1
 
@@ -53,7 +53,7 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
     imbalance = np.zeros(4, np.uint64)
-    degrees = np.zeros(3, np.int64)
+    degrees = np.zeros(4, np.int64)
     if job.rule is None:
         n, repeats = loops.stream_block(
             entries.indices, entries.indptr, block.first_row, seeds, *out, imbalance, degrees
@@ -64,10 +64,11 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
         weights = weights.astype(np.float64, copy=False)
         n, repeats = weighted_loops.stream_entries(
             entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-            np.array([block.first_row + 1, block.last_row - 1]), job.both, RULES.index(job.rule),
+            np.array([block.first_row + 1, block.last_row - 1]), job.both, CODES.index(job.rule),
             seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
         )  # fmt: skip
-    if repeats or imbalance[2:].any():
+    has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
+    if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
         raise NotSymmetricError
     edges = [column[:n] for column in out]
     if job.rule is not None:
