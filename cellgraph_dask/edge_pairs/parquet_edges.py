@@ -13,13 +13,16 @@ from ..machine.remote import AnyPath
 from .format import check_readable
 from .parquet import GraphTable, TableFile
 from .parquet_io import TableReader, reading_bytes
-from .reader import Slab
+from .reader import SLAB_EDGES, Slab
 
 
 def edges_bytes(table: GraphTable) -> int:
-    """Return the most bytes that `stream_edges` needs: a row group, its checks and its half."""
+    """Return the most bytes that `stream_edges` needs: a row group, its checks and its half.
+
+    A slab of it may be looked at too.
+    """
     row = sum(dtype.itemsize for dtype in table.columns.values())
-    return reading_bytes(table.columns) + table.row_group * (row + 8)
+    return reading_bytes(table.columns) + table.row_group * (row + 8) + SLAB_EDGES * 128
 
 
 def stream_edges(

@@ -217,12 +217,15 @@ class TableReader:
 
     def _check(self, n_rows: int, row_group: int) -> None:
         found = self._file.metadata
-        sizes = [row_group] * (n_rows // row_group) + [n_rows % row_group] * (n_rows % row_group > 0)
-        in_file = [found.row_group(k).num_rows for k in range(found.num_row_groups)]
-        if in_file != sizes:
+        n_groups, in_file = -(-n_rows // row_group), 0
+        for k in range(found.num_row_groups):
+            rows = found.row_group(k).num_rows
+            whole = rows == row_group or k == n_groups - 1
+            in_file += rows if whole else -(2**62)
+        if (in_file, found.num_row_groups) != (n_rows, n_groups):
             raise InvalidExportError(
-                f"{self._path} has {sum(in_file)} rows in {len(in_file)} row groups; {n_rows} rows "
-                f"in {len(sizes)} were expected."
+                f"{self._path} has {found.num_rows} rows in {found.num_row_groups} row groups; "
+                f"{n_rows} rows in groups of {row_group} were expected."
             )
         names = {field.name: str(field.type) for field in self._file.schema_arrow}
         wanted = {f.name: str(f.type) for f in _schema(self._columns)}
@@ -257,3 +260,23 @@ class TableReader:
         """Close the file."""
         self._file = None
         self._source.close()
+        pyarrow().default_memory_pool().release_unused()
+
+
+def check_cells(path: AnyPath, n_cells: int) -> None:
+    """Refuse a table of cells that does not have each cell once, in order."""
+    pa = pyarrow()
+    with _named_errors(path):
+        source = pa.OSFile(str(path)) if isinstance(path, Path) else path.open("rb")
+        try:
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
+            start = 0
+            for batch in file.iter_batches(MOST_ROWS, columns=["cell"], use_threads=False):
+                cells = batch.column(0).to_numpy()
+                if not np.array_equal(cells, np.arange(start, start + cells.size)):
+                    raise InvalidExportError(f"{path} does not have the cells in order.")
+                start += cells.size
+            if start != n_cells:
+                raise InvalidExportError(f"{path} has {start} cells instead of {n_cells}.")
+        finally:
+            source.close()

@@ -35,6 +35,7 @@ from .format import (
 )
 from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
+from .parquet import GRAPH, is_parquet, read_graph_table
 from .provenance import PROVENANCE
 
 
@@ -250,6 +251,7 @@ def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells
 
 
 _SPARE_BYTES = 1 << 20
+_MOST_MANIFEST = 1 << 30  # bytes, of which each file takes some hundred
 
 
 @contextmanager
@@ -273,6 +275,11 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:
     """Return the files of an export, and the most bytes of each that are worth a look."""
+    if is_parquet(origin):
+        with suppress(InvalidExportError):
+            files = read_graph_table(origin).all_files
+            return [(GRAPH, _MOST_MANIFEST), *((file.name, file.n_bytes + 1) for file in files)]
+        return [(GRAPH, _MOST_MANIFEST)]
     texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
     try:
         manifest = read_manifest(origin)
