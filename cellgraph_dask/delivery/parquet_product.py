@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
 from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
+from .cells_table import CellsTable
 from .parquet import ParquetDelivery, parquet_bytes, read_files
 
 
@@ -37,13 +38,13 @@ from .parquet import ParquetDelivery, parquet_bytes, read_files
 class ParquetFolder:
     """A folder of Parquet files, with `weights` or without, in one direction or in `both`.
 
-    `cells`, if it is given, writes the table of cells into a folder, and returns what it wrote.
+    `cells`, if it is given, is what the table of cells is made from.
     """
 
     weights: bool = False
     wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
     both: bool = False
-    cells: Callable[[Path], TableFile] | None = None
+    cells: CellsTable | None = None
 
     in_pieces = True
     preload = (parquet_io.warm_up,)
@@ -74,6 +75,8 @@ class ParquetFolder:
     def check(self, n_cells: int) -> None:
         """See `Product`."""
         parquet_io.pyarrow()
+        if self.cells is not None:
+            self.cells.check(n_cells)
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
@@ -90,7 +93,8 @@ class ParquetFolder:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        return threads * parquet_bytes(job)
+        cells = self.cells.check(job.source.n_cells) if self.cells is not None else 0
+        return max(threads * parquet_bytes(job), cells)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
@@ -118,7 +122,7 @@ class ParquetFolder:
     ) -> None:  # fmt: skip
         """See `Product`."""
         with named_disk_errors(made):
-            cells = self.cells(made) if self.cells is not None else None
+            cells = self.cells.write(made, n_cells) if self.cells is not None else None
             write_manifest(
                 made, n_cells, outcome, self.rule or "ones", provenance, both=self.both,
                 weighted=self.weights, cells=cells,

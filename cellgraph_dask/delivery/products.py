@@ -6,7 +6,7 @@ A `Product` is what the user asks for. It tells the stages which edges are wante
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,14 @@ class Product(Protocol):
         """Whether edges are delivered in both directions."""
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether all edges are in files of pieces first, on threads too."""
+
+    @property
+    def preload(self) -> tuple[Callable[[], None], ...]:
+        """What loads the libraries that making it takes."""
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options that decide the bytes of the files, for the record and the provenance."""
 
@@ -109,6 +117,9 @@ class EdgePairs:
     weights: bool = False
     wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
     both: bool = False
+
+    in_pieces = False
+    preload = ()
 
     @property
     def rule(self) -> Rule | None:
