@@ -55,9 +55,7 @@ class ExportedGraph:
         Their weights, float64; None if the export has none.
     """
 
-    def __init__(
-        self, name: str, manifest: Manifest | GraphTable, columns: list[_Column]
-    ) -> None:
+    def __init__(self, name: str, manifest: Manifest | GraphTable, columns: list[_Column]) -> None:
         self._name = name
         self._manifest = manifest
         self._columns = columns

@@ -123,7 +123,7 @@ class GraphTable:
 
     def to_json(self) -> str:
         """Return the manifest's text; it ends in a digest of the rest."""
-        told = {"format": FORMAT} | asdict(self) 
+        told = {"format": FORMAT} | asdict(self)
         told["columns"] = {name: dtype.name for name, dtype in self.columns.items()}
         for name in ("source", "key"):
             told["made_from"][name] = printable(told["made_from"][name])

@@ -238,7 +238,9 @@ class TableReader:
     def metadata(self) -> dict[str, str]:
         """The key-value metadata."""
         found = self._file.metadata.metadata or {}
-        return {key.decode(errors="replace"): v.decode(errors="replace") for key, v in found.items()}
+        return {
+            key.decode(errors="replace"): v.decode(errors="replace") for key, v in found.items()
+        }
 
     @property
     def n_groups(self) -> int:

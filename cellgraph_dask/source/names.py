@@ -131,4 +131,3 @@ def _index_of(obs: Node, path: str) -> tuple[Node, str]:
             if found is not None:
                 return found, f"{path}/{name}"
     raise SourceError(f"{path} has no index, which names the cells. Leave the table of cells out.")
-

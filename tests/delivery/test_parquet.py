@@ -220,4 +220,3 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
         assert a.stop == b.start
         assert src[a.stop - 1] != src[a.stop]
         assert (a.stop - 1) // 100 >= 1
-
