@@ -24,7 +24,7 @@ from ..edge_pairs.provenance import Provenance
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import named_disk_errors, opened, write_at
 from ..machine.remote import is_url
-from ..publish.whole import WholeOutput, work_beside
+from ..publish.whole import AnyOutput, WholeOutput, work_beside
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -107,7 +107,7 @@ class ParquetFolder:
         """See `Product`."""
         return work_beside(_local(out_dir))
 
-    def check_place(self, output: Any, n_cells: int) -> None:
+    def check_place(self, output: AnyOutput, n_cells: int) -> None:
         """See `Product`."""
 
     def delivery(

@@ -327,9 +327,9 @@ def _copy_table(origin: AnyPath, table: GraphTable, folder: Path) -> list[_Colum
             for _ in table.columns
         ]
         n = 0
-        for _, *columns in stream_edges(origin, table):
-            n += columns[0].size
-            for file, column in zip(files, columns, strict=False):
+        for edges in stream_edges(origin, table):
+            n += edges.src.size
+            for file, column in zip(files, edges[1:], strict=False):
                 file.write(np.ascontiguousarray(column).data)
         if n != table.n_edges:
             raise InvalidExportError(f"{origin} holds {n} edges instead of {table.n_edges}.")

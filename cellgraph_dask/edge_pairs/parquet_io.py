@@ -154,7 +154,7 @@ def writing_bytes(columns: Mapping[str, Any]) -> int:
 
 def reading_bytes(columns: Mapping[str, Any]) -> int:
     """Return the most bytes that reading a row group takes: the columns, and what is decoded."""
-    row = sum(np.dtype(dtype).itemsize for dtype in columns.values())
+    row = sum(int(np.dtype(dtype).itemsize) for dtype in columns.values())
     return 2 * MOST_ROWS * row + len(columns) * _PAGES_BYTES
 
 

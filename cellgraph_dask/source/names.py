@@ -15,6 +15,7 @@ from .opening import is_container, open_root
 
 _MOST_AT_ONCE = 1 << 20  # names in a chunk, and categories
 _NAME_BYTES = 160  # about, of a name as Python holds it, with what it is decoded from
+_LEAVE = "Leave the table of cells out."
 _INDEXES = ("_index", "index")
 
 
@@ -36,16 +37,15 @@ class Names:
         first = self._parts.get("values", self._parts.get("codes"))
         if first is None or len(first.shape) != 1 or first.shape[0] != n_cells:
             raise SourceError(
-                f"the names of the cells, {path}, cannot be read: {n_cells} texts are needed. Leave "
-                "the table of cells out."
+                f"the names of the cells, {path}, cannot be read: {n_cells} texts are needed. "
+                f"{_LEAVE}"
             )
         self.n_at_once = max(_unit(part) for part in self._parts.values())
         n_categories = int(self._parts["categories"].shape[0]) if "codes" in self._parts else 0
         if max(self.n_at_once, n_categories) > _MOST_AT_ONCE:
             raise SourceError(
                 f"the names of the cells, {path}, come in chunks of {self.n_at_once:,} texts or "
-                f"{n_categories:,} categories; up to {_MOST_AT_ONCE:,} are read. Leave the table of "
-                "cells out."
+                f"{n_categories:,} categories; up to {_MOST_AT_ONCE:,} are read. {_LEAVE}"
             )
         self.n_bytes = _NAME_BYTES * (2 * self.n_at_once + n_categories)
 
@@ -111,10 +111,7 @@ def open_names(
             if obs is not None:
                 yield Names(*_index_of(obs, path), n_cells)
                 return
-        raise SourceError(
-            f"{root.origin.path} has no obs, whose index names the cells. Leave the table of cells "
-            "out."
-        )
+        raise SourceError(f"{root.origin.path} has no obs, whose index names the cells. {_LEAVE}")
 
 
 def _index_of(obs: Node, path: str) -> tuple[Node, str]:
@@ -130,4 +127,4 @@ def _index_of(obs: Node, path: str) -> tuple[Node, str]:
             found = get(obs, name)
             if found is not None:
                 return found, f"{path}/{name}"
-    raise SourceError(f"{path} has no index, which names the cells. Leave the table of cells out.")
+    raise SourceError(f"{path} has no index, which names the cells. {_LEAVE}")

@@ -294,9 +294,11 @@ class Check:
         return max(self._reserved_first, now)
 
     def available(self) -> int:
+        """Return the bytes that the step at hand may take."""
         return self.limit - self._reserved() - SLACK_BYTES
 
     def too_small(self, needed: int) -> MemoryLimitError:
+        """Return the refusal of a limit, as so many bytes are needed."""
         reserved = self._reserved()
         least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
         return MemoryLimitError(

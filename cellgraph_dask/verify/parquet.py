@@ -197,6 +197,8 @@ class _Mirror:
 
 def _scramble(x: Array) -> Array:
     """Mix the bits of uint64 values: Murmur3's finalizer."""
-    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return x ^ (x >> np.uint64(33))
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        x = x ^ (x >> np.uint64(33))
+        x = x * np.uint64(factor)
+    mixed: Array = x ^ (x >> np.uint64(33))
+    return mixed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_files_end_between_sources(tmp_path, monkeypatch):
     table = make_table(hub.tocsr(), tmp_path, sizes=(150, 130, 8), row_group=64)
     ends = np.cumsum([file.rows for file in table.files])
     sources = np.split(read(tmp_path)[0], ends[:-1])
-    assert all(a[-1] < b[0] for a, b in zip(sources, sources[1:], strict=False))
+    assert all(a[-1] < b[0] for a, b in pairwise(sources))
     rows = [file.rows for file in table.files]
     assert rows[0] == 5 + 384, "the hub's edges are in one file"
     assert sum(rows) == table.n_edges
@@ -204,7 +205,7 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
     expected = None
     for pieces in ([500], [0, 100, 0, 3, 397], [250, 250, 0]):
         positions = (0, *np.cumsum(pieces).tolist())
-        for k, (a, b) in enumerate(zip(positions, positions[1:], strict=False)):
+        for k, (a, b) in enumerate(pairwise(positions)):
             PieceSink(job.scratch).write(k, src[a:b], src[a:b])
         target = dataclasses.replace(Target(job, tmp_path), positions=positions)
         parquet_rows, parquet.FILE_ROWS = parquet.FILE_ROWS, 100
@@ -216,7 +217,7 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
         assert ranges == expected
     assert ranges[0].start == 0
     assert ranges[-1].stop == 500
-    for a, b in zip(ranges, ranges[1:], strict=False):
+    for a, b in pairwise(ranges):
         assert a.stop == b.start
         assert src[a.stop - 1] != src[a.stop]
         assert (a.stop - 1) // 100 >= 1

@@ -35,9 +35,12 @@ def make_table(
     folder.mkdir(exist_ok=True)
     matrix = open_source(source, key) if isinstance(source, str | Path) else open_source(source)
     made_from = Provenance(
-        matrix.origin.name, matrix.key, {"rule": rule} if rule else {}, matrix.fingerprint() if matrix.origin.is_lasting else
-        None, __version__,
-    )  # fmt: skip
+        source=matrix.origin.name,
+        key=matrix.key,
+        options={"rule": rule} if rule else {},
+        fingerprint=matrix.fingerprint() if matrix.origin.is_lasting else None,
+        version=__version__,
+    )
     with tempfile.TemporaryDirectory() as own:
         where = scratch or Path(own)
         job = Job(matrix, Scratch(str(where)), sizes[2], method, rule, weighted, both)
