@@ -294,7 +294,12 @@ def open_export(
 
 def _read_any(origin: AnyPath) -> Manifest | GraphTable:
     """Return the manifest of an export, whichever format it has."""
-    return read_graph_table(origin) if is_parquet(origin) else read_manifest(origin)
+    try:
+        return read_manifest(origin)
+    except InvalidExportError:
+        if not is_parquet(origin):
+            raise
+        return read_graph_table(origin)
 
 
 def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:

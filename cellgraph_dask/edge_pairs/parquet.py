@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InvalidExportError
 from ..machine.remote import AnyPath
-from .format import ABSENT, check_readable, read_json
+from .format import ABSENT, MANIFEST, check_readable, read_json
 from .provenance import Provenance, printable
 
 GRAPH = "_graph.json"
@@ -147,8 +147,8 @@ def metadata_of(
 
 
 def is_parquet(out_dir: AnyPath) -> bool:
-    """Whether a folder holds a graph in Parquet."""
-    return (out_dir / GRAPH).exists()
+    """Whether a folder holds a graph in Parquet, and none in edge files."""
+    return (out_dir / GRAPH).exists() and not (out_dir / MANIFEST).exists()
 
 
 def read_graph_table(out_dir: AnyPath) -> GraphTable:

@@ -275,21 +275,24 @@ def downloaded(origin: RemotePath, scratch_dir: str | Path | None = None) -> Ite
 
 def _files(origin: RemotePath) -> list[tuple[str, int]]:
     """Return the files of an export, and the most bytes of each that are worth a look."""
-    if is_parquet(origin):
-        with suppress(InvalidExportError):
-            files = read_graph_table(origin).all_files
-            return [(GRAPH, _MOST_MANIFEST), *((file.name, file.n_bytes + 1) for file in files)]
-        return [(GRAPH, _MOST_MANIFEST)]
     texts = [(name, _SPARE_BYTES) for name in (MANIFEST, IDENTITY)]
     try:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
-        return texts
+        return _files_of_table(origin) if is_parquet(origin) else texts
     edges = [
         (manifest.path(side), _most_stored(manifest.n_edges * dtype.itemsize))
         for side, dtype in manifest.columns.items()
     ]
     return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
+
+
+def _files_of_table(origin: RemotePath) -> list[tuple[str, int]]:
+    """Return the files of a folder of Parquet files, as those of an export."""
+    files: list[tuple[str, int]] = [(GRAPH, _MOST_MANIFEST)]
+    with suppress(InvalidExportError):
+        files += [(file.name, file.n_bytes + 1) for file in read_graph_table(origin).all_files]
+    return files
 
 
 def _most_stored(n_bytes: int) -> int:
