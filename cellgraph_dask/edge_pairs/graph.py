@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,11 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
-from ..machine.remote import AnyPath, find_path, local_path
+from ..machine.remote import AnyPath, RemotePath, find_path, local_path
 from .format import Manifest, check_length, named_read_errors, read_manifest
 from .parquet import GraphTable, is_parquet, read_graph_table
 from .parquet_edges import stream_edges
-from .reader import first_bad_edge, read_edges
+from .reader import downloaded, first_bad_edge, read_edges
 
 if TYPE_CHECKING:
     import dask.array
@@ -331,8 +331,11 @@ def _copy_table(origin: AnyPath, table: GraphTable, folder: Path) -> list[_Colum
             stack.enter_context(tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder))
             for _ in table.columns
         ]
+        local = (
+            origin if isinstance(origin, Path) else stack.enter_context(_fetched(origin, folder))
+        )
         n = 0
-        for edges in stream_edges(origin, table):
+        for edges in stream_edges(local, table):
             n += edges.src.size
             for file, column in zip(files, edges[1:], strict=False):
                 file.write(np.ascontiguousarray(column).data)
@@ -344,6 +347,16 @@ def _copy_table(origin: AnyPath, table: GraphTable, folder: Path) -> list[_Colum
             _Column(_map(file, dtype, n), os.urandom(16).hex())
             for file, dtype in zip(files, table.columns.values(), strict=True)
         ]
+
+
+@contextmanager
+def _fetched(origin: RemotePath, folder: Path) -> Iterator[Path]:
+    """Yield a folder with the files of a remote export; errors name them by their URLs."""
+    with downloaded(origin, folder) as local:
+        try:
+            yield local
+        except InvalidExportError as error:
+            raise InvalidExportError(str(error).replace(str(local), str(origin))) from error
 
 
 def _check_room(origin: AnyPath, manifest: Manifest | GraphTable, folder: Path) -> None:

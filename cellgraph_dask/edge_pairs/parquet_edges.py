@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import InvalidExportError
 from ..machine.buffers import Array
-from ..machine.remote import AnyPath
 from .format import check_readable
 from .parquet import GraphTable, TableFile
 from .parquet_io import TableReader, reading_bytes
@@ -26,7 +26,7 @@ def edges_bytes(table: GraphTable) -> int:
 
 
 def stream_edges(
-    out_dir: AnyPath, table: GraphTable, look: Callable[[Slab], None] | None = None
+    out_dir: Path, table: GraphTable, look: Callable[[Slab], None] | None = None
 ) -> Iterator[Slab]:
     """Yield all edges with source < destination, in order; those of a row group at a time.
 
@@ -61,7 +61,7 @@ def stream_edges(
             first += file.rows
 
 
-def _open(out_dir: AnyPath, table: GraphTable, file: TableFile) -> TableReader:
+def _open(out_dir: Path, table: GraphTable, file: TableFile) -> TableReader:
     """Open a file of edges; what it says of the graph must be what the manifest says."""
     check_readable(out_dir / file.name, out_dir)
     reader = TableReader(out_dir / file.name, table.columns, file.rows, table.row_group)

@@ -20,7 +20,6 @@ import numpy as np
 from ..errors import InvalidExportError, OutputError
 from ..machine.buffers import Array
 from ..machine.files import begin_writeback, opened, write_at
-from ..machine.remote import AnyPath
 from .parquet import MOST_ROWS
 
 _WRITEBACK_BYTES = 1 << 23
@@ -177,7 +176,7 @@ def digest_of(path: Path) -> Written:
 
 
 @contextmanager
-def _named_errors(path: AnyPath) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     """Turn whatever pyarrow says of a file into an InvalidExportError."""
     try:
         yield
@@ -195,15 +194,13 @@ class TableReader:
     row groups that are expected.
     """
 
-    def __init__(
-        self, path: AnyPath, columns: Mapping[str, Any], n_rows: int, row_group: int
-    ) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, Any], n_rows: int, row_group: int) -> None:
         pa = pyarrow()
         self._path = path
         self._columns = columns
         self._file: Any = None
         with _named_errors(path):
-            source = pa.OSFile(str(path)) if isinstance(path, Path) else path.open("rb")
+            source = pa.OSFile(str(path))
             try:
                 self._file = pa.parquet.ParquetFile(
                     source, pre_buffer=False, page_checksum_verification=True,
@@ -265,11 +262,11 @@ class TableReader:
         pyarrow().default_memory_pool().release_unused()
 
 
-def check_cells(path: AnyPath, n_cells: int) -> None:
+def check_cells(path: Path, n_cells: int) -> None:
     """Refuse a table of cells that does not have each cell once, in order."""
     pa = pyarrow()
     with _named_errors(path):
-        source = pa.OSFile(str(path)) if isinstance(path, Path) else path.open("rb")
+        source = pa.OSFile(str(path))
         try:
             file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
             start = 0

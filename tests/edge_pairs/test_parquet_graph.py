@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from cellgraph_dask import open_export
+from cellgraph_dask import open_export, verify_export
 from cellgraph_dask.delivery import parquet
 from cellgraph_dask.errors import InvalidExportError
+from tests.helpers.stores import write_store
 from tests.helpers.tables import make_table, wanted
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -66,3 +67,22 @@ def test_damaged_files_are_told(tmp_path, damage):
         path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(InvalidExportError, match=r"edges-00000\.parquet"):
         open_export(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_folder_that_was_copied_to_a_url_is_read_there(tmp_path, s3):
+    store = write_store(tmp_path / "s.zarr", DIRECTED)
+    make_table(store, tmp_path / "out", rule="max", both=True, weighted=True, row_group=500)
+    bucket = s3.make_bucket()
+    for path in (tmp_path / "out").iterdir():
+        s3.file_system().pipe_file(f"{bucket}/exports/a/{path.name}", path.read_bytes())
+    url = f"s3://{bucket}/exports/a"
+    src, _, weights = wanted(DIRECTED, "max", both=False)
+    with open_export(url, storage_options=s3.options()) as graph:
+        np.testing.assert_array_equal(graph.src, src)
+        np.testing.assert_array_equal(graph.weights, weights)
+    report = verify_export(url, source=store, output_storage_options=s3.options())
+    assert report.ok, report.problems
+    s3.file_system().pipe_file(f"{bucket}/exports/a/edges-00000.parquet", b"other")
+    report = verify_export(url, output_storage_options=s3.options())
+    assert url in report.problems[0]
