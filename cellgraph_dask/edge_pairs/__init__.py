@@ -1,4 +1,4 @@
-"""The edge-pair format of the Cellucid viewer at rest: names, manifest, gzip, reading, opening.
+"""A graph at rest, as edge pairs of the Cellucid viewer or in Parquet: reading it, opening it.
 
 It never makes an edge and never writes to an export's folder.
 """
