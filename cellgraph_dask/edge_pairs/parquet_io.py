@@ -24,7 +24,8 @@ from .parquet import MOST_ROWS
 
 _WRITEBACK_BYTES = 1 << 23
 _PAGES_BYTES = 6 << 20  # pages of a column on their way: as values, encoded, compressed
-_LEVEL = 1  # of zstd: higher ones save a hundredth
+_LEVEL = -1  # of zstd: 1 takes a fifth more time to save 3 percent
+_PAGE_BYTES = 1 << 17  # of values; they stay in a near cache from one step to the next
 _HASHED_BYTES = 1 << 20
 _MOST_TEXTS = 1 << 20  # bytes of names, and columns or row groups, that metadata may hold
 
@@ -123,7 +124,7 @@ def write_table(
                 sink, schema, version="2.6", data_page_version="1.0", store_schema=False,
                 use_dictionary=False, compression="zstd", compression_level=_LEVEL,
                 column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
-                write_statistics=True, write_page_checksum=True,
+                data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
                 sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
                 memory_pool=pa.system_memory_pool(),
             )  # fmt: skip
