@@ -146,7 +146,7 @@ def combine(rule: int, a: Any, b: Any) -> Any:
     if rule == _SUM:
         return a + b
     if rule == _FUZZY:
-        return a + b - a * b
+        return a + b - a * b if a <= 1.0 and b <= 1.0 else np.nan
     if a == b:
         return 0.0
     return 2.0 if a != 0.0 and b != 0.0 else 1.0
