@@ -22,20 +22,20 @@ _MOST_CHUNK_BYTES = 1 << 24  # of an embedding, that are read at once
 
 @dataclass(frozen=True)
 class CellsTable:
-    """What the table of cells is made from: the store of a matrix, and where in it that is."""
+    """What the table of cells is made from: the store of a matrix, and where in it that is.
+
+    Writing it needs at most `n_bytes` of memory.
+    """
 
     source: Any = field(repr=False)
-    storage_options: Mapping[str, Any] | None = field(repr=False, default=None)
-    key: str = ""
+    storage_options: Mapping[str, Any] | None = field(repr=False)
+    key: str
+    n_cells: int
+    n_bytes: int
 
-    def check(self, n_cells: int) -> int:
-        """Return the bytes that `write` needs; a SourceError if the cells have no names."""
-        with open_names(self.source, n_cells, self.storage_options, key=self.key) as names:
-            row = 200 + 8 * (1 + len(_AXES))
-            return names.n_bytes + _ROWS * row + 2 * _MOST_CHUNK_BYTES
-
-    def write(self, folder: Path, n_cells: int) -> TableFile:
+    def write(self, folder: Path) -> TableFile:
         """Write the table into a folder, durably."""
+        n_cells = self.n_cells
         embedding, axes = self._embedding(n_cells)
         columns: dict[str, Any] = {"cell": table_columns(n_cells, weighted=False)["src"]}
         columns |= {"name": str} | axes
@@ -58,6 +58,16 @@ class CellsTable:
         narrow = first.dtype.kind == "f" and first.dtype.itemsize <= 4
         dtype = np.dtype(np.float32 if narrow else np.float64)
         return found[0], dict.fromkeys(_AXES[: first.shape[1]], dtype)
+
+
+def table_of_cells(
+    source: Any, n_cells: int, storage_options: Mapping[str, Any] | None = None, key: str = ""
+) -> CellsTable:
+    """Return what the table of cells is made from; a SourceError if the cells have no names."""
+    with open_names(source, n_cells, storage_options, key=key) as names:
+        row = 200 + 8 * (1 + len(_AXES))
+        n_bytes = names.n_bytes + _ROWS * row + 2 * _MOST_CHUNK_BYTES
+    return CellsTable(source, storage_options, key, n_cells, n_bytes)
 
 
 def _groups(

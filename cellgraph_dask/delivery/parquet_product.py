@@ -75,8 +75,6 @@ class ParquetFolder:
     def check(self, n_cells: int) -> None:
         """See `Product`."""
         parquet_io.pyarrow()
-        if self.cells is not None:
-            self.cells.check(n_cells)
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
@@ -93,7 +91,7 @@ class ParquetFolder:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        cells = self.cells.check(job.source.n_cells) if self.cells is not None else 0
+        cells = self.cells.n_bytes if self.cells is not None else 0
         return max(threads * parquet_bytes(job), cells)
 
     def open(
@@ -122,7 +120,7 @@ class ParquetFolder:
     ) -> None:  # fmt: skip
         """See `Product`."""
         with named_disk_errors(made):
-            cells = self.cells.write(made, n_cells) if self.cells is not None else None
+            cells = self.cells.write(made) if self.cells is not None else None
             write_manifest(
                 made, n_cells, outcome, self.rule or "ones", provenance, both=self.both,
                 weighted=self.weights, cells=cells,

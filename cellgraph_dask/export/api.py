@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..delivery.cells_table import CellsTable
+from ..delivery.cells_table import CellsTable, table_of_cells
 from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Directions, Format, Options
@@ -111,7 +111,7 @@ def plan_export(
         rule=rule,
         format=format,
         directions=directions,
-        cells_table=_cells_table(opened, source, storage_options) if cells_table else None,
+        cells_table=_table_of(opened, source, storage_options) if cells_table else None,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
@@ -135,11 +135,11 @@ def plan_export(
     return prepare(opened, folder, options, upload_bytes=upload_bytes, method=method).plan
 
 
-def _cells_table(
+def _table_of(
     opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None
 ) -> CellsTable:
     key = opened.key if is_container(source) else ""
-    return CellsTable(source, storage_options, key)
+    return table_of_cells(source, opened.n_cells, storage_options, key)
 
 
 def export_connectivities(
@@ -228,7 +228,7 @@ def export_connectivities(
             rule=rule,
             format=format,
             directions=directions,
-            cells_table=_cells_table(opened, source, storage_options) if cells_table else None,
+            cells_table=_table_of(opened, source, storage_options) if cells_table else None,
             memory_limit=memory_limit,
             threads=threads,
             scratch_dir=scratch_dir,

@@ -129,7 +129,8 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
     """Log the plan's warnings, and refuse what cannot fit even if all edges are stored twice."""
     for warning in plan.warnings:
         log.warning("%s", warning)
-    least = plan.output_bytes // 2 if plan.compression is None else 0
+    is_plain = plan.compression is None and plan.options.get("format") != "parquet"
+    least = plan.output_bytes // 2 if is_plain else 0
     scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
     if scratch and _device(scratch_dir) == _device(out_dir):
         scratch += least  # the runs are there until the edge files are complete

@@ -17,6 +17,7 @@ from cellgraph_dask.delivery import parquet
 from cellgraph_dask.edge_pairs import parquet_io
 from cellgraph_dask.errors import OutputError, ResumeError, SourceError
 from cellgraph_dask.export.run import is_interrupted
+from cellgraph_dask.plan import plan as plans
 from cellgraph_dask.publish.whole import work_beside
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
@@ -291,3 +292,10 @@ def test_the_same_bytes_on_a_cluster(tmp_path, store):
     ):
         export_connectivities(store, tmp_path / "cluster", client=client, **options)
     assert snapshot(tmp_path / "cluster") == snapshot(tmp_path / "threads")
+
+
+def test_a_small_disk_is_not_refused_for_files_that_get_smaller(tmp_path, store, monkeypatch):
+    plan = plan_export(store, tmp_path / "out", format="parquet", weights=True, rule="max")
+    assert plan.output_bytes == DIRECTED.nnz * 16
+    monkeypatch.setattr(plans, "free_bytes", lambda _: plan.scratch_bytes + 1)
+    export_connectivities(store, tmp_path / "out", format="parquet", weights=True, rule="max")
