@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import anndata as ad
@@ -22,6 +26,7 @@ from cellgraph_dask.publish.whole import work_beside
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from tests.benchmarks.make_store import make_store
 from tests.helpers.command import run
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import snapshot, write_store
@@ -181,7 +186,7 @@ def test_urls_are_refused(store):
 
 
 def test_without_pyarrow_it_says_what_to_install(tmp_path, store, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(OutputError, match=r"cellgraph-dask\[parquet\]"):
         export_connectivities(store, tmp_path / "out", format="parquet")
 
@@ -299,3 +304,40 @@ def test_a_small_disk_is_not_refused_for_files_that_get_smaller(tmp_path, store,
     assert plan.output_bytes == DIRECTED.nnz * 16
     monkeypatch.setattr(plans, "free_bytes", lambda _: plan.scratch_bytes + 1)
     export_connectivities(store, tmp_path / "out", format="parquet", weights=True, rule="max")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_again_and_again_comes_to_the_same_files(tmp_path):
+    """It is killed in every stage, while files are written too, and replaces an older folder."""
+    store = make_store(
+        tmp_path / "s.zarr", n_cells=60_000, n_neighbors=15, kind="directed", order="random",
+        zarr_format=2, chunk=9_000,
+    )  # fmt: skip
+    options = {"format": "parquet", "weights": True, "rule": "max", "directions": "both"}
+    options["memory_limit"] = "600MB"
+    export_connectivities(store, tmp_path / "whole", **options)
+    out_dir = tmp_path / "out"
+    export_connectivities(store, out_dir, format="parquet")
+    before = snapshot(out_dir)
+    command = [sys.executable, "-m", "cellgraph_dask", "export", str(store), str(out_dir)]
+    command += ["--format", "parquet", "--weights", "--rule", "max", "--directions", "both"]
+    command += ["--memory-limit", "600MB", "--force", "--resume"]
+    n_killed, n_bytes = 0, 300
+    while True:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None:
+            journals = work_beside(out_dir).glob("journal-*")
+            if any(path.stat().st_size > n_bytes for path in journals):
+                time.sleep(0.02 * n_killed)  # a while into the task, and into the next
+                process.kill()
+                break
+            time.sleep(0.001)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        n_killed, n_bytes = n_killed + 1, 3 * n_bytes
+        assert snapshot(out_dir) == before
+    assert n_killed > 1
+    assert snapshot(out_dir) == snapshot(tmp_path / "whole")
+    assert not work_beside(out_dir).exists()
