@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from .edge_pairs.format import MANIFEST
+from .edge_pairs.parquet import is_parquet
 from .errors import CellgraphError, SourceError
 from .export.record import RUN
 from .machine.folders import read_plain
 from .machine.remote import is_url, local_path, plain_name
 from .machine.report import Report
+from .publish.whole import work_beside
 from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import progress_bars
 from .source.embeddings import stored_embeddings
@@ -31,6 +33,7 @@ from .source.layout import (
 from .source.opening import ARRAYS, Root, open_root
 from .verify.api import allowed
 from .verify.checks import VerifyReport, verify
+from .verify.parquet import verify_table
 
 _PREFIXES = ("cellgraph-dask-", WORK_FOLDER)
 _MOST_RUN_BYTES = 2**20
@@ -217,11 +220,13 @@ def inspect_path(
     if is_url(plain_name(path)):
         return _inspect_store(path, key, neighbors_key, storage_options)
     folder = local_path(path)
-    if _is_there(folder / MANIFEST):
+    in_parquet = is_parquet(folder)
+    if in_parquet or _is_there(folder / MANIFEST):
         limit, n_threads = allowed(memory_limit, threads)
+        check = verify_table if in_parquet else verify
         with progress_bars(progress) as bars:
-            report = verify(folder, bars, limit=limit, threads=n_threads, components=True)
-        run = _read_run(folder / WORK_FOLDER)
+            report = check(folder, bars, limit=limit, threads=n_threads, components=True)
+        run = _read_run(work_beside(folder) if in_parquet else folder / WORK_FOLDER)
         return InspectReport(str(folder), "export", export=report, run=run)
     for scratch in (folder, folder / WORK_FOLDER):
         named = scratch.name.startswith(_PREFIXES)

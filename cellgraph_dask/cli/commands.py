@@ -109,6 +109,13 @@ _run_options = _options(
     click.option("--rule", type=click.Choice(RULES),
                  help="How the weights of both directions become one.  [default: they must be "
                       "the same]"),
+    click.option("--format", type=click.Choice(["cellucid", "parquet"]), default="cellucid",
+                 show_default=True, help="Edge files of cellucid, or a folder of Parquet files."),
+    click.option("--directions", type=click.Choice(["one", "both"]), default="one",
+                 show_default=True, help="Of Parquet: each edge once, or in both directions."),
+    click.option("--cells-table", is_flag=True,
+                 help="Of Parquet: write cells.parquet too, with the names of the cells and the "
+                      "embedding."),
     _size_options,
     click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
                  help="Folder for temporary files.  [default: beside the output]"),
@@ -144,6 +151,12 @@ def cli() -> None:
 def _check_keys(options: dict[str, Any]) -> None:
     if options["neighbors_key"] is not None and options["key"] not in (None, "connectivities"):
         raise click.UsageError("give --key or --neighbors-key, not both")
+    if options.get("format") == "parquet" and options["compression"] is not None:
+        raise click.UsageError("--compression is for files of cellucid; Parquet has its own")
+    if options.get("format") == "cellucid" and (
+        options["directions"] != "one" or options["cells_table"]
+    ):
+        raise click.UsageError("--directions and --cells-table are for --format parquet")
 
 
 @contextmanager

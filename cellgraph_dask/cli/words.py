@@ -41,9 +41,7 @@ def describe_plan(plan: ExportPlan) -> str:
         ("method", _METHODS[plan.method]),
         ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
                  f"{plan.threads} threads"),
-        ("edge files", f"{plan.index_dtype}, "
-                       + (f"gzip level {plan.compression}" if plan.compression else "plain")),
-        ("viewer", "that of cellucid 0.0.9; 0.9.1 and later do not read these files"),
+        *_describe_files(plan),
         ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
                    f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
                    f"{format_bytes(plan.memory_limit_bytes)}"),
@@ -53,6 +51,18 @@ def describe_plan(plan: ExportPlan) -> str:
                    f"{format_bytes(plan.output_free_bytes)} free"),
     ]  # fmt: skip
     return "\n".join([rows(facts), *(f"Warning: {warning}" for warning in plan.warnings)])
+
+
+def _describe_files(plan: ExportPlan) -> list[tuple[str, str]]:
+    if plan.options.get("format") == "parquet":
+        columns = f"{plan.index_dtype} src and dst"
+        columns += ", float64 weight" if plan.options["weights"] else ""
+        return [("Parquet files", f"{columns}; directions: {plan.options['directions']}")]
+    compression = f"gzip level {plan.compression}" if plan.compression else "plain"
+    return [
+        ("edge files", f"{plan.index_dtype}, {compression}"),
+        ("viewer", "that of cellucid 0.0.9; 0.9.1 and later do not read these files"),
+    ]
 
 
 def describe_graph(report: Any) -> list[tuple[str, str]]:

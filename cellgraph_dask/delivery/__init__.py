@@ -3,4 +3,4 @@
 It never computes an edge and never shows a file to readers.
 """
 
-__all__ = ["edge_files", "parts", "products"]
+__all__ = ["cells_table", "edge_files", "parquet", "parquet_product", "parts", "products"]

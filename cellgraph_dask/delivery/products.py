@@ -6,7 +6,7 @@ A `Product` is what the user asks for. It tells the stages which edges are wante
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
 from ..machine.files import named_disk_errors
 from ..publish.output import Output, local_folder, open_output
+from ..publish.whole import AnyOutput
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
@@ -59,6 +60,14 @@ class Product(Protocol):
         """Whether edges are delivered in both directions."""
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether all edges are in files of pieces first, on threads too."""
+
+    @property
+    def preload(self) -> tuple[Callable[[], None], ...]:
+        """What loads the libraries that making it takes."""
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options that decide the bytes of the files, for the record and the provenance."""
 
@@ -80,13 +89,13 @@ class Product(Protocol):
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
-    ) -> Output:  # fmt: skip
+    ) -> AnyOutput:  # fmt: skip
         """Return where it goes, to be held for writing."""
 
     def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
         """Return the hidden folder in which it is made, and an interrupted run is found."""
 
-    def check_place(self, output: Output, n_cells: int) -> None:
+    def check_place(self, output: AnyOutput, n_cells: int) -> None:
         """Refuse a place that is of another graph."""
 
     def delivery(
@@ -95,7 +104,7 @@ class Product(Protocol):
         """Return what makes its files, in a folder, of the edges that tasks give it."""
 
     def publish(
-        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
         progress: Progress,
     ) -> None:  # fmt: skip
         """Show the files in the folder `made` to readers."""
@@ -109,6 +118,9 @@ class EdgePairs:
     weights: bool = False
     wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
     both: bool = False
+
+    in_pieces = False
+    preload = ()
 
     @property
     def rule(self) -> Rule | None:
@@ -175,7 +187,7 @@ class EdgePairs:
         """See `Product`."""
         return local_folder(out_dir, scratch_dir) / WORK_FOLDER
 
-    def check_place(self, output: Output, n_cells: int) -> None:
+    def check_place(self, output: AnyOutput, n_cells: int) -> None:
         """See `Product`."""
         read_identity(output.out_dir, n_cells)
 
@@ -195,7 +207,7 @@ class EdgePairs:
         return EdgeFiles(folder, columns, level, parts, note)
 
     def publish(
-        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
         progress: Progress,
     ) -> None:  # fmt: skip
         """See `Product`."""

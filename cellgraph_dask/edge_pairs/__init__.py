@@ -1,6 +1,9 @@
-"""The edge-pair format of the Cellucid viewer at rest: names, manifest, gzip, reading, opening.
+"""A graph at rest, as edge pairs of the Cellucid viewer or in Parquet: reading it, opening it.
 
 It never makes an edge and never writes to an export's folder.
 """
 
-__all__ = ["format", "generation", "graph", "gzip_member", "provenance", "reader"]
+__all__ = [
+    "format", "generation", "graph", "gzip_member", "parquet", "parquet_edges", "parquet_io",
+    "provenance", "reader",
+]  # fmt: skip

@@ -1,16 +1,17 @@
 """Reading an export back: memory maps, Dask arrays, a scipy matrix, the neighbors of a cell.
 
-Plain files are mapped where they are. Of gzip files, and of files in remote storage, a private copy
-is made and mapped; it has no name, so the system removes it with the last map of it, whatever
-happens to this process.
+Plain files are mapped where they are. Of gzip and Parquet files, and of files in remote storage, a
+private copy is made and mapped; it has no name, so the system removes it with the last map of it,
+whatever happens to this process.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
-from ..machine.remote import AnyPath, find_path, local_path
+from ..machine.remote import AnyPath, RemotePath, find_path, local_path
 from .format import Manifest, check_length, named_read_errors, read_manifest
-from .reader import first_bad_edge, read_edges
+from .parquet import GraphTable, is_parquet, read_graph_table
+from .parquet_edges import stream_edges
+from .reader import downloaded, first_bad_edge, read_edges
 
 if TYPE_CHECKING:
     import dask.array
@@ -42,7 +45,7 @@ class ExportedGraph:
 
     Attributes
     ----------
-    manifest : Manifest
+    manifest : Manifest or GraphTable
         What the export's manifest says.
     n_cells, n_edges, max_neighbors : int
         Cells, undirected edges, the largest degree.
@@ -52,7 +55,7 @@ class ExportedGraph:
         Their weights, float64; None if the export has none.
     """
 
-    def __init__(self, name: str, manifest: Manifest, columns: list[_Column]) -> None:
+    def __init__(self, name: str, manifest: Manifest | GraphTable, columns: list[_Column]) -> None:
         self._name = name
         self._manifest = manifest
         self._columns = columns
@@ -74,7 +77,7 @@ class ExportedGraph:
         self._columns = []
 
     @property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> Manifest | GraphTable:
         """What the export's manifest says."""
         return self._manifest
 
@@ -145,8 +148,8 @@ class ExportedGraph:
         """Return sources, destinations and weights, if any, as Dask arrays with the same chunks.
 
         Tasks read their part of a plain export from its files, so they may run on the workers of a
-        cluster that see them. The private copy of a gzip or remote export is of this process:
-        compute such arrays on its threads.
+        cluster that see them. The private copy of another export is of this process: compute such
+        arrays on its threads.
 
         Parameters
         ----------
@@ -237,16 +240,18 @@ def open_export(
     scratch_dir: str | Path | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> ExportedGraph:
-    """Open the edges of an export for reading.
+    """Open the edges of an export for reading, whichever format it has.
+
+    Of Parquet files with both directions, each edge is taken once, as in the other formats.
 
     Parameters
     ----------
     out_dir
         Folder of the export, or its URL.
     scratch_dir
-        Where the copy of a gzip or remote export goes; by default the system's folder for temporary
-        files. It has no name there, and needs the bytes of the plain edge files. Plain exports on
-        disk are not copied.
+        Where the copy of a gzip, Parquet or remote export goes; by default the system's folder for
+        temporary files. It has no name there, and needs the bytes of the plain edge files. Plain
+        exports on disk are not copied.
     storage_options
         For fsspec, if `out_dir` is a URL: endpoint, credentials and the like.
 
@@ -269,19 +274,32 @@ def open_export(
     origin = find_path(out_dir, storage_options)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     for _ in range(_ATTEMPTS):
-        manifest = read_manifest(origin)
+        manifest = _read_any(origin)
         try:
-            columns = _open_columns(origin, manifest, folder)
+            if isinstance(manifest, GraphTable):
+                columns = _copy_table(origin, manifest, folder)
+            else:
+                columns = _open_columns(origin, manifest, folder)
         except InvalidExportError:
-            if read_manifest(origin) == manifest:
+            if _read_any(origin) == manifest:
                 raise
             continue
         # A manifest that still names these files has named them all the time.
-        if read_manifest(origin) == manifest:
+        if _read_any(origin) == manifest:
             return ExportedGraph(str(origin), manifest, columns)
     raise InvalidExportError(
         f"{origin} is being replaced again and again; open it when the exports into it are done."
     )
+
+
+def _read_any(origin: AnyPath) -> Manifest | GraphTable:
+    """Return the manifest of an export, whichever format it has."""
+    try:
+        return read_manifest(origin)
+    except InvalidExportError:
+        if not is_parquet(origin):
+            raise
+        return read_graph_table(origin)
 
 
 def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:
@@ -300,14 +318,56 @@ def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Co
             return _Column(_map(file, dtype, n_edges), os.urandom(16).hex())
 
     with named_disk_errors(folder):
-        free, needed = free_bytes(folder), n_edges * sum(d.itemsize for d in columns.values())
-        if free < needed:
-            raise DiskSpaceError(
-                f"the copy of {origin} takes {format_bytes(needed)}, but {format_bytes(free)} are "
-                f"free in {folder}. Name another folder with `scratch_dir`."
-            )
+        _check_room(origin, manifest, folder)
         with ThreadPoolExecutor(len(columns)) as pool:
             return list(pool.map(copy, columns))
+
+
+def _copy_table(origin: AnyPath, table: GraphTable, folder: Path) -> list[_Column]:
+    """Map copies of the columns of Parquet files, each edge once."""
+    with named_disk_errors(folder), ExitStack() as stack:
+        _check_room(origin, table, folder)
+        files = [
+            stack.enter_context(tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder))
+            for _ in table.columns
+        ]
+        local = (
+            origin if isinstance(origin, Path) else stack.enter_context(_fetched(origin, folder))
+        )
+        n = 0
+        for edges in stream_edges(local, table):
+            n += edges.src.size
+            for file, column in zip(files, edges[1:], strict=False):
+                file.write(np.ascontiguousarray(column).data)
+        if n != table.n_edges:
+            raise InvalidExportError(f"{origin} holds {n} edges instead of {table.n_edges}.")
+        for file in files:
+            file.flush()
+        return [
+            _Column(_map(file, dtype, n), os.urandom(16).hex())
+            for file, dtype in zip(files, table.columns.values(), strict=True)
+        ]
+
+
+@contextmanager
+def _fetched(origin: RemotePath, folder: Path) -> Iterator[Path]:
+    """Yield a folder with the files of a remote export; errors name them by their URLs."""
+    with downloaded(origin, folder) as local:
+        try:
+            yield local
+        except InvalidExportError as error:
+            raise InvalidExportError(str(error).replace(str(local), str(origin))) from error
+
+
+def _check_room(origin: AnyPath, manifest: Manifest | GraphTable, folder: Path) -> None:
+    """Refuse to copy edges for which there is no room."""
+    per_edge = sum(dtype.itemsize for dtype in manifest.columns.values())
+    free, needed = free_bytes(folder), manifest.n_edges * per_edge
+    if free < needed:
+        raise DiskSpaceError(
+            f"the copy of {origin} takes {format_bytes(needed)}, but {format_bytes(free)} are "
+            f"free in {folder}. Name another folder with `scratch_dir`."
+        )
 
 
 class _Column:
@@ -330,9 +390,9 @@ class _Column:
     def __reduce__(self) -> Any:
         if self._path is None:
             raise TypeError(
-                "the edges of a gzip or remote export are in a temporary file of this process: "
-                "compute them on its threads, or make a plain export on storage that the workers "
-                "see."
+                "the edges of a gzip, Parquet or remote export are in a temporary file of this "
+                "process: compute them on its threads, or make a plain export on storage that the "
+                "workers see."
             )
         return _open_again, (self._path, self.dtype, self.values.size, self.stamp)
 

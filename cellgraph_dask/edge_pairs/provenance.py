@@ -45,12 +45,12 @@ class Provenance:
 
     def to_json(self, manifest: Manifest) -> str:
         """Return the file's text, for the export of a manifest."""
-        told = asdict(self) | {"source": _printable(self.source), "key": _printable(self.key)}
+        told = asdict(self) | {"source": printable(self.source), "key": printable(self.key)}
         return _text(told | {"graph": _figures(manifest)})
 
     def differs(self, source: str, key: str, fingerprint: str | None) -> str | None:
         """Say what tells a matrix from the one of the export; None if nothing does."""
-        source, key = _printable(source), _printable(key)
+        source, key = printable(source), printable(key)
         if (source, key) != (self.source, self.key):
             return (
                 f"the export was made from {self.key} of {self.source}, but it was compared with "
@@ -109,7 +109,7 @@ def _text(told: dict[str, Any]) -> str:
     return json.dumps(told | {"sha256": digest}, indent=2) + "\n"
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """Return the name of a source or key without secrets, and with escapes for what is no text."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(name)

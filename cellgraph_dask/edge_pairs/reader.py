@@ -35,6 +35,7 @@ from .format import (
 )
 from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
+from .parquet import GRAPH, is_parquet, read_graph_table
 from .provenance import PROVENANCE
 
 
@@ -250,6 +251,7 @@ def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells
 
 
 _SPARE_BYTES = 1 << 20
+_MOST_MANIFEST = 1 << 30  # bytes, of which each file takes some hundred
 
 
 @contextmanager
@@ -277,12 +279,20 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
     try:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
-        return texts
+        return _files_of_table(origin) if is_parquet(origin) else texts
     edges = [
         (manifest.path(side), _most_stored(manifest.n_edges * dtype.itemsize))
         for side, dtype in manifest.columns.items()
     ]
     return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
+
+
+def _files_of_table(origin: RemotePath) -> list[tuple[str, int]]:
+    """Return the files of a folder of Parquet files, as those of an export."""
+    files: list[tuple[str, int]] = [(GRAPH, _MOST_MANIFEST)]
+    with suppress(InvalidExportError):
+        files += [(file.name, file.n_bytes + 1) for file in read_graph_table(origin).all_files]
+    return files
 
 
 def _most_stored(n_bytes: int) -> int:

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..delivery.cells_table import CellsTable, table_of_cells
 from ..machine.files import absolute
 from ..machine.remote import default_options
-from ..plan.options import Options
+from ..plan.options import Directions, Format, Options
 from ..plan.plan import ExportPlan, prepare
 from ..runtime.cluster import client_for
-from ..source.opening import open_source
+from ..source.matrix import Source
+from ..source.opening import is_container, open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
 from ..stages.rules import Rule
@@ -31,6 +33,9 @@ def plan_export(
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
+    format: Format = "cellucid",
+    directions: Directions = "one",
+    cells_table: bool = False,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
@@ -64,6 +69,13 @@ def plan_export(
         ``b`` of the larger one's, repeats added up, 0 where nothing is stored. "fuzzy" is
         ``a + b - a * b``, for weights from 0 to 1, "ones" gives 1. What comes to 0 is no edge, so
         "min" keeps mutual neighbors. Weights must not be negative then.
+    format : {"cellucid", "parquet"}
+        Edge files of cellucid, or a folder of Parquet files (the extra ``parquet``) with the
+        columns ``src``, ``dst`` and, with `weights`, ``weight``. Such a folder is shown as a whole.
+    directions : {"one", "both"}
+        Of Parquet: each edge once, with source < destination, or in both directions.
+    cells_table
+        Whether to write ``cells.parquet`` too: numbers, names and places of the cells.
     memory_limit
         Most resident memory of this process, such as ``"512MB"``; by default half of what the
         machine or cgroup has.
@@ -91,11 +103,15 @@ def plan_export(
     OutputError
         If an export into `out_dir` would be refused, as that is of another generation of cellucid.
     """
+    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     options = Options(
         out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
         weights=weights,
         rule=rule,
+        format=format,
+        directions=directions,
+        cells_table=_table_of(opened, source, storage_options) if cells_table else None,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
@@ -109,7 +125,6 @@ def plan_export(
         output = output_of(options, force=True)
         folder, upload_bytes = output.folder, output.upload_bytes
     method: Method | None = None
-    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     if out_dir is not None:
         refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
@@ -118,6 +133,13 @@ def plan_export(
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
     return prepare(opened, folder, options, upload_bytes=upload_bytes, method=method).plan
+
+
+def _table_of(
+    opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None
+) -> CellsTable:
+    key = opened.key if is_container(source) else ""
+    return table_of_cells(source, opened.n_cells, storage_options, key)
 
 
 def export_connectivities(
@@ -130,6 +152,9 @@ def export_connectivities(
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
+    format: Format = "cellucid",
+    directions: Directions = "one",
+    cells_table: bool = False,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
@@ -147,7 +172,9 @@ def export_connectivities(
 
     Parameters
     ----------
-    source, key, neighbors_key, storage_options, compression, weights, rule
+    source, key, neighbors_key, storage_options, compression, weights, rule, format, directions
+        As for `plan_export`.
+    cells_table
         As for `plan_export`.
     memory_limit, threads, scratch_dir
         As for `plan_export`.
@@ -199,6 +226,9 @@ def export_connectivities(
             compression=compression,
             weights=weights,
             rule=rule,
+            format=format,
+            directions=directions,
+            cells_table=_table_of(opened, source, storage_options) if cells_table else None,
             memory_limit=memory_limit,
             threads=threads,
             scratch_dir=scratch_dir,

@@ -20,8 +20,8 @@ from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.apart import check_apart
-from ..publish.output import Output, local_folder
-from ..publish.whole import work_beside
+from ..publish.output import local_folder
+from ..publish.whole import AnyOutput, work_beside
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
@@ -155,7 +155,7 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
-def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
+def output_of(options: Options, *, force: bool, resume: bool = False) -> AnyOutput:
     """Return where an export goes, to be held for writing."""
     return options.product.open(
         options.out_dir,
@@ -219,7 +219,7 @@ class _Export:
             version=record.version,
         )
 
-    def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
+    def prepare(self, source: Source, output: AnyOutput, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
         prepared = prepare(
             source,
@@ -240,7 +240,7 @@ class _Export:
         self,
         prepared: Prepared,
         record: RunRecord | None,
-        output: Output,
+        output: AnyOutput,
         spooled: Path,
         progress: Progress,
     ) -> None:
@@ -274,7 +274,7 @@ class _Export:
 
 
 def _report(
-    output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
+    output: AnyOutput, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
     plan, outcome = prepared.plan, result.outcome
     return ExportReport(
@@ -324,7 +324,7 @@ def _spooled(
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: Output,
+    output: AnyOutput,
     edges: Path,
     progress: Progress,
     options: Options,

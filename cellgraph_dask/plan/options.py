@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from ..delivery.cells_table import CellsTable
+from ..delivery.parquet_product import ParquetFolder
 from ..delivery.products import EdgePairs, Product
 from ..machine.files import absolute
 from ..machine.memory import limit_bytes
@@ -16,6 +18,11 @@ from ..stages.rules import RULES, Rule
 
 if TYPE_CHECKING:
     from distributed import Client
+
+
+Format = Literal["cellucid", "parquet"]
+Directions = Literal["one", "both"]
+FORMATS, DIRECTIONS = get_args(Format), get_args(Directions)
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,9 @@ class Options:
     compression: int | None = None
     weights: bool = False
     rule: Rule | None = None
+    format: Format = "cellucid"
+    directions: Directions = "one"
+    cells_table: CellsTable | None = None  # what the table of cells is made from
     memory_limit: int | str | None = None
     threads: int | None = None
     scratch_dir: str | Path | None = None  # an absolute path once it is here
@@ -44,6 +54,7 @@ class Options:
             raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
         if self.rule is not None and self.rule not in RULES:
             raise ValueError(f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
+        self._check_format()
         check_threads(self.threads)
         limit_bytes(self.memory_limit)
         out_dir = plain_name(self.out_dir)
@@ -51,7 +62,24 @@ class Options:
         if self.scratch_dir is not None:  # workers may have another working directory
             object.__setattr__(self, "scratch_dir", absolute(local_path(self.scratch_dir)))
 
+    def _check_format(self) -> None:
+        for name, kinds in (("format", FORMATS), ("directions", DIRECTIONS)):
+            if getattr(self, name) not in kinds:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(kinds)}, not {getattr(self, name)!r}"
+                )
+        if self.format == "parquet" and self.compression is not None:
+            raise ValueError("compression is for gzip files of cellucid; Parquet has its own")
+        if self.format != "parquet":
+            if self.directions != "one":
+                raise ValueError("directions are for format='parquet'; cellucid has each edge once")
+            if self.cells_table is not None:
+                raise ValueError("the table of cells is for format='parquet'")
+
     @property
     def product(self) -> Product:
         """What is to be made."""
+        if self.format == "parquet":
+            both = self.directions == "both"
+            return ParquetFolder(self.weights, self.rule, both, self.cells_table)
         return EdgePairs(self.compression, self.weights, self.rule)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,17 +93,24 @@ def _budget(job: Job, options: Options, upload_bytes: int) -> tuple[Budget, int]
     """
     client, product = options.client, options.product
     if client is None:
-        warm_up(job)
+        _load(job, product.preload)
         reserved = round_reserved(resident_bytes() + upload_bytes)
         threads = options.threads or default_threads()
         limit = limit_bytes(options.memory_limit)
         return Budget(limit, reserved, threads, True, product), 0
     allowed = None if options.memory_limit is None else parse_bytes(options.memory_limit)
-    workers = inspect_workers(client, partial(warm_up, job), allowed)
+    workers = inspect_workers(client, partial(_load, job, product.preload), allowed)
     reserved = round_reserved(workers.reserved)
     threads = workers.threads_per_worker
     budget = Budget(workers.memory_limit, reserved, threads, False, product)
     return budget, workers.n_workers
+
+
+def _load(job: Job, preload: tuple[Callable[[], None], ...]) -> None:
+    """Load all that an export needs, so that its memory is in the reserve."""
+    warm_up(job)
+    for load in preload:
+        load()
 
 
 class Disks(NamedTuple):
@@ -122,7 +129,8 @@ def check_disk(plan: ExportPlan, out_dir: Path, scratch_dir: Path) -> None:
     """Log the plan's warnings, and refuse what cannot fit even if all edges are stored twice."""
     for warning in plan.warnings:
         log.warning("%s", warning)
-    least = plan.output_bytes // 2 if plan.compression is None else 0
+    is_plain = plan.compression is None and plan.options.get("format") != "parquet"
+    least = plan.output_bytes // 2 if is_plain else 0
     scratch = plan.scratch_bytes - (0 if plan.compression is None else plan.output_bytes)
     if scratch and _device(scratch_dir) == _device(out_dir):
         scratch += least  # the runs are there until the edge files are complete
@@ -211,7 +219,7 @@ def make_plan(
         n_edges = source.n_entries if job.both else source.n_entries // 2
     output = product.output_bytes(source.n_cells, n_edges)
     scratch = source.spool_bytes + run_bytes(job, tuning, n_blocks)
-    if n_workers:  # parts before they become edge files
+    if n_workers or product.in_pieces:  # parts before they become edge files
         scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
     if compression is not None:
         scratch += output  # the spool of compressed parts

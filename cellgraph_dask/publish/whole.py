@@ -19,6 +19,7 @@ from ..errors import OutputError
 from ..machine.files import absolute, fsync_folder, named_disk_errors
 from ..machine.folders import check_no_link, remove
 from ..machine.interrupts import holding
+from .output import Output
 from .work_folder import WORK_FOLDER, WorkFolder
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
@@ -101,6 +102,9 @@ class WholeOutput:
                 fsync_folder(self.folder)
             if replaces:
                 remove(made)
+
+
+AnyOutput = Output | WholeOutput  # where what is made goes
 
 
 def _umask() -> int:

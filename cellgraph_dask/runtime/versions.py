@@ -20,7 +20,7 @@ _PACKAGE = Path(__file__).parents[1]
 # installed twice they are to be the same.
 _LIBRARIES = ("numpy", "numba", "llvmlite", "scipy", "dask", "zarr", "numcodecs", "h5py", "isal",
               "zlib-ng")  # fmt: skip
-_OPTIONAL = ("hdf5plugin", "sparse")
+_OPTIONAL = ("hdf5plugin", "pyarrow", "sparse")
 _imported = time.time_ns()
 
 

@@ -45,6 +45,11 @@ class Job:
         return [self.cell_dtype] * 2 + [np.dtype(np.float64)] * self.weights
 
     @property
+    def n_directions(self) -> int:
+        """How often each edge is found."""
+        return 2 if self.both else 1
+
+    @property
     def weighs(self) -> bool:
         """Whether weights matter beyond being zero or not."""
         return self.method == "signed" or self.rule is not None

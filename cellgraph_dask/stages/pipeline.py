@@ -47,7 +47,7 @@ class Delivery(Protocol):
 class Outcome(NamedTuple):
     """What all stages together have done."""
 
-    n_edges: int
+    n_edges: int  # undirected
     max_neighbors: int
     scratch_bytes: int  # of runs
     output_bytes: int  # of the edge files
@@ -86,7 +86,8 @@ def _run_symmetric(
         raise NotSymmetricError
     counts = [summary.n_edges for summary in summaries]
     output_bytes = delivery.finish(counts)
-    return Outcome(sum(counts), largest, delivery.scratch_bytes, output_bytes)
+    n_edges = sum(counts) // job.n_directions
+    return Outcome(n_edges, largest, delivery.scratch_bytes, output_bytes)
 
 
 def _run_general(
@@ -113,9 +114,11 @@ def _run_general(
         largest = degrees.largest()
     else:
         largest = _count_degrees(job, len(pieces), tuning, executor.executor)
+    largest //= job.n_directions  # an edge in both directions is counted twice at either end
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
     scratch_bytes += delivery.scratch_bytes
-    return Outcome(sum(piece.n_edges for piece in merged), largest, scratch_bytes, output_bytes)
+    n_edges = sum(piece.n_edges for piece in merged) // job.n_directions
+    return Outcome(n_edges, largest, scratch_bytes, output_bytes)
 
 
 def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) -> int:

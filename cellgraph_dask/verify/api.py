@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..edge_pairs.parquet import is_parquet
 from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
@@ -21,6 +22,7 @@ from ..source.stamps import Watch
 from .alignment import Stored
 from .checks import VerifyReport, verify
 from .files import is_export
+from .parquet import verify_table
 
 
 def verify_export(
@@ -102,7 +104,8 @@ def verify_export(
                 folder = stack.enter_context(downloaded(path, scratch_dir))
             except InvalidExportError as error:
                 return VerifyReport(False, (str(error),))
-        report = verify(
+        check = verify_table if is_parquet(folder) else verify
+        report = check(
             folder,
             bars,
             source=matrix,

@@ -134,17 +134,22 @@ def verify(
     the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
     and `MemoryLimitError`.
     """
-    began = time.perf_counter()
-    reset_peak()
-    check = _Check(
+    check = Check(
         out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
     )
-    report = check.run()
+    return measured(check, check.run)
+
+
+def measured(check: Check, run: Callable[[], VerifyReport]) -> VerifyReport:
+    """Return the report of a verification, with what it took."""
+    began = time.perf_counter()
+    reset_peak()
+    report = run()
     return replace(
         report,
-        threads=threads,
+        threads=check.threads,
         seconds=round(time.perf_counter() - began, 3),
-        memory_limit_bytes=limit,
+        memory_limit_bytes=check.limit,
         peak_memory_bytes=peak_bytes(),
     )
 
@@ -166,7 +171,7 @@ def _rule_of(provenance: Provenance | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Check:
+class Check:
     """One verification."""
 
     out_dir: Path
@@ -196,6 +201,12 @@ class _Check:
             provenance = read_provenance(self.out_dir, manifest)
         except InvalidExportError as error:
             problems.append(str(error))
+        return self.edges(manifest, provenance, problems)
+
+    def edges(
+        self, manifest: Manifest, provenance: Provenance | None, problems: list[str]
+    ) -> VerifyReport:
+        """Check the edges of an export whose texts have these problems."""
         report = VerifyReport(
             ok=False,
             problems=(),
@@ -282,10 +293,12 @@ class _Check:
         now = round_reserved(resident_bytes() - SLACK_BYTES // 2)
         return max(self._reserved_first, now)
 
-    def _available(self) -> int:
+    def available(self) -> int:
+        """Return the bytes that the step at hand may take."""
         return self.limit - self._reserved() - SLACK_BYTES
 
-    def _too_small(self, needed: int) -> MemoryLimitError:
+    def too_small(self, needed: int) -> MemoryLimitError:
+        """Return the refusal of a limit, as so many bytes are needed."""
         reserved = self._reserved()
         least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
         return MemoryLimitError(
@@ -299,7 +312,7 @@ class _Check:
         components = self.components
         if components is None:
             components = manifest.n_edges <= EDGES_WITH_COMPONENTS
-        plan = plan_survey(manifest, self._available(), self.threads, components=components)
+        plan = plan_survey(manifest, self.available(), self.threads, components=components)
         if plan is None:
             smallest = plan_survey(manifest, 2**62, 1, components=False)
             assert smallest is not None
@@ -309,7 +322,7 @@ class _Check:
                 kind = "weights" if manifest.weighted else kind
                 unpacking = slabs_bytes() if manifest.compression is not None else 0
                 needed = max(needed, smallest_proof_bytes(source, kind), unpacking)
-            raise self._too_small(needed)
+            raise self.too_small(needed)
         shift = proof_shift(manifest.n_cells) if source is not None else None
         plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
         return survey(self.out_dir, manifest, plan, self.progress)
@@ -336,7 +349,7 @@ class _Check:
             except NegativeWeightError:
                 kinds.remove("comparison")
         with (
-            self._scratch() as folder,
+            self.scratch() as folder,
             named_disk_errors(folder),
             closing(self._plain(manifest, folder)) as edges,
         ):
@@ -362,9 +375,9 @@ class _Check:
     def _cut(self, source: Source, kind: Kind) -> tuple[ProofPlan, list[Block]]:
         """Choose sizes and cut the matrix into blocks."""
         buffers.release()  # what this very thread needed before
-        plan = self.proof_plan or plan_proof(source, self._available(), self.threads, kind)
+        plan = self.proof_plan or plan_proof(source, self.available(), self.threads, kind)
         if plan is None:
-            raise self._too_small(smallest_proof_bytes(source, kind))
+            raise self.too_small(smallest_proof_bytes(source, kind))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)
         return plan, blocks
@@ -373,11 +386,11 @@ class _Check:
         """Return the edges as plain files."""
         if manifest.compression is None:
             return open_plain(self.out_dir, manifest)
-        if slabs_bytes() > self._available():
-            raise self._too_small(slabs_bytes())
+        if slabs_bytes() > self.available():
+            raise self.too_small(slabs_bytes())
         return unpack(self.out_dir, manifest, folder, ahead=self.threads > 1)
 
-    def _scratch(self) -> AbstractContextManager[Path]:
+    def scratch(self) -> AbstractContextManager[Path]:
         """Give a private folder for temporary files, and remove it afterwards."""
         return temporary_folder(self._temporary, hidden=self.scratch_dir is None)
 
@@ -394,7 +407,7 @@ class _Check:
             return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
         stored = None
         if self.stored is not None:
-            stored = partial(self.stored, manifest.n_cells, max(self._available(), 0) // 4)
+            stored = partial(self.stored, manifest.n_cells, max(self.available(), 0) // 4)
         for embeddings, why in find_embeddings(self.out_dir, manifest.n_cells, stored):
             reasons += [why] if why and not embeddings else []
             for embedding in embeddings:

@@ -26,6 +26,7 @@ from ..edge_pairs.format import (
 )
 from ..edge_pairs.generation import check_generation
 from ..edge_pairs.gzip_member import GZIP_HEADER, check_gzip_header, deflate_edges
+from ..edge_pairs.parquet import GRAPH
 from ..edge_pairs.reader import open_plain, read_edges
 from ..errors import CellgraphError, InvalidExportError, OutputError
 from ..machine.remote import AnyPath
@@ -42,7 +43,7 @@ def is_export(out_dir: AnyPath) -> bool:
     """
     names = [f"{FOLDER}/{file_name(side, level)}" for side in SIDES for level in (None, 1)]
     try:
-        return any((out_dir / name).exists() for name in (MANIFEST, *names))
+        return any((out_dir / name).exists() for name in (MANIFEST, GRAPH, *names))
     except Exception:  # libraries of storage raise anything
         return True
 

@@ -56,12 +56,13 @@ LIBRARIES = {
     "click": {"cli/commands", "cli/failures"},
     "rich": {"runtime/progress"},
     "isal": {"edge_pairs/gzip_member", "source/codecs"},
+    "pyarrow": {"edge_pairs/parquet_io"},
     "sparse": {"source/blocks"},
     "scanpy": set(),
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse", "fsspec")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec", "pyarrow")  # fmt: skip
 
 
 def name_of(path: Path) -> str:
