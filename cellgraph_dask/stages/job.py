@@ -26,7 +26,8 @@ class Job:
     "symmetric": one pass, hoping that the upper entries are all there is. "general": split and
     merge. "signed": the same with the weights carried along, because some are negative and entries
     may cancel each other. With a `rule`, edges have weights; if `both`, each edge is found in both
-    directions, so that rows are complete.
+    directions, so that rows are complete. Weights on the diagonal are no edges; with
+    `refuse_diagonal` they are an error.
     """
 
     source: Source
@@ -35,6 +36,7 @@ class Job:
     method: Method
     rule: Rule | None = None
     both: bool = False
+    refuse_diagonal: bool = False
 
     @property
     def weighs(self) -> bool:

@@ -25,6 +25,7 @@ from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import Job
 from .runs import RunReader, Written, holds, write_run
+from .weights import check_weights
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
@@ -156,6 +157,7 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
     """Read a block, check it, and write its edges and transpose contributions as a run."""
     job = runs.job
     entries = job.source.read_block(block, weights=job.weighs)
+    check_weights(job, block, entries)
     n_rows = block.last_row - block.first_row
     in_row = buffers.take("split rows", n_rows, np.uint32)
     upper_counts = np.zeros(job.n_partitions, np.int64)

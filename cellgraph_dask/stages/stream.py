@@ -20,6 +20,7 @@ from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
 from .rules import RULES
+from .weights import check_weights
 
 _MASK = 2**64 - 1
 
@@ -50,6 +51,7 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
     entries = job.source.read_block(block, weights=job.rule is not None)
+    check_weights(job, block, entries)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
     imbalance = np.zeros(4, np.uint64)

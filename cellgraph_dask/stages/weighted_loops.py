@@ -131,9 +131,28 @@ def _sort_weighted(
         weight[start + k] = sorted_weight[k]
 
 
+@compiled(int, int)
+def first_refused(
+    indices: Array, weights: Array, indptr: Array, first_row: int, is_fuzzy: int, diagonal: int
+) -> tuple[int, int]:
+    """Return position and row of the first negative weight, or (-1, -1).
+
+    If `is_fuzzy`, one above 1 is refused too; if `diagonal`, one on the diagonal that is not 0.
+    """
+    for r in range(indptr.size - 1):
+        for e in range(indptr[r], indptr[r + 1]):
+            w = weights[e]
+            if w < 0 or (is_fuzzy and w > 1) or (diagonal and w != 0 and indices[e] == first_row + r):
+                return e, first_row + r
+    return -1, -1
+
+
 @compiled(int)
 def combine(rule: int, a: Any, b: Any) -> Any:
-    """Return the weight of a pair from those of its directions (float64); see `rules`."""
+    """Return the weight of a pair from those of its directions (float64); see `rules`.
+
+    Where repeats add up to more than 1, the fuzzy weight is NaN.
+    """
     if rule == _ONES:
         return 1.0 if a + b != 0.0 else 0.0
     if rule == _MAX:
@@ -144,6 +163,8 @@ def combine(rule: int, a: Any, b: Any) -> Any:
         return 0.5 * (a + b)
     if rule == _SUM:
         return a + b
+    if a > 1.0 or b > 1.0:
+        return np.nan
     return a + b - a * b
 
 
