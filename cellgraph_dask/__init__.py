@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .edge_pairs.graph import open_export as open_export
     from .export.api import export_connectivities as export_connectivities
     from .export.api import plan_export as plan_export
+    from .export.check import CheckReport as CheckReport
+    from .export.check import check_connectivities as check_connectivities
     from .export.run import ExportReport as ExportReport
     from .inspection import InspectReport as InspectReport
     from .inspection import inspect_path as inspect_path
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
     from .verify.checks import VerifyReport as VerifyReport
 
 _HOME = {
+    "CheckReport": "export.check",
     "ExportPlan": "plan.plan",
     "ExportReport": "export.run",
     "ExportedGraph": "edge_pairs.graph",
     "InspectReport": "inspection",
     "VerifyReport": "verify.checks",
+    "check_connectivities": "export.check",
     "export_connectivities": "export.api",
     "inspect_path": "inspection",
     "open_export": "edge_pairs.graph",

@@ -24,6 +24,9 @@ from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
 DIFFERENT = 3  # exit code
+# Not imported: help has to be quick.
+RULES = ("ones", "max", "min", "mean", "sum", "fuzzy")
+TARGETS = ("cellucid-0.0.9", "cellucid-0.9.4", "cellucid-0.9.5")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]
@@ -101,6 +104,11 @@ _run_options = _options(
     _source_options,
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
+    click.option("--weights", is_flag=True,
+                 help="Write weights too: the three files of cellucid 0.9.1 to 0.9.4."),
+    click.option("--rule", type=click.Choice(RULES),
+                 help="How the weights of both directions become one.  [default: they must be "
+                      "the same]"),
     _size_options,
     click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
                  help="Folder for temporary files.  [default: beside the output]"),
@@ -288,6 +296,37 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
     else:
         cli.print_all("Wrong", report.problems)
     cli.print_all("Warning", report.warnings)
+    context.exit(0 if report.ok else DIFFERENT)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("source")
+@_key_option
+@_source_options
+@click.option("--for", "target", type=click.Choice(TARGETS), default=TARGETS[-1], show_default=True,
+              help="Reader whose rules are checked.")  # fmt: skip
+@_size_options
+@click.option(
+    "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
+    help="Folder for temporary files, if any are needed.  [default: the system's]",
+)  # fmt: skip
+@_json_option
+@_progress_option
+@click.pass_context
+def check(context: click.Context, /, source: str, as_json: bool, **options: Any) -> None:
+    """Check whether the graph of SOURCE meets the rules of a reader; exit with 3 if not."""
+    _check_keys(options)
+    with _imports():
+        from ..export.check import check_connectivities
+
+    report = check_connectivities(source, **options)
+    note_done()
+    if as_json:
+        click.echo(report.to_json())
+    elif report.ok:
+        click.echo(f"{report.key} of {shown(source)} meets the rules of {report.target}.")
+    else:
+        cli.print_all("Broken", [rule.text for rule in report.broken])
     context.exit(0 if report.ok else DIFFERENT)
 
 

@@ -14,6 +14,7 @@ _PROOFS = {
     "sums": "exactly those of {}, by sums of hashes",
     "comparison": "exactly those of {}, each one compared",
     "signed": "exactly those of {}, each one compared, with weights added up",
+    "weights": "exactly those of {}, each one compared, with its weight",
 }
 _METHODS = {
     "symmetric": "symmetric: one pass, as the matrix looks symmetric",

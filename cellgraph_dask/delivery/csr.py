@@ -8,7 +8,6 @@ cellucid 0.9.5 writes them itself.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DamagedGraphError
+from ..errors import SourceError
 from ..machine.buffers import Array
 from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import EdgeSink, Job
@@ -36,7 +35,6 @@ from .zarr_files import (
 )
 
 _SLAB = 1 << 16  # edges read at once where rows are counted
-_WEIGHT = np.dtype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -46,29 +44,22 @@ class RowSink(PieceSink):
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def write(self, position: int, *columns: Array) -> None:
-        """Write the edges of a piece; a DamagedGraphError names a pair whose weight is lost."""
+        """Write the edges of a piece; a SourceError names a pair whose weight is lost."""
         src, dst, weights = columns
         for a in range(0, weights.size, CHUNK_VALUES):
             part = weights[a : a + CHUNK_VALUES]
             with np.errstate(over="ignore", under="ignore"):
                 narrow = part.astype(self.dtype)
-            lost = (narrow == 0) | ~np.isfinite(narrow)
+            lost = (narrow == 0) | np.isinf(narrow)
             if lost.any():
                 at = int(lost.argmax())
                 pair = f"({src[a + at]}, {dst[a + at]})"
-                raise DamagedGraphError(_lost(pair, float(part[at]), float(narrow[at])))
+                raise SourceError(_lost(pair, float(part[at]), float(narrow[at])))
         super().write(position, *columns)
 
 
 def _lost(pair: str, weight: float, narrow: float) -> str:
     """Say why the weight of a pair cannot be written."""
-    if math.isnan(weight):
-        return (
-            f"the repeated weights of cells {pair} add up to more than 1, and the rule fuzzy is for "
-            "weights from 0 to 1. Choose another rule, such as max."
-        )
-    if math.isinf(weight):
-        return f"the weights of cells {pair} add up to infinity. Scale the weights."
     becomes = "infinite" if narrow else "0"
     return (
         f"the weight of cells {pair} is {weight:g}, which would become {becomes} as float32. Scale "
@@ -93,7 +84,7 @@ class _Target:
     folder: Path
     zarr_format: ZarrFormat
     n_cells: int
-    cell_dtype: np.dtype[Any]
+    piece_dtypes: tuple[np.dtype[Any], ...]
     dtype: np.dtype[Any]  # of the weights
     positions: tuple[int, ...] = (0,)  # of each piece's first edge, and the end
 
@@ -114,8 +105,9 @@ class _Target:
 
     def read(self, column: str, start: int, stop: int) -> Array:
         """Read a column of the edges ``[start, stop)`` from their pieces; see `read_column`."""
-        dtypes = [self.cell_dtype, self.cell_dtype, _WEIGHT]
-        return read_column(self.scratch, self.positions, dtypes, column, start, stop)
+        return read_column(
+            self.scratch, self.positions, self.piece_dtypes, column, start, stop
+        )
 
 
 def _integer(most: int) -> np.dtype[Any]:
@@ -139,7 +131,8 @@ class CsrDelivery:
     ) -> None:  # fmt: skip
         self.sink: EdgeSink = RowSink(job.scratch, dtype)
         n_cells = job.source.n_cells
-        self._target = _Target(job.scratch, folder, zarr_format, n_cells, job.cell_dtype, dtype)
+        dtypes = tuple(job.edge_dtypes)
+        self._target = _Target(job.scratch, folder, zarr_format, n_cells, dtypes, dtype)
         self._executor = executor
 
     def keep(self, sizes: dict[int, int]) -> None:
@@ -166,7 +159,7 @@ class CsrDelivery:
             "values", Written, partial(chunk_holds, target), f"csr {target.zarr_format}",
         )  # fmt: skip
         written = self._executor.run(stage)
-        self.scratch_bytes = target.n_edges * (2 * target.cell_dtype.itemsize + _WEIGHT.itemsize)
+        self.scratch_bytes = target.n_edges * sum(dtype.itemsize for dtype in target.piece_dtypes)
         return sum(chunk.n_bytes for chunk in written)
 
 
@@ -191,7 +184,7 @@ def cut_chunks(target: _Target) -> list[ChunkTask]:
     return tasks
 
 
-_COLUMN_OF = {"indices": "dst", "data": "weight"}
+_COLUMN_OF = {"indices": "dst", "data": "weights"}
 
 
 def write_chunk(target: _Target, task: ChunkTask) -> Written:

@@ -1,4 +1,4 @@
-"""Writing the two edge files from many threads at once.
+"""Writing the edge files from many threads at once.
 
 *Pieces* of edges are merged in parallel, but the place of one is known only when all before it have
 been counted: `EdgeFiles.place` waits for that. Plain files are then written at their offset, in any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from zlib_ng import zlib_ng
 
-from ..edge_pairs.format import SIDES, file_name
+from ..edge_pairs.format import file_name
 from ..edge_pairs.gzip_member import PART_EDGES, DeflatePart, deflate_edges, join_parts
 from ..machine.buffers import Array
 from ..machine.files import begin_writeback, read_at, write_at
@@ -40,7 +40,8 @@ NotePart = Callable[[str, int, DeflatePart], None]
 class EdgeFiles:
     """The edge files of one export while they are written; a `Delivery` and its `EdgeSink`.
 
-    They are written to `folder` under their final names. What an interrupted export has left there
+    They are written to `folder` under their final names, a file for each of the `columns`, which
+    are the dtypes of the files. What an interrupted export has left there
     is resumed: `parts` are its deflate parts, by side and number. For each deflate part that is
     written `note` is called with side, number and part.
     """
@@ -49,9 +50,9 @@ class EdgeFiles:
     scratch_bytes = 0
 
     def __init__(
-        self, folder: Path, dtype: np.dtype[Any], compression: int | None, parts: Mapping[str,
-        Mapping[int, DeflatePart]] | None = None, note: NotePart = lambda _side, _number, _part:
-        None,
+        self, folder: Path, columns: Mapping[str, np.dtype[Any]], compression: int | None,
+        parts: Mapping[str, Mapping[int, DeflatePart]] | None = None,
+        note: NotePart = lambda _side, _number, _part: None,
     ) -> None:  # fmt: skip
         self.sink: EdgeSink = self
         self._changed = threading.Condition()
@@ -63,12 +64,12 @@ class EdgeFiles:
         def open_file(side: str) -> _PlainFile | _GzipFile:
             path = folder / file_name(side, compression)
             if compression is None:
-                return _PlainFile(path, dtype)
+                return _PlainFile(path, columns[side])
             known = dict(parts[side]) if parts else {}
-            return _GzipFile(path, dtype, compression, known, partial(note, side))
+            return _GzipFile(path, columns[side], compression, known, partial(note, side))
 
-        with ThreadPoolExecutor(len(SIDES)) as pool:  # known parts are inflated
-            self._files = list(pool.map(open_file, SIDES))
+        with ThreadPoolExecutor(len(columns)) as pool:  # known parts are inflated
+            self._files = list(pool.map(open_file, columns))
 
     def keep(self, sizes: dict[int, int]) -> None:
         """Set the number of edges of each piece that will not come, as it is written already."""
@@ -117,7 +118,9 @@ class EdgeFiles:
         """
         n_edges = sum(counts)
         assert n_edges == self._next_position
-        with ThreadPoolExecutor(len(SIDES)) as pool:  # it is compression and waiting for the disk
+        with ThreadPoolExecutor(
+            len(self._files)
+        ) as pool:  # it is compression and waiting for the disk
             return sum(pool.map(lambda file: file.finish(n_edges), self._files))
 
     def close(self) -> None:
@@ -139,15 +142,18 @@ def _cut_at_parts(position: int, n_edges: int) -> Iterator[tuple[int, int, int, 
         at += n
 
 
-def writer_bytes(dtype: np.dtype[Any], compression: int | None, threads: int, n: int) -> int:
+def writer_bytes(
+    columns: Mapping[str, np.dtype[Any]], compression: int | None, threads: int, n: int
+) -> int:
     """Return the most bytes that `EdgeFiles` needs while threads write pieces of `n` edges."""
-    narrow = n * dtype.itemsize * threads if dtype.itemsize < 4 else 0
+    sizes = [dtype.itemsize for dtype in columns.values()]
+    narrow = n * min(sizes) * threads if min(sizes) < 4 else 0
     if compression is None:
         return narrow
-    part = PART_EDGES * dtype.itemsize
     # Parts not yet full, two to a thread and file; and what each thread compresses: input, output,
     # the state of deflate.
-    return narrow + threads * (2 * len(SIDES) * part + 2 * part + 2**20)
+    parts = PART_EDGES * (2 * sum(sizes) + 2 * max(sizes))
+    return narrow + threads * (parts + 2**20)
 
 
 class _PlainFile:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,16 +21,16 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..edge_pairs import gzip_member
-from ..edge_pairs.format import SIDES, file_name
+from ..edge_pairs.format import SIDES, WEIGHTS, file_name
 from ..edge_pairs.gzip_member import DeflatePart, deflate_edges, join_parts
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import opened, read_at, write_at
 from ..runtime.stage import ResumableExecutor, Stage
-from ..stages.job import EdgeSink
+from ..stages.job import EdgeSink, Job
 from ..stages.runs import RunReader, Scratch, Written, holds, write_run
 
-COLUMNS = ("src", "dst", "weight")  # of a piece; the last one only where edges have weights
+COLUMNS = (*SIDES, WEIGHTS)  # of a piece; the last one only where edges have weights
 _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
 
@@ -81,8 +81,8 @@ class _Target:
 
     scratch: Scratch
     folder: Path
-    dtype: np.dtype[Any]
-    cell_dtype: np.dtype[Any]
+    columns: Mapping[str, np.dtype[Any]]  # of the edge files
+    piece_dtypes: Sequence[np.dtype[Any]]
     compression: int | None
     positions: tuple[int, ...] = (0,)  # of each piece's first edge, and the end
 
@@ -98,19 +98,19 @@ class _Target:
 class PieceDelivery:
     """Makes edge files of the files of pieces; a `Delivery`.
 
-    Every worker sees `folder`, where the edge files go, and `scratch`, where the pieces are. Cells
-    are of `dtype` in the edge files and of `cell_dtype` in the pieces.
+    Every worker sees `folder`, where the edge files go, and the job's scratch, where the pieces
+    are. `columns` are the dtypes of the edge files.
     """
 
     kind = "pieces"
     scratch_bytes = 0
 
     def __init__(
-        self, folder: Path, scratch: Scratch, dtype: np.dtype[Any], cell_dtype: np.dtype[Any],
+        self, folder: Path, job: Job, columns: Mapping[str, np.dtype[Any]],
         compression: int | None, executor: ResumableExecutor,
     ) -> None:  # fmt: skip
-        self.sink: EdgeSink = PieceSink(scratch)
-        self._target = _Target(scratch, folder, dtype, cell_dtype, compression)
+        self.sink: EdgeSink = PieceSink(job.scratch)
+        self._target = _Target(job.scratch, folder, columns, job.edge_dtypes, compression)
         self._executor = executor
 
     def keep(self, sizes: dict[int, int]) -> None:
@@ -127,33 +127,33 @@ class PieceDelivery:
         positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
         target = replace(self._target, positions=positions)
         n_edges, is_plain = positions[-1], target.compression is None
-        n_bytes = n_edges * target.dtype.itemsize
-        for side in SIDES:
+        sizes = {side: n_edges * dtype.itemsize for side, dtype in target.columns.items()}
+        for side, n_bytes in sizes.items():
             with target.path(side).open("ab") as file:
                 file.truncate(n_bytes if is_plain else 0)
         stretches = cut_stretches(n_edges, target.compression)
         task, holds = partial(write_stretch, target), partial(stretch_holds, target)
-        sizes = [stretch.n_edges for stretch in stretches]
-        stage = Stage("write", task, stretches, sizes, "edges", StretchSummary, holds)
+        lengths = [stretch.n_edges for stretch in stretches]
+        stage = Stage("write", task, stretches, lengths, "edges", StretchSummary, holds)
         written = self._executor.run(stage)
-        self.scratch_bytes = len(SIDES) * n_edges * target.cell_dtype.itemsize
+        self.scratch_bytes = n_edges * sum(dtype.itemsize for dtype in target.piece_dtypes)
         if not is_plain:
             self.scratch_bytes += sum(side[0] for stretch in written for side in stretch.written)
-        for number, side in enumerate(SIDES):
+        for side, n_bytes in sizes.items():
             with opened(target.path(side), os.O_WRONLY) as fd:
                 if not is_plain:
-                    join_parts(fd, _deflated_parts(target, number, written), n_bytes)
+                    join_parts(fd, _deflated_parts(target, side, written), n_bytes)
                 os.fsync(fd)
-        return sum(target.path(side).stat().st_size for side in SIDES)
+        return sum(target.path(side).stat().st_size for side in sizes)
 
 
 def _deflated_parts(
-    target: _Target, side: int, written: Sequence[StretchSummary]
+    target: _Target, side: str, written: Sequence[StretchSummary]
 ) -> Iterator[tuple[int, DeflatePart]]:
     """Yield the deflate parts of a file in order, each with the open file that holds it."""
     for number, stretch in enumerate(written):
-        with opened(target.deflated(SIDES[side], number), os.O_RDONLY) as fd:
-            for part in stretch.parts[side]:
+        with opened(target.deflated(side, number), os.O_RDONLY) as fd:
+            for part in stretch.parts[list(target.columns).index(side)]:
                 yield fd, DeflatePart(*part)
 
 
@@ -170,7 +170,7 @@ def cut_stretches(n_edges: int, compression: int | None) -> list[Stretch]:
 
 
 class StretchSummary(NamedTuple):
-    """What a written stretch leaves behind, for both sides.
+    """What a written stretch leaves behind, for all columns.
 
     The deflate parts (none in plain files); and size and checksum of the stretch in the plain file,
     or of the file that holds the deflate parts.
@@ -181,12 +181,12 @@ class StretchSummary(NamedTuple):
 
 
 def write_stretch(target: _Target, stretch: Stretch) -> StretchSummary:
-    """Write a stretch of both edge files.
+    """Write a stretch of the edge files.
 
     Doing it twice, or twice at once, gives the same bytes in the same places.
     """
     write = _write_plain if target.compression is None else _write_deflated
-    sides = [write(target, stretch, side) for side in SIDES]
+    sides = [write(target, stretch, side) for side in target.columns]
     return StretchSummary([parts for parts, _ in sides], [written for _, written in sides])
 
 
@@ -200,7 +200,7 @@ def _write_plain(target: _Target, stretch: Stretch, side: str) -> Side:
             values = _read_edges(target, side, start, stop)
             n_bytes += values.nbytes
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
-            write_at(fd, values, start * target.dtype.itemsize)
+            write_at(fd, values, start * values.itemsize)
     return [], Written(n_bytes, crc)
 
 
@@ -222,7 +222,7 @@ def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
 def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool:
     """Return whether what a written stretch has left is still there."""
     stretch, summary = kept
-    for side, written in zip(SIDES, summary.written, strict=True):
+    for side, written in zip(target.columns, summary.written, strict=True):
         if target.compression is not None:
             if not holds(target.deflated(side, stretch.number), Written(*written)):
                 return False
@@ -235,8 +235,8 @@ def _plain_crc(target: _Target, stretch: Stretch, side: str) -> int:
     crc = 0
     with opened(target.path(side), os.O_RDONLY) as fd:
         for start, stop in _parts(target, stretch):
-            values = buffers.take("written stretch", stop - start, target.dtype)
-            read_at(fd, values, start * target.dtype.itemsize)
+            values = buffers.take("written stretch", stop - start, target.columns[side])
+            read_at(fd, values, start * values.itemsize)
             crc = zlib_ng.crc32(values.view(np.uint8).data, crc)
     return crc
 
@@ -250,20 +250,21 @@ def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
 
 def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
     """Read the edges ``[start, stop)`` of one side, in their final dtype, from their pieces."""
-    dtypes = [target.cell_dtype] * 2
+    dtypes = target.piece_dtypes
     out = read_column(target.scratch, target.positions, dtypes, side, start, stop)
-    return out.astype(target.dtype, copy=False)
+    return out.astype(target.columns[side], copy=False)
 
 
 def read_column(
     scratch: Scratch, positions: Sequence[int], dtypes: Sequence[np.dtype[Any]], column: str,
     start: int, stop: int,
 ) -> Array:  # fmt: skip
-    """Read a column of the edges ``[start, stop)`` from their pieces; this thread's.
+    """Read a column of the edges ``[start, stop)`` from pieces whose columns have these dtypes.
 
-    The pieces have columns of these dtypes. `positions` are those of their first edges, and the end.
+    `positions` are those of their first edges, and the end. The values are this thread's.
     """
-    out = buffers.take("stretch", stop - start, dtypes[COLUMNS.index(column)])
+    stored = dtypes[COLUMNS.index(column)]
+    out = buffers.take(f"stretch {stored}", stop - start, stored)
     number = bisect_right(positions, start) - 1
     at = start
     while at < stop:

@@ -2,7 +2,7 @@
 
 The files are those that cellucid 0.0.9 writes: two parallel arrays of flat little-endian unsigned
 integers without a header, each undirected edge once with source < destination, sorted, and a JSON
-manifest beside them.
+manifest beside them. Those of cellucid 0.9.1 to 0.9.4 have a third array, of weights.
 """
 
 from __future__ import annotations
@@ -25,22 +25,29 @@ MANIFEST = "connectivity_manifest.json"
 FOLDER = "connectivity"
 IDENTITY = "dataset_identity.json"
 SIDES = ("src", "dst")
+WEIGHTS = "weights"
+WEIGHT_DTYPE = np.dtype("<f8")
 FORMAT = "edge_pairs"
 
 # The name of an edge file, as `file_name` gives it.
-EDGE_FILE = re.compile(rf"edges\.({'|'.join(SIDES)})(\.(?P<tag>[0-9a-f]{{8}}))?\.bin(\.gz)?")
+EDGE_FILE = re.compile(
+    rf"edges\.({'|'.join((*SIDES, WEIGHTS))})(\.(?P<tag>[0-9a-f]{{8}}))?(\.f64)?\.bin(\.gz)?"
+)
 ABSENT = (FileNotFoundError, NotADirectoryError)
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
-# What manifests of cellucid 0.9.1 to 0.9.4 have besides ours.
+# What manifests of cellucid 0.9.1 to 0.9.4 have besides those of 0.0.9.
 WEIGHT_KEYS = ("weightsPath", "weight_dtype", "weight_bytes")
 
 
-def index_dtype(n_cells: int) -> np.dtype[Any]:
-    """Return the smallest dtype that the format allows for that many cells."""
-    if n_cells <= 65_535:
+def index_dtype(n_cells: int, *, weighted: bool = False) -> np.dtype[Any]:
+    """Return the smallest dtype that the format allows for that many cells.
+
+    In files with weights, 2¹⁶ cells fit 16 bits, and 2³² fit 32; more are not allowed there.
+    """
+    if n_cells <= 65_535 + weighted:
         return np.dtype("<u2")
-    return np.dtype("<u4") if n_cells <= 4_294_967_295 else np.dtype("<u8")
+    return np.dtype("<u4") if n_cells <= 4_294_967_295 + weighted else np.dtype("<u8")
 
 
 def file_name(side: str, compression: int | None, tag: str = "") -> str:
@@ -48,7 +55,14 @@ def file_name(side: str, compression: int | None, tag: str = "") -> str:
 
     A `tag` tells apart the files of an export that is to replace another one under the same names.
     """
-    return f"edges.{side}{'.' if tag else ''}{tag}.bin" + (".gz" if compression else "")
+    kind = ".f64" if side == WEIGHTS else ""
+    return f"edges.{side}{'.' if tag else ''}{tag}{kind}.bin" + (".gz" if compression else "")
+
+
+def edge_columns(n_cells: int, *, weighted: bool = False) -> dict[str, np.dtype[Any]]:
+    """Return the dtypes of the edge files, by their side."""
+    columns = dict.fromkeys(SIDES, index_dtype(n_cells, weighted=weighted))
+    return columns | ({WEIGHTS: WEIGHT_DTYPE} if weighted else {})
 
 
 @dataclass(frozen=True)
@@ -60,11 +74,12 @@ class Manifest:
     max_neighbors: int  # the largest degree in the exported graph
     compression: int | None  # level of gzip, 1 to 9; None for plain files
     tag: str = ""  # in the file names; empty but for a moment while one export replaces another
+    weighted: bool = False  # whether there are weights, as cellucid 0.9.1 to 0.9.4 has them
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the cells in the edge files."""
-        return index_dtype(self.n_cells)
+        return index_dtype(self.n_cells, weighted=self.weighted)
 
     @property
     def side_bytes(self) -> int:
@@ -72,16 +87,22 @@ class Manifest:
         return self.n_edges * self.dtype.itemsize
 
     @property
+    def columns(self) -> dict[str, np.dtype[Any]]:
+        """Dtypes of the edge files, by their side."""
+        return edge_columns(self.n_cells, weighted=self.weighted)
+
+    @property
     def files(self) -> list[str]:
         """Names of the edge files, relative to `FOLDER`."""
-        return [file_name(side, self.compression, self.tag) for side in SIDES]
+        return [file_name(side, self.compression, self.tag) for side in self.columns]
 
     def path(self, side: str) -> str:
         """Return the path of an edge file, relative to the export's folder."""
         return f"{FOLDER}/{file_name(side, self.compression, self.tag)}"
 
     def to_json(self) -> str:
-        """Return the manifest's text: the keys, their order and the spacing of cellucid 0.0.9."""
+        """Return the manifest's text: the keys, their order and the spacing of cellucid."""
+        weights = (self.path(WEIGHTS), WEIGHT_DTYPE.name, WEIGHT_DTYPE.itemsize)
         return json.dumps(
             {
                 "format": FORMAT,
@@ -92,6 +113,7 @@ class Manifest:
                 "index_dtype": self.dtype.name,
                 "sourcesPath": self.path("src"),
                 "destinationsPath": self.path("dst"),
+                **(dict(zip(WEIGHT_KEYS, weights, strict=True)) if self.weighted else {}),
                 "compression": self.compression,
             }
         )
@@ -108,12 +130,6 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
         ) from None
     if not isinstance(found, dict):
         raise InvalidExportError(f"{path} holds {type(found).__name__}, not an object.")
-    weights = [key for key in WEIGHT_KEYS if key in found]
-    if weights:
-        raise InvalidExportError(
-            f"{path} is of cellucid 0.9.1 to 0.9.4 (it has the key {weights[0]}). Graphs with "
-            "weights are not read or written by this version, which has the format of 0.0.9."
-        )
     numbers = {}
     for key in ("n_cells", "n_edges", "max_neighbors"):
         value = found.get(key)
@@ -124,7 +140,8 @@ def read_manifest(out_dir: AnyPath) -> Manifest:
     if level is not None and (type(level) is not int or not 1 <= level <= 9):
         raise InvalidExportError(f"{path}: compression is {level!r}, not null or 1 to 9.")
     tag = _TAGGED.match(str(found.get("sourcesPath")))
-    manifest = Manifest(**numbers, compression=level, tag=tag[1] if tag else "")
+    weighted = any(key in found for key in WEIGHT_KEYS)
+    manifest = Manifest(**numbers, compression=level, tag=tag[1] if tag else "", weighted=weighted)
     expected = json.loads(manifest.to_json())
     for key in [*expected, *found]:
         if key not in found or key not in expected or found[key] != expected[key]:

@@ -1,7 +1,7 @@
 """Which generation of cellucid a folder is of; files of two generations do not mix.
 
 From 0.9.1 to 0.9.4 the graph had weights, and the viewer refuses a whole dataset whose graph has
-none. So what is written here must not get into such a folder.
+none. So a graph without weights must not get into such a folder, nor one with them into another.
 """
 
 from __future__ import annotations
@@ -42,18 +42,27 @@ def weighted_sign(out_dir: AnyPath) -> str | None:
     return None
 
 
-def refuse_weighted(out_dir: AnyPath) -> None:
-    """Raise an OutputError if a folder is of cellucid 0.9.1 to 0.9.4, an OSError if unreadable."""
+def check_generation(out_dir: AnyPath, *, weighted: bool) -> None:
+    """Raise an OutputError if a folder is not of the generation of a graph with or without weights.
+
+    An OSError says that it cannot be read.
+    """
     try:
         sign = weighted_sign(out_dir)
+        prepared = bool(_object(out_dir, IDENTITY))
     except InvalidExportError as error:
         raise error.__cause__ or error from None
-    if sign is not None:
+    if sign is not None and not weighted:
         raise OutputError(
             f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}). Their viewer refuses the "
-            "whole dataset if its graph has no weights, and graphs with weights are not written by "
-            "this version. Prepare the folder with cellucid 0.0.9, or export into a folder of its "
-            "own."
+            "whole dataset if its graph has no weights: export it with them (`weights=True`), "
+            "prepare the folder with cellucid 0.0.9, or export into a folder of its own."
+        )
+    if sign is None and weighted and prepared:
+        raise OutputError(
+            f"{out_dir} was prepared by cellucid 0.0.9 ({IDENTITY} has nothing of 0.9.1 to 0.9.4), "
+            "whose viewer reads graphs without weights. Leave the weights out, or export into a "
+            "folder of its own."
         )
 
 

@@ -23,7 +23,7 @@ from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
 from ..machine.remote import AnyPath, find_path, local_path
-from .format import SIDES, Manifest, check_length, named_read_errors, read_manifest
+from .format import Manifest, check_length, named_read_errors, read_manifest
 from .reader import first_bad_edge, read_edges
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class ExportedGraph:
         Cells, undirected edges, the largest degree.
     src, dst : numpy.memmap
         The edges ``src[k] < dst[k]``, sorted by source and destination.
+    weights : numpy.memmap or None
+        Their weights, float64; None if the export has none.
     """
 
     def __init__(self, name: str, manifest: Manifest, columns: list[_Column]) -> None:
@@ -101,6 +103,11 @@ class ExportedGraph:
         """Destinations of the edges; a memory map."""
         return self._column(1).values
 
+    @property
+    def weights(self) -> Array | None:
+        """Weights of the edges (float64), if the export has some; a memory map."""
+        return self._column(2).values if self._manifest.weighted else None
+
     def _column(self, side: int) -> _Column:
         if not self._columns:
             raise ValueError(f"{self!r} is closed; open it again with open_export.")
@@ -134,8 +141,8 @@ class ExportedGraph:
             found.append(src[start + hits])
         return np.concatenate([*found, dst[first:last]]).astype(np.int64)
 
-    def to_dask(self, chunk_edges: int = 1 << 22) -> tuple[dask.array.Array, dask.array.Array]:
-        """Return sources and destinations as two Dask arrays with the same chunks.
+    def to_dask(self, chunk_edges: int = 1 << 22) -> tuple[dask.array.Array, ...]:
+        """Return sources, destinations and weights, if any, as Dask arrays with the same chunks.
 
         Tasks read their part of a plain export from its files, so they may run on the workers of a
         cluster that see them. The private copy of a gzip or remote export is of this process:
@@ -148,19 +155,18 @@ class ExportedGraph:
         """
         import dask.array as da
 
-        src, dst = (
+        return tuple(
             da.from_array(
                 self._column(side),
                 chunks=(chunk_edges,),
-                meta=np.empty(0, self.src.dtype),
+                meta=np.empty(0, dtype),
                 asarray=False,
             )
-            for side in range(len(SIDES))
+            for side, dtype in enumerate(self._manifest.columns.values())
         )
-        return src, dst
 
-    def to_scipy(self, dtype: Any = np.float32) -> scipy.sparse.csr_matrix:
-        """Return the symmetric matrix of the graph, with a one for both directions of each edge.
+    def to_scipy(self, dtype: Any = None) -> scipy.sparse.csr_matrix:
+        """Return the symmetric matrix of the graph: weights, or ones, in both directions.
 
         It takes 8 bytes a cell, and for each edge twice the bytes of an index (4; 8 above 2³¹
         entries or cells) and of `dtype`; a tenth of a gigabyte for 5 million edges. Making
@@ -169,7 +175,7 @@ class ExportedGraph:
         Parameters
         ----------
         dtype
-            Of the ones.
+            Of the values; by default float32 for ones, float64 for weights.
 
         Raises
         ------
@@ -184,19 +190,28 @@ class ExportedGraph:
         np.cumsum(indptr, out=indptr)
         narrow = max(n_entries, self.n_cells) < 2**31
         indices = np.empty(n_entries, np.int32 if narrow else np.int64)
-        next_slot = indptr[:-1].copy()
-        # Sources first: a row's smaller neighbors come, rising, before its larger ones.
-        for of, at in ((self.dst, self.src), (self.src, self.dst)):
-            for start in range(0, self.n_edges, _SCAN_EDGES):
-                part = slice(start, start + _SCAN_EDGES)
-                place_neighbors(np.asarray(of[part]), np.asarray(at[part]), next_slot, indices)
-        del next_slot
-        matrix = csr_matrix((self.n_cells, self.n_cells), dtype=dtype)
-        matrix.data = np.ones(n_entries, dtype)
+        self._place(self.src, self.dst, indptr, indices)
+        weights = self.weights
+        if weights is None:
+            values = np.ones(n_entries, np.float32 if dtype is None else dtype)
+        else:
+            values = np.empty(n_entries, np.float64 if dtype is None else dtype)
+            self._place(weights, weights, indptr, values)
+        matrix = csr_matrix((self.n_cells, self.n_cells), dtype=values.dtype)
+        matrix.data = values
         matrix.indices = indices
         matrix.indptr = indptr.astype(indices.dtype)
         matrix.has_canonical_format = True
         return matrix
+
+    def _place(self, of_destinations: Array, of_sources: Array, indptr: Array, out: Array) -> None:
+        """Write what each edge brings the row of its destination, and that of its source."""
+        next_slot = indptr[:-1].copy()
+        # A row's smaller neighbors come, rising, before its larger ones.
+        for rows, values in ((self.dst, of_destinations), (self.src, of_sources)):
+            for start in range(0, self.n_edges, _SCAN_EDGES):
+                part = slice(start, start + _SCAN_EDGES)
+                place_values(np.asarray(rows[part]), np.asarray(values[part]), next_slot, out)
 
     def _count_degrees(self, degrees: Array) -> None:
         """Count the degree of each cell, and see that the edges are sorted and in range."""
@@ -271,31 +286,32 @@ def open_export(
 
 def _open_columns(origin: AnyPath, manifest: Manifest, folder: Path) -> list[_Column]:
     """Map the edge files, or copies of them."""
-    dtype, n_bytes = manifest.dtype, manifest.side_bytes
+    columns, n_edges = manifest.columns, manifest.n_edges
     if isinstance(origin, Path) and manifest.compression is None:
-        return [_open_file(origin / manifest.path(s), dtype, manifest.n_edges) for s in SIDES]
+        return [_open_file(origin / manifest.path(s), d, n_edges) for s, d in columns.items()]
 
     def copy(side: str) -> _Column:
+        dtype = columns[side]
+        path, n_bytes = origin / manifest.path(side), n_edges * dtype.itemsize
         with tempfile.TemporaryFile(prefix="cellgraph-dask-", dir=folder) as file:
-            for part in read_edges(origin / manifest.path(side), manifest.compression, n_bytes):
+            for part in read_edges(path, manifest.compression, n_bytes):
                 file.write(part)
             file.flush()
-            return _Column(_map(file, dtype, manifest.n_edges), os.urandom(16).hex())
+            return _Column(_map(file, dtype, n_edges), os.urandom(16).hex())
 
     with named_disk_errors(folder):
-        free = free_bytes(folder)
-        if free < len(SIDES) * n_bytes:
+        free, needed = free_bytes(folder), n_edges * sum(d.itemsize for d in columns.values())
+        if free < needed:
             raise DiskSpaceError(
-                f"the copy of {origin} takes {format_bytes(len(SIDES) * n_bytes)}, but "
-                f"{format_bytes(free)} are free in {folder}. Name another folder with "
-                "`scratch_dir`."
+                f"the copy of {origin} takes {format_bytes(needed)}, but {format_bytes(free)} are "
+                f"free in {folder}. Name another folder with `scratch_dir`."
             )
-        with ThreadPoolExecutor(len(SIDES)) as pool:
-            return list(pool.map(copy, SIDES))
+        with ThreadPoolExecutor(len(columns)) as pool:
+            return list(pool.map(copy, columns))
 
 
 class _Column:
-    """Sources or destinations, as an array that Dask takes parts of.
+    """Sources, destinations or weights, as an array that Dask takes parts of.
 
     A plain file travels as its path, and is opened where it arrives; a private copy cannot travel.
     The stamp tells whether two columns are the same.
@@ -354,9 +370,9 @@ def count_cells(cells: Array, counts: Array) -> None:
 
 
 @compiled()
-def place_neighbors(of: Array, neighbors: Array, next_slot: Array, out: Array) -> None:
-    """Write each cell's neighbor to its next slot in `out`, and move that slot on."""
-    for k in range(of.size):
-        at = next_slot[of[k]]
-        out[at] = neighbors[k]
-        next_slot[of[k]] = at + 1
+def place_values(rows: Array, values: Array, next_slot: Array, out: Array) -> None:
+    """Write each value to the next slot of its row in `out`, and move that slot on."""
+    for k in range(rows.size):
+        at = next_slot[rows[k]]
+        out[at] = values[k]
+        next_slot[rows[k]] = at + 1

@@ -11,9 +11,9 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from .format import (
     FOLDER,
     IDENTITY,
     MANIFEST,
-    SIDES,
     Manifest,
     check_length,
     named_read_errors,
@@ -38,18 +37,28 @@ from .generation import EMBEDDINGS
 from .gzip_member import inflate_member
 from .provenance import PROVENANCE
 
-Slab = tuple[int, Array, Array]  # number of the first edge, sources, destinations
+
+class Slab(NamedTuple):
+    """Consecutive edges."""
+
+    start: int  # number of the first one
+    src: Array
+    dst: Array
+    weights: Array | None = None  # float64, if the edges have some
+
+
+MOST_COLUMNS = 3
 
 SLAB_EDGES = 1 << 17  # edges looked at in one go; both sides of them fit a core's cache
 
 
 def slabs_bytes() -> int:
     """Return the most bytes that `stream_slabs` holds: parts of 4 MiB, coming and in use."""
-    return len(SIDES) * 6 * 2**22
+    return MOST_COLUMNS * 6 * 2**22
 
 
 class PlainEdges:
-    """The plain files of sources and destinations, open; any thread may read at any place.
+    """The plain files of an export's edges, open; any thread may read at any place.
 
     An InvalidExportError says that a file is missing or not as long as the manifest tells.
     """
@@ -58,31 +67,34 @@ class PlainEdges:
         self.dtype = manifest.dtype
         self.n_edges = manifest.n_edges
         self._fds: list[int] = []
+        self._dtypes = list(manifest.columns.values())
         self._starts: Array | None = None
         self._shift = 0
         try:
-            for path in paths:
+            for path, dtype in zip(paths, self._dtypes, strict=True):
                 with named_read_errors(path):
                     self._fds.append(os.open(path, os.O_RDONLY))
-                check_length(path, os.fstat(self._fds[-1]).st_size, manifest.side_bytes)
+                n_bytes = manifest.n_edges * dtype.itemsize
+                check_length(path, os.fstat(self._fds[-1]).st_size, n_bytes)
         except BaseException:
             self.close()
             raise
 
     def read(self, side: int, start: int, stop: int, name: str) -> Array:
-        """Return one side (0 sources, 1 destinations) of the edges ``[start, stop)``.
+        """Return sources (0), destinations (1) or weights (2) of the edges ``[start, stop)``.
 
         The array is this thread's buffer of that name.
         """
-        out = buffers.take(name, stop - start, self.dtype)
-        read_at(self._fds[side], out, start * self.dtype.itemsize)
+        out = buffers.take(name, stop - start, self._dtypes[side])
+        read_at(self._fds[side], out, start * out.itemsize)
         return out
 
     def slabs(self, start: int, stop: int) -> Iterator[Slab]:
         """Yield the edges ``[start, stop)`` in slabs; each is good until the next."""
         for at in range(start, stop, SLAB_EDGES):
             end = min(at + SLAB_EDGES, stop)
-            yield at, self.read(0, at, end, "slab src"), self.read(1, at, end, "slab dst")
+            names = ("slab src", "slab dst", "slab weights")[: len(self._fds)]
+            yield Slab(at, *(self.read(k, at, end, name) for k, name in enumerate(names)))
 
     def know(self, starts: Array, shift: int) -> None:
         """Set where the edges of every ``2**shift`` sources begin, which narrows `position`."""
@@ -125,7 +137,7 @@ class PlainEdges:
 
 def open_plain(out_dir: Path, manifest: Manifest) -> PlainEdges:
     """Open the edge files of an export without compression."""
-    return PlainEdges([out_dir / manifest.path(side) for side in SIDES], manifest)
+    return PlainEdges([out_dir / manifest.path(side) for side in manifest.columns], manifest)
 
 
 def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[Slab]:
@@ -133,22 +145,22 @@ def stream_slabs(out_dir: Path, manifest: Manifest, *, ahead: bool) -> Iterator[
 
     `ahead` has a thread for each file unpack the next part while one is looked at.
     """
-    dtype = manifest.dtype
+    dtypes, n_edges = list(manifest.columns.values()), manifest.n_edges
     sides = [
-        read_edges(out_dir / manifest.path(side), manifest.compression, manifest.side_bytes)
-        for side in SIDES
+        read_edges(out_dir / manifest.path(side), manifest.compression, n_edges * dtype.itemsize)
+        for side, dtype in manifest.columns.items()
     ]
-    pending = [b"", b""]
+    pending = [b""] * len(sides)
     position = 0
-    # Both sides are read to their very end, where length and checksum are judged.
+    # All sides are read to their very end, where length and checksum are judged.
     for parts in _in_step(sides, ahead=ahead):
         pending = [rest + (part or b"") for rest, part in zip(pending, parts, strict=True)]
-        n = min(map(len, pending)) // dtype.itemsize
-        src, dst = (np.frombuffer(rest, dtype, n) for rest in pending)
+        n = min(len(rest) // d.itemsize for rest, d in zip(pending, dtypes, strict=True))
+        columns = [np.frombuffer(rest, d, n) for rest, d in zip(pending, dtypes, strict=True)]
         for at in range(0, n, SLAB_EDGES):
-            yield position + at, src[at : at + SLAB_EDGES], dst[at : at + SLAB_EDGES]
+            yield Slab(position + at, *(column[at : at + SLAB_EDGES] for column in columns))
         position += n
-        pending = [rest[n * dtype.itemsize :] for rest in pending]
+        pending = [rest[n * d.itemsize :] for rest, d in zip(pending, dtypes, strict=True)]
 
 
 def _in_step(sides: list[Generator[bytes]], *, ahead: bool) -> Iterator[list[bytes | None]]:
@@ -175,13 +187,14 @@ def _in_step(sides: list[Generator[bytes]], *, ahead: bool) -> Iterator[list[byt
 
 def unpack(out_dir: Path, manifest: Manifest, folder: Path, *, ahead: bool) -> PlainEdges:
     """Unpack the edges of an export into plain files in `folder`, and open those."""
-    paths = [folder / f"{side}.bin" for side in SIDES]
+    paths = [folder / f"{side}.bin" for side in manifest.columns]
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    with opened(paths[0], flags, 0o600) as src_file, opened(paths[1], flags, 0o600) as dst_file:
-        for position, src, dst in stream_slabs(out_dir, manifest, ahead=ahead):
-            offset = position * manifest.dtype.itemsize
-            write_at(src_file, np.ascontiguousarray(src), offset)
-            write_at(dst_file, np.ascontiguousarray(dst), offset)
+    with ExitStack() as stack:
+        files = [stack.enter_context(opened(path, flags, 0o600)) for path in paths]
+        for position, *columns in stream_slabs(out_dir, manifest, ahead=ahead):
+            for file, column in zip(files, columns, strict=False):
+                assert column is not None
+                write_at(file, np.ascontiguousarray(column), position * column.itemsize)
     return PlainEdges(paths, manifest)
 
 
@@ -265,10 +278,16 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
         return texts
-    # What does not compress becomes longer by 5 bytes for each 16 kB or more.
-    most = manifest.side_bytes + manifest.side_bytes // 1000 + _SPARE_BYTES
-    edges = [(manifest.path(side), most) for side in SIDES]
+    edges = [
+        (manifest.path(side), _most_stored(manifest.n_edges * dtype.itemsize))
+        for side, dtype in manifest.columns.items()
+    ]
     return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
+
+
+def _most_stored(n_bytes: int) -> int:
+    """Return the most bytes of a file; what does not compress gains 5 for each 16 kB or more."""
+    return n_bytes + n_bytes // 1000 + _SPARE_BYTES
 
 
 def _copy(source: RemotePath, target: Path, most: int) -> None:

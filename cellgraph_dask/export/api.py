@@ -14,6 +14,7 @@ from ..runtime.cluster import client_for
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
+from ..stages.rules import Rule
 from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def plan_export(
     neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
+    weights: bool = False,
+    rule: Rule | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
@@ -53,6 +56,14 @@ def plan_export(
         For fsspec, if `source` is a URL: endpoint, credentials and the like.
     compression
         Level of gzip, 1 to 9; None for plain files.
+    weights
+        Whether to write the weights of the edges too, as float64: the three files of cellucid 0.9.1
+        to 0.9.4. Without a `rule` the matrix must be symmetric in its weights, bit by bit.
+    rule : {"ones", "max", "min", "mean", "sum", "fuzzy"}, optional
+        How the weights of both directions of a pair become one: ``a`` of the smaller cell's row and
+        ``b`` of the larger one's, repeats added up, 0 where nothing is stored. "fuzzy" is
+        ``a + b - a * b``, for weights from 0 to 1, "ones" gives 1. What comes to 0 is no edge, so
+        "min" keeps mutual neighbors. Weights must not be negative then.
     memory_limit
         Most resident memory of this process, such as ``"512MB"``; by default half of what the
         machine or cgroup has.
@@ -78,11 +89,13 @@ def plan_export(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     OutputError
-        If an export into `out_dir` would be refused, as that is of cellucid 0.9.1 to 0.9.4.
+        If an export into `out_dir` would be refused, as that is of another generation of cellucid.
     """
     options = Options(
         out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
+        weights=weights,
+        rule=rule,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
@@ -115,6 +128,8 @@ def export_connectivities(
     neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     compression: int | None = None,
+    weights: bool = False,
+    rule: Rule | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
@@ -125,14 +140,16 @@ def export_connectivities(
     client: Client | None = None,
     output_storage_options: Mapping[str, Any] | None = None,
 ) -> ExportReport:
-    """Export a neighbor graph as the edge files of cellucid 0.0.9.
+    """Export a neighbor graph as the edge files of cellucid 0.0.9, or of 0.9.4 with weights.
 
     Of ``S = C + C.T`` every nonzero above the diagonal becomes an edge, sorted by source and
     destination. The work is done out of core; readers see an earlier export, or this one complete.
 
     Parameters
     ----------
-    source, key, neighbors_key, storage_options, compression, memory_limit, threads, scratch_dir
+    source, key, neighbors_key, storage_options, compression, weights, rule
+        As for `plan_export`.
+    memory_limit, threads, scratch_dir
         As for `plan_export`.
     out_dir
         Folder of the export, or a URL such as ``s3://bucket/export``. The edge files go to
@@ -180,6 +197,8 @@ def export_connectivities(
         Options(
             out_dir,
             compression=compression,
+            weights=weights,
+            rule=rule,
             memory_limit=memory_limit,
             threads=threads,
             scratch_dir=scratch_dir,

@@ -26,6 +26,7 @@ from ..machine.folders import clear, make_own, read_own, remove
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared
 from ..publish.output import Output
+from ..publish.whole import work_beside
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
@@ -50,7 +51,7 @@ class RunRecord:
     fingerprint: str  # of the source
     out_dir: str
     scratch: str  # the folder of temporary files
-    seeds: tuple[int, int]  # of the hash that proves symmetry
+    seeds: tuple[int, int, int]  # of the hash that proves symmetry
     force: bool  # whether the user allowed to replace an export
     started: str
     process: str
@@ -70,7 +71,7 @@ def read_run(folder: Path) -> RunRecord | None:
         found = json.loads(read_own(folder / RUN))
         own = {field.name: found[field.name] for field in fields(RunRecord) if field.name != "plan"}
         record = RunRecord(plan=_plan_of(found), **{**own, "seeds": tuple(found["seeds"])})
-        if len(record.seeds) != 2 or not all(type(n) is int and n >= 0 for n in record.seeds):
+        if len(record.seeds) != 3 or not all(type(n) is int and n >= 0 for n in record.seeds):
             return None
         return record if _is_ours(record, folder) else None
     except (OSError, OutputError, ValueError, TypeError, KeyError, RecursionError):
@@ -87,9 +88,9 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
     return ExportPlan(**{**values, "tuning": tuning, "warnings": tuple(values["warnings"])})
 
 
-def _scratch_name(folder: Path) -> str:
-    """Return the name of the folder of all runs into `folder` inside the user's scratch folder."""
-    return f"cellgraph-dask-{sha256(os.fsencode(folder.resolve())).hexdigest()[:12]}"
+def _scratch_name(work: Path) -> str:
+    """Return the name of the folder of all runs in a work folder, inside the user's scratch."""
+    return f"cellgraph-dask-{sha256(os.fsencode(work.resolve())).hexdigest()[:12]}"
 
 
 def _is_ours(record: RunRecord, folder: Path) -> bool:
@@ -102,11 +103,16 @@ def _is_ours(record: RunRecord, folder: Path) -> bool:
     return (
         re.fullmatch(r"[0-9a-f]{8}", record.id) is not None
         and record.plan.method in get_args(Method)
-        and ("://" in record.out_dir or Path(record.out_dir).resolve() == work.parent)
+        and ("://" in record.out_dir or _is_of(Path(record.out_dir), work))
         and scratch.name == f"run-{record.id}"
-        and (inside or scratch.parent.name == _scratch_name(folder.parent))
+        and (inside or scratch.parent.name == _scratch_name(folder))
         and not any(_has_links(top) for top in (folder, scratch.parent))
     )
+
+
+def _is_of(out_dir: Path, work: Path) -> bool:
+    """Whether a work folder is in the folder of its export, or of one that is shown as a whole."""
+    return work in (out_dir.resolve() / WORK_FOLDER, work_beside(out_dir.resolve()))
 
 
 def _has_links(top: Path) -> bool:
@@ -117,19 +123,22 @@ def _has_links(top: Path) -> bool:
     )
 
 
-def interrupted_run(
-    source: Source, fingerprint: str, folder: Path, options: Options
-) -> RunRecord | None:
+def interrupted_run(source: Source, fingerprint: str, options: Options) -> RunRecord | None:
     """Return the run to resume, if any; a ResumeError if it is not the one that is asked for."""
-    record = read_run(folder / WORK_FOLDER)
+    work = options.product.work(options.out_dir, options.scratch_dir)
+    record = read_run(work)
     if record is None:
-        log.info("no interrupted run in %s; starting from the beginning", folder)
+        log.info("no interrupted run in %s; starting from the beginning", work.parent)
         return None
+    found_options, wanted_options = record.plan.options, options.product.options
     for name, found, wanted in (
         ("version", record.version, __version__),
         ("source", record.plan.source, source.origin.name),
         ("key", record.plan.key, source.key),
-        ("compression", record.plan.compression, options.compression),
+        *(
+            (name, found_options.get(name), wanted_options.get(name))
+            for name in (found_options | wanted_options)
+        ),
     ):
         if found != wanted:
             raise ResumeError(
@@ -142,10 +151,10 @@ def interrupted_run(
             f"{source.path} has changed since the run that was interrupted in {record.out_dir} was "
             f"started ({record.started}). Start over without `resume=True`."
         )
-    base = _scratch_base(folder / WORK_FOLDER, options)
+    base = _scratch_base(work, options)
     if options.scratch_dir is not None and base.resolve() != Path(record.scratch).parent.resolve():
         raise ResumeError(
-            f"the run that was interrupted in {folder} has its temporary files in "
+            f"the run that was interrupted in {record.out_dir} has its temporary files in "
             f"{record.scratch}. Leave out `scratch_dir`, or start over without `resume=True`."
         )
     return record
@@ -154,6 +163,10 @@ def interrupted_run(
 def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Options) -> RunRecord:
     """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
+
+    def random() -> int:
+        return int.from_bytes(os.urandom(8))
+
     scratch = absolute(_scratch_base(output.work, options)) / f"run-{run}"
     return RunRecord(
         plan=replace(prepared.plan, source=source.origin.name),
@@ -162,7 +175,7 @@ def new_record(prepared: Prepared, fingerprint: str, output: Output, options: Op
         fingerprint=fingerprint,
         out_dir=str(output.name),
         scratch=str(scratch),
-        seeds=(int.from_bytes(os.urandom(8)), int.from_bytes(os.urandom(8))),
+        seeds=(random(), random(), random()),
         force=options.force,
         started=time.strftime("%Y-%m-%d %H:%M:%S"),
         process=this_process(),
@@ -173,7 +186,7 @@ def _scratch_base(work: Path, options: Options) -> Path:
     """Return the folder of scratch folders: the work folder, or one in the user's for it."""
     if options.scratch_dir is None:
         return work
-    return Path(options.scratch_dir) / _scratch_name(work.parent)
+    return Path(options.scratch_dir) / _scratch_name(work)
 
 
 @contextmanager

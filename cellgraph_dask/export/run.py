@@ -10,20 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..delivery.edge_files import EdgeFiles
-from ..delivery.parts import PieceDelivery
-from ..edge_pairs.format import SIDES, Manifest, index_dtype, read_identity
-from ..edge_pairs.gzip_member import DeflatePart
-from ..edge_pairs.provenance import PROVENANCE, Provenance
-from ..errors import ClusterError, ResumeError
+from ..edge_pairs.provenance import Provenance
+from ..errors import ClusterError, ResumeError, SourceError
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
+from ..machine.remote import is_url, local_path
 from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.apart import check_apart
-from ..publish.output import Output, local_folder, open_output
+from ..publish.output import Output, local_folder
+from ..publish.whole import work_beside
 from ..publish.work_folder import WORK_FOLDER
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
@@ -32,9 +30,11 @@ from ..runtime.threads import Threads, compute_on_threads, default_threads
 from ..source.matrix import NegativeWeightError, Source
 from ..source.spool import Compute, LazyMatrix, spool, spool_memory
 from ..source.stamps import Watch
-from ..stages.job import Job, Method, OtherMethodError, Tuning
+from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
+from ..stages.rules import RULES
 from ..stages.runs import Scratch
+from .check import broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class ExportReport(Report):
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
     """Whether a run into `out_dir` was interrupted, so that `resume` continues it."""
-    return read_run(local_folder(out_dir, scratch_dir) / WORK_FOLDER) is not None
+    places = [local_folder(out_dir, scratch_dir) / WORK_FOLDER]
+    if not is_url(out_dir):
+        places.append(work_beside(local_path(out_dir)))
+    return any(read_run(place) is not None for place in places)
 
 
 def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
@@ -122,7 +125,7 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
     source, record = export.source, export.interrupted()
     force = options.force or (record is not None and record.force)
     output = output_of(options, force=force, resume=record is not None)
-    read_identity(output.out_dir, source.n_cells)
+    options.product.check_place(output, source.n_cells)
     # What needs no spooling is planned, and refused, before anything is written.
     ready = export.ready
     prepared = export.prepare(ready, output, record) if ready is not None else None
@@ -154,7 +157,7 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
 
 def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
     """Return where an export goes, to be held for writing."""
-    return open_output(
+    return options.product.open(
         options.out_dir,
         force=force,
         resume=resume,
@@ -167,7 +170,6 @@ def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
 class _Result(NamedTuple):
     """What a run has made."""
 
-    manifest: Manifest
     outcome: Outcome
     n_kept: int  # tasks of an interrupted run
     peak: int  # most resident bytes of a worker; 0 if there are none, or they cannot tell
@@ -205,18 +207,17 @@ class _Export:
         if self.ready is None or not self.lasting:
             log.info("only exports of files and URLs can be resumed; starting from the beginning")
             return None
-        folder = local_folder(self.options.out_dir, self.options.scratch_dir)
-        return interrupted_run(self.ready, self.watch.fingerprint, folder, self.options)
+        return interrupted_run(self.ready, self.watch.fingerprint, self.options)
 
-    def provenance(self, result: _Result, record: RunRecord) -> str:
-        """Return the text that says what the edges were made from."""
+    def provenance(self, record: RunRecord) -> Provenance:
+        """Return what the edges were made from."""
         return Provenance(
             source=record.plan.source,
             key=record.plan.key,
-            options={"compression": record.plan.compression},
+            options=record.plan.options,
             fingerprint=record.fingerprint if self.lasting else None,
             version=record.version,
-        ).to_json(result.manifest)
+        )
 
     def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
@@ -250,17 +251,19 @@ class _Export:
             keep = self.options.keep_scratch
             try:
                 with run_folders(record, output, keep, spooled, self.lasting) as edges:
-                    result = _run(prepared, record, output, edges, progress, self.options.client)
+                    result = _run(prepared, record, output, edges, progress, self.options)
                     self.watch.check()
-                    with named_disk_errors(edges):
-                        (edges / PROVENANCE).write_text(self.provenance(result, record))
-                    log.info(
-                        "publishing %s edges to %s", f"{result.manifest.n_edges:,}", output.name
-                    )
+                    n_edges = result.outcome.n_edges
+                    log.info("publishing %s edges to %s", f"{n_edges:,}", output.name)
                     self.made.append((prepared, result))
-                    output.publish(result.manifest, edges, progress)
+                    self.options.product.publish(
+                        output, edges, prepared.plan.n_cells, result.outcome,
+                        self.provenance(record), progress,
+                    )  # fmt: skip
                 return
             except (OtherMethodError, NegativeWeightError) as reason:
+                if self.options.product.is_strict:
+                    raise _not_symmetric(prepared, Path(record.scratch).parent, progress) from None
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
                 method: Method = "signed" if signed else "general"
@@ -324,11 +327,12 @@ def _run(
     output: Output,
     edges: Path,
     progress: Progress,
-    client: Client | None,
+    options: Options,
 ) -> _Result:
     """Run all stages; leave the edge files in the folder `edges`."""
     log.info(_taken(prepared.plan))
     plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
+    client = options.client
     job = replace(prepared.job, scratch=Scratch(record.scratch))
     with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
         executor: Executor = Threads(plan.threads, progress)
@@ -336,15 +340,14 @@ def _run(
             check_folders(client, job.source.origin.file, [scratch, edges])
             executor = Cluster(client, progress)
         resumable = ResumableExecutor(executor, journal)
-        is_shared = client is not None
-        with closing(_delivery(job, plan, edges, resumable, is_shared)) as delivery:
+        making = options.product.delivery(job, edges, resumable, on_cluster=client is not None)
+        with closing(making) as delivery:
             outcome = run_stages(job, blocks, plan.tuning, record.seeds, resumable, delivery)
-    manifest = Manifest(plan.n_cells, outcome.n_edges, outcome.max_neighbors, plan.compression)
     peak = 0
     if client is not None:  # not later: what dies from now on has done its work
         with suppress(ClusterError):
             peak = worker_peak_bytes(client)
-    return _Result(manifest, outcome, resumable.n_kept, peak)
+    return _Result(outcome, resumable.n_kept, peak)
 
 
 def _taken(plan: ExportPlan) -> str:
@@ -358,17 +361,16 @@ def _taken(plan: ExportPlan) -> str:
     )
 
 
-def _delivery(
-    job: Job, plan: ExportPlan, edges: Path, executor: ResumableExecutor, is_shared: bool
-) -> PieceDelivery | EdgeFiles:
-    """Return the maker of the edge files: for threads of this process, or for many processes."""
-    dtype, level = index_dtype(plan.n_cells), plan.compression
-    if is_shared:
-        return PieceDelivery(edges, job.scratch, dtype, job.cell_dtype, level, executor)
-    journal = executor.journal
-    parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in SIDES}
-
-    def note(side: str, number: int, part: DeflatePart) -> None:
-        journal.add(f"deflate-{side}", number, part)
-
-    return EdgeFiles(edges, dtype, level, parts, note)
+def _not_symmetric(prepared: Prepared, scratch: Path, progress: Progress) -> SourceError:
+    """Say what keeps a matrix from being taken with its weights as they are."""
+    source, plan = prepared.job.source, prepared.plan
+    broken = broken_rules(
+        source, "cellucid-0.9.4", limit=plan.memory_limit_bytes, threads=plan.threads,
+        scratch=scratch, progress=progress,
+    )  # fmt: skip
+    told = " ".join(rule.text for rule in broken if rule.rule != "size")
+    return SourceError(
+        f"{source.key} of {source.path} cannot be taken with its weights as they are: {told} Mend "
+        "that, or choose how both directions of a pair become one weight, with `rule`: "
+        f"{', '.join(RULES)}."
+    )

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..delivery.products import EdgePairs, Product
 from ..machine.files import absolute
 from ..machine.memory import limit_bytes
 from ..machine.remote import is_url, local_path, plain_name
 from ..runtime.threads import check_threads
+from ..stages.rules import RULES, Rule
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -25,6 +27,8 @@ class Options:
 
     out_dir: str | Path = field(repr=False)  # a path of this machine, or a URL as it was given
     compression: int | None = None
+    weights: bool = False
+    rule: Rule | None = None
     memory_limit: int | str | None = None
     threads: int | None = None
     scratch_dir: str | Path | None = None  # an absolute path once it is here
@@ -38,9 +42,16 @@ class Options:
     def __post_init__(self) -> None:
         if self.compression is not None and not 1 <= self.compression <= 9:
             raise ValueError(f"compression must be None or 1 to 9, not {self.compression}")
+        if self.rule is not None and self.rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, not {self.rule!r}")
         check_threads(self.threads)
         limit_bytes(self.memory_limit)
         out_dir = plain_name(self.out_dir)
         object.__setattr__(self, "out_dir", out_dir if is_url(out_dir) else local_path(out_dir))
         if self.scratch_dir is not None:  # workers may have another working directory
             object.__setattr__(self, "scratch_dir", absolute(local_path(self.scratch_dir)))
+
+    @property
+    def product(self) -> Product:
+        """What is to be made."""
+        return EdgePairs(self.compression, self.weights, self.rule)

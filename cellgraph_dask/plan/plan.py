@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..edge_pairs.format import index_dtype
 from ..errors import DiskSpaceError, ResumeError
 from ..machine.files import free_bytes, nearest
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
@@ -52,13 +51,20 @@ def prepare(
     `method` and `tuning` are what suits matrix and limit; those of a `resumed` run are its own.
     A limit that is too small is a `MemoryLimitError`, and a `ResumeError` for a resumed run.
     """
+    product = options.product
+    product.check(source.n_cells)
     if resumed is not None:
         method, tuning = resumed.method, resumed.tuning
+    elif product.is_strict:
+        method = "symmetric"
     elif method is None:
         method = "symmetric" if looks_symmetric(source) else "general"
-    budget, n_workers = _budget(source, method, options, upload_bytes)
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
-    job = Job(source, Scratch(""), shift, method)
+    job = Job(
+        source, Scratch(""), shift, method, product.rule, product.weights, product.both,
+        product.is_strict,
+    )  # fmt: skip
+    budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:
         tuning = adopt(job, resumed.tuning, budget)
         if tuning is None:
@@ -80,25 +86,23 @@ def prepare(
     return Prepared(plan, job, blocks)
 
 
-def _budget(
-    source: Source, method: Method, options: Options, upload_bytes: int
-) -> tuple[Budget, int]:
+def _budget(job: Job, options: Options, upload_bytes: int) -> tuple[Budget, int]:
     """Return the budget of this process or of each worker, and the number of workers.
 
     It is measured once the compiled loops are loaded.
     """
-    client, compression = options.client, options.compression
+    client, product = options.client, options.product
     if client is None:
-        warm_up(source, method)
+        warm_up(job)
         reserved = round_reserved(resident_bytes() + upload_bytes)
         threads = options.threads or default_threads()
         limit = limit_bytes(options.memory_limit)
-        return Budget(limit, reserved, threads, True, compression), 0
+        return Budget(limit, reserved, threads, True, product), 0
     allowed = None if options.memory_limit is None else parse_bytes(options.memory_limit)
-    workers = inspect_workers(client, partial(warm_up, source, method), allowed)
+    workers = inspect_workers(client, partial(warm_up, job), allowed)
     reserved = round_reserved(workers.reserved)
     threads = workers.threads_per_worker
-    budget = Budget(workers.memory_limit, reserved, threads, False, compression)
+    budget = Budget(workers.memory_limit, reserved, threads, False, product)
     return budget, workers.n_workers
 
 
@@ -160,6 +164,8 @@ class ExportPlan(Report):
         Dtype of the edge files.
     compression : int or None
         Level of gzip.
+    options : dict
+        All options that decide the bytes of the files.
     memory_limit_bytes, reserved_memory_bytes, projected_memory_bytes : int
         What is allowed; what interpreter and libraries hold; the upper bound for this plan.
     scratch_bytes, output_bytes : int
@@ -182,6 +188,7 @@ class ExportPlan(Report):
     tuning: Tuning
     index_dtype: str
     compression: int | None
+    options: dict[str, Any]
     memory_limit_bytes: int
     reserved_memory_bytes: int
     projected_memory_bytes: int
@@ -196,15 +203,17 @@ def make_plan(
     job: Job, tuning: Tuning, budget: Budget, n_blocks: int, disks: Disks, n_workers: int = 0
 ) -> ExportPlan:
     """Return the plan with all figures of an export."""
-    source = job.source
-    dtype = index_dtype(source.n_cells)
-    output = 2 * source.n_entries * dtype.itemsize
+    source, product = job.source, budget.product
+    compression = product.options.get("compression")
+    # Of a matrix that is not symmetric, every entry may be an edge of its own.
+    n_edges = source.n_entries * (1 + job.both)
     if job.method == "symmetric":
-        output //= 2
-    scratch = source.spool_bytes + _run_bytes(job, tuning, n_blocks)
+        n_edges = source.n_entries if job.both else source.n_entries // 2
+    output = product.output_bytes(source.n_cells, n_edges)
+    scratch = source.spool_bytes + run_bytes(job, tuning, n_blocks)
     if n_workers:  # parts before they become edge files
-        scratch += 2 * source.n_entries * job.cell_dtype.itemsize
-    if budget.compression is not None:
+        scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
+    if compression is not None:
         scratch += output  # the spool of compressed parts
     return ExportPlan(
         source=source.path,
@@ -217,8 +226,9 @@ def make_plan(
         n_blocks=n_blocks,
         n_partitions=job.n_partitions,
         tuning=tuning,
-        index_dtype=dtype.name,
-        compression=budget.compression,
+        index_dtype=product.index_dtype(source.n_cells).name,
+        compression=compression,
+        options=product.options,
         memory_limit_bytes=budget.limit,
         reserved_memory_bytes=budget.reserved,
         projected_memory_bytes=projected_bytes(job, tuning, budget),
@@ -226,17 +236,21 @@ def make_plan(
         output_bytes=output,
         scratch_free_bytes=disks.scratch_free,
         output_free_bytes=disks.output_free,
-        warnings=(*source.notes, *_warnings(source, scratch, output, disks)),
+        warnings=(
+            *source.notes,
+            *product.warnings(source.n_cells, n_edges),
+            *_warnings(source, scratch, output, disks),
+        ),
     )
 
 
-def _run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
+def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
     """Return the most bytes of all runs together."""
     if job.method == "symmetric":
         return 0
     n_cells, n_entries = job.source.n_cells, job.source.n_entries
     weights = job.weight_dtype.itemsize if job.weighs else 0
-    n_bytes = n_entries * (max(4, job.cell_dtype.itemsize) + weights)
+    n_bytes = n_entries * (1 + job.both) * (max(4, job.cell_dtype.itemsize) + weights)
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
     n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
     if not tuning.count_degrees:

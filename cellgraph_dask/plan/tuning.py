@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
 
-from ..delivery.edge_files import writer_bytes
-from ..edge_pairs.format import index_dtype
+from ..delivery.products import Product
 from ..errors import MemoryLimitError
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
@@ -43,7 +42,7 @@ class Budget:
     reserved: int  # bytes that the interpreter and its libraries hold already
     threads: int  # that should work at once
     may_take_fewer: bool
-    compression: int | None  # level of gzip, whose buffers count
+    product: Product  # whose writing takes memory
 
     @property
     def fewest_threads(self) -> int:
@@ -123,7 +122,8 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
 def _to_come(job: Job) -> list[Method]:
     """Return the methods that the job may come to: what does not suit is seen while it runs."""
     methods: list[Method] = list(get_args(Method))
-    if job.source.data.dtype.kind in "bu" and job.method != "signed":
+    never = job.rule is not None or job.source.data.dtype.kind in "bu"
+    if never and job.method != "signed":
         methods.remove("signed")
     return methods[methods.index(job.method) :]
 
@@ -136,7 +136,7 @@ def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     if job.method != "symmetric":
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
         piece = merge_bytes(job, tuning.piece_entries, n_partitions << job.shift)
-    fixed = budget.reserved + _fixed_bytes(job, tuning, budget.compression)
+    fixed = budget.reserved + _fixed_bytes(job, tuning, budget.product)
     return fixed + tuning.threads * max(block, piece)
 
 
@@ -147,7 +147,7 @@ def smallest_limit(job: Job, budget: Budget) -> int:
     return min(projected_bytes(job, tuning, budget) for tuning in sizes)
 
 
-def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
+def _fixed_bytes(job: Job, tuning: Tuning, product: Product) -> int:
     n_blocks = job.source.n_entries // tuning.block_entries + job.source.n_cells // max(
         1, tuning.block_rows
     )
@@ -160,10 +160,8 @@ def _fixed_bytes(job: Job, tuning: Tuning, compression: int | None) -> int:
         tables = 8 * job.n_partitions * (n_blocks + 1) + 2 * 8 * n_blocks * starts * tuning.threads
         if tuning.count_degrees:
             tables += COUNTER_BYTES * job.source.n_cells
-    dtype = index_dtype(job.source.n_cells)
     most = max(tuning.piece_entries, tuning.block_entries)
-    writer = writer_bytes(dtype, compression, tuning.threads, most)
-    return SLACK_BYTES + tables + writer
+    return SLACK_BYTES + tables + product.writer_bytes(job, tuning.threads, most)
 
 
 def _tune(job: Job, budget: Budget, count_degrees: bool, threads: int) -> Tuning | None:

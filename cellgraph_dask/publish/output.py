@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..edge_pairs.format import MANIFEST, Manifest
-from ..edge_pairs.generation import refuse_weighted
+from ..edge_pairs.generation import check_generation
 from ..errors import CellgraphError, OutputError, shown
 from ..machine.files import absolute
 from ..machine.interrupts import holding
@@ -46,14 +46,14 @@ def local_folder(out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
 def open_output(
     out_dir: str | Path, *, force: bool, resume: bool = False,
     scratch_dir: str | Path | None = None, storage_options: Mapping[str, Any] | None = None,
-    on_cluster: bool = False,
+    on_cluster: bool = False, weighted: bool = False,
 ) -> Output:  # fmt: skip
     """Return where an export goes, a folder or a URL, to be held for writing.
 
     `force` lets an export that is there be replaced, `resume` keeps what a killed run has left. The
     files of a remote export are made below `scratch_dir`, which the workers of a cluster must see
-    if they make them (`on_cluster`). An OutputError says that there is an export already, or that
-    the disk or the storage cannot be used.
+    if they make them (`on_cluster`). A `weighted` export has weights. An OutputError says that
+    there is an export already, or that the disk or the storage cannot be used.
     """
     path = find_path(out_dir, storage_options)
     folder = local_folder(out_dir, scratch_dir)
@@ -64,7 +64,7 @@ def open_output(
             f"the files of {path} are made in a folder before they are uploaded; on a cluster "
             "all workers must see it: name one on storage that they share with `scratch_dir`."
         )
-    return Output(path, folder, force=force, resume=resume)
+    return Output(path, folder, force=force, resume=resume, weighted=weighted)
 
 
 class Output:
@@ -76,7 +76,9 @@ class Output:
     end, for a run that resumes. Uploading takes at most `upload_bytes` of memory.
     """
 
-    def __init__(self, path: AnyPath, folder: Path, *, force: bool, resume: bool) -> None:
+    def __init__(
+        self, path: AnyPath, folder: Path, *, force: bool, resume: bool, weighted: bool
+    ) -> None:
         self.out_dir = path
         temporary = isinstance(path, RemotePath)
         self._held = WorkFolder(folder, str(path), resume=resume, temporary=temporary)
@@ -88,7 +90,7 @@ class Output:
         self.keep = False
         self.upload_bytes = self._target.upload_bytes
         with self._target.named_errors():
-            refuse_weighted(self.out_dir)
+            check_generation(self.out_dir, weighted=weighted)
             taken = (self.out_dir / MANIFEST).exists()
         if taken and not force:
             raise OutputError(

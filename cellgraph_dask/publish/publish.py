@@ -41,7 +41,7 @@ from ..edge_pairs.format import (
     read_identity,
     read_manifest,
 )
-from ..edge_pairs.generation import refuse_weighted
+from ..edge_pairs.generation import check_generation
 from ..edge_pairs.provenance import MOST_BYTES, NOTHING, PROVENANCE
 from ..errors import InvalidExportError, OutputError, redact
 from ..machine.files import fsync_folder, named_disk_errors, write_aside
@@ -99,7 +99,9 @@ def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) 
     is whole. Once the new one is shown, signals wait, and what fails then is told as a warning:
     only tidying up is left.
     """
-    refuse_weighted(target.path)  # as somebody may have prepared it meanwhile
+    check_generation(
+        target.path, weighted=manifest.weighted
+    )  # as somebody may have prepared it meanwhile
     with holding() as hold:
         _publish(target, manifest, made, progress, hold)
 

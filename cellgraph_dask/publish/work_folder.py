@@ -28,16 +28,18 @@ log = logging.getLogger(__name__)
 class WorkFolder:
     """The work folder of an export; held by one process at a time, from `take` to `release`.
 
-    It is in the export's folder, or in that of files to be uploaded, which messages call `name`. If
+    It is in the export's folder, or in that of files to be uploaded, which messages call `name`;
+    of what is shown as a whole, it lies beside, under a name of its own (`work`). If
     that one is `temporary`, so there for this alone, it must be the user's own, and is removed in
     the end if it is empty. With `resume` what a killed run has left in the work folder stays there.
     """
 
     def __init__(
-        self, folder: Path, name: str, *, resume: bool = False, temporary: bool = False
-    ) -> None:
+        self, folder: Path, name: str, *, resume: bool = False, temporary: bool = False,
+        work: str = WORK_FOLDER,
+    ) -> None:  # fmt: skip
         self.folder = folder
-        self.path = folder / WORK_FOLDER
+        self.path = folder / work
         self.created: list[Path] = []  # folders that were made, deepest first
         self._name = name
         self.resume = resume
@@ -73,7 +75,8 @@ class WorkFolder:
         with suppress(OSError):
             if held:
                 (self.path / "lock").unlink(missing_ok=True)
-        for folder in (self.folder / FOLDER, *self._own, *self.created):
+        of_export = [self.folder / FOLDER] if self.path.name == WORK_FOLDER else []
+        for folder in (*of_export, *self._own, *self.created):
             with suppress(OSError):
                 folder.rmdir()  # only if it is empty
         if held:

@@ -221,16 +221,31 @@ class Source:
 
     def has_entry(self, row: int, column: int) -> bool:
         """Whether an entry is stored at a row and column, among the first 2²⁰ of the row."""
+        return self._entries_at(row, column)[1].size > 0
+
+    def weights_at(self, row: int, column: int) -> list[Any]:
+        """Return the weights stored at a row and column, as `has_entry` looks for them."""
+        start, found = self._entries_at(row, column)
+        weight = np.empty(1, self.data.dtype)
+        weights = []
+        for at in found.tolist():
+            self.data.read(start + at, start + at + 1, weight)
+            weights.append(weight[0].item())
+        return weights
+
+    def _entries_at(self, row: int, column: int) -> tuple[int, Array]:
+        """Return where a row starts, and where in it entries are of a column; unchecked."""
+        none = 0, np.empty(0, np.int64)
         if not 0 <= row < self.n_cells:
-            return False
+            return none
         values, _ = self._read_indptr(row, row + 1)
         start, stop = int(values[0]), int(values[1])
         if not 0 <= start <= stop <= self.n_entries:
-            return False
+            return none
         stop = min(stop, start + _INDPTR_SLICE)
         columns = np.empty(stop - start, self.indices.dtype)
         self.indices.read(start, stop, columns)
-        return bool((columns == column).any())
+        return start, np.flatnonzero(columns == column)
 
     def read_block(self, block: Block, *, weights: bool = False) -> BlockEntries:
         """Read and check a block. The arrays belong to this thread, until its next block.
@@ -245,6 +260,21 @@ class Source:
         if has_negative and not weights:
             raise NegativeWeightError
         return BlockEntries(indices, indptr, kept)
+
+    def read_stored(self, block: Block) -> BlockEntries:
+        """Read a block whose weights (float64) are as they are stored: zero, negative or NaN too.
+
+        The arrays belong to this thread, until its next block. Raises a DamagedGraphError as
+        `read_block` does, but for weights.
+        """
+        indptr = self._indptr_of(block)
+        indices = self._read_indices(block, indptr)
+        weights = buffers.take("weights", block.stop - block.start, np.float64)
+        for a, b in self.data.spans(block.start, block.stop):
+            stored = buffers.take("stored weights", b - a, self.data.dtype)
+            self._read_weights_of_span(a, b, stored)
+            weights[a - block.start : b - block.start] = stored
+        return BlockEntries(indices, indptr, weights)
 
     def _indptr_of(self, block: Block) -> Array:
         """Return where each row of a block starts in it; this thread's."""

@@ -12,7 +12,7 @@ from zlib_ng import zlib_ng
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Source
-from .rules import Rule
+from .rules import Combination
 from .runs import Scratch
 
 Method = Literal["symmetric", "general", "signed"]
@@ -25,18 +25,26 @@ class Job:
     A partition is ``2**shift`` sources, at most 2¹⁶. The method says how the edges are found.
     "symmetric": one pass, hoping that the upper entries are all there is. "general": split and
     merge. "signed": the same with the weights carried along, because some are negative and entries
-    may cancel each other. With a `rule`, edges have weights; if `both`, each edge is found in both
-    directions, so that rows are complete. Weights on the diagonal are no edges; with
-    `refuse_diagonal` they are an error.
+    may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
+    edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
+    rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal; weights
+    on the diagonal, which are no edges, are an error with `refuse_diagonal`.
     """
 
     source: Source
     scratch: Scratch
     shift: int
     method: Method
-    rule: Rule | None = None
+    rule: Combination | None = None
+    weights: bool = False
     both: bool = False
+    strict: bool = False
     refuse_diagonal: bool = False
+
+    @property
+    def edge_dtypes(self) -> list[np.dtype[Any]]:
+        """Dtypes of the columns in which edges are delivered."""
+        return [self.cell_dtype] * 2 + [np.dtype(np.float64)] * self.weights
 
     @property
     def weighs(self) -> bool:
@@ -130,12 +138,14 @@ def edges_crc(*columns: Array) -> int:
 
 def read_kept(
     job: Job, sink: EdgeSink, position: int, n_edges: int, crc: int
-) -> tuple[Array, Array] | None:
+) -> list[Array] | None:
     """Return edges that an interrupted run has written at a position; None if damaged."""
-    src = buffers.take("merged src", n_edges, job.cell_dtype)
-    dst = buffers.take("merged dst", n_edges, job.cell_dtype)
+    columns = [
+        buffers.take(f"merged {name}", n_edges, dtype)
+        for name, dtype in zip(("src", "dst", "weights"), job.edge_dtypes, strict=False)
+    ]
     try:
-        sink.read(position, src, dst)
+        sink.read(position, *columns)
     except (OSError, EOFError, ValueError):
         return None
-    return (src, dst) if edges_crc(src, dst) == crc else None
+    return columns if edges_crc(*columns) == crc else None

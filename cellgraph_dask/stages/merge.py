@@ -17,7 +17,7 @@ from . import loops, weighted_loops
 from .degrees import DegreeSink
 from .job import EdgeSink, Job, edges_crc, read_kept
 from .pieces import Piece
-from .rules import RULES
+from .rules import CODES, check_edges
 from .runs import Written
 from .split import BAND_BITS, LOWER, ROWS, SLAB, UPPER, SplitRuns
 
@@ -27,7 +27,7 @@ class MergeSummary(NamedTuple):
 
     position: int  # of its edges in the sink
     n_edges: int
-    crc: int  # of their sources and then their destinations
+    crc: int  # of their sources, destinations, and weights if they have some
     n_bytes: int  # of the temporary file for the degrees
     degrees_crc: int
 
@@ -48,8 +48,11 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
 def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
     """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
     job = runs.job
-    columns = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
-    src, dst = columns[:2]
+    merged = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
+    src, dst = merged[:2]
+    if job.rule is not None:
+        check_edges(job.source, *merged)
+    columns = merged[: len(job.edge_dtypes)]
     position = sink.place(piece.number, src.size)
     sink.write(position, *columns)
     crc = edges_crc(*columns)
@@ -86,7 +89,7 @@ def _merge_pair(runs: SplitRuns, piece: Piece) -> list[Array]:
             weight = sum(sums)
         else:
             ordered = sums if source < destination else reversed(sums)
-            weight = weighted_loops.combine.function(RULES.index(job.rule), *ordered)
+            weight = weighted_loops.combine.function(CODES.index(job.rule), *ordered)
     n = int(weight != 0)
     columns = [np.full(n, cell, job.cell_dtype) for cell in (source, destination)]
     return columns if job.rule is None else [*columns, np.full(n, weight, np.float64)]
@@ -116,7 +119,7 @@ def merge_holds(
     piece, summary = kept
     edges = read_kept(job, sink, summary.position, summary.n_edges, summary.crc)
     written = Written(summary.n_bytes, summary.degrees_crc)
-    return edges is not None and degrees.keep(job, piece, *edges, written)
+    return edges is not None and degrees.keep(job, piece, edges[0], edges[1], written)
 
 
 def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:
@@ -143,7 +146,7 @@ def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:
         *place, packed.upper["dst"], packed.upper["weight"], packed.upper_starts,
         packed.lower["src"], packed.lower["row"], packed.lower["weight"], packed.lower_starts,
         packed.bases, *ends, grouped[:n_upper], kept[:n_upper], grouped[n_upper:], kept[n_upper:],
-        keys, RULES.index(job.rule), *out,
+        keys, CODES.index(job.rule), *out,
     )  # fmt: skip
     return n
 

@@ -17,10 +17,10 @@ import numpy as np
 
 from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage
-from ..source.matrix import Block, Source
+from ..source.matrix import Block
 from . import loops, weighted_loops
 from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
-from .job import EdgeSink, Job, Method, NotSymmetricError, Tuning
+from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
 from .split import SplitRuns, SplitSummary, split, split_holds
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def run_stages(
-    job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, int], executor:
+    job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, ...], executor:
     ResumableExecutor, delivery: Delivery,
 ) -> Outcome:  # fmt: skip
     """Find all edges of a matrix by the job's method and deliver them.
@@ -73,7 +73,7 @@ def _keep(delivery: Delivery, kept: Mapping[int, StreamSummary | MergeSummary]) 
 
 
 def _run_symmetric(
-    job: Job, blocks: list[Block], seeds: tuple[int, int], executor: ResumableExecutor, delivery:
+    job: Job, blocks: list[Block], seeds: tuple[int, ...], executor: ResumableExecutor, delivery:
     Delivery,
 ) -> Outcome:  # fmt: skip
     task = partial(stream, job, np.array(seeds, np.uint64), delivery.sink)
@@ -127,39 +127,60 @@ def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) 
     return max(degrees, default=0)
 
 
-def warm_up(source: Source, method: Method) -> None:
+def warm_up(job: Job) -> None:
     """Load (or compile) the loops of an export, so that their memory is in the reserve.
 
     Which ones depends on the dtypes of the matrix and on how its edges are found.
     """
+    source = job.source
     source.warm_up()
     indices = np.array([1], dtype=source.row_dtype)
     indptr = np.array([0, 1, 1])
-    counts = np.zeros(3, np.int64)
+    counts = np.zeros(4, np.int64)
     dst: Array = np.zeros(2, np.uint64 if source.row_dtype.itemsize == 8 else np.uint32)
     out = dst.copy()
-    if method == "symmetric":
-        pair = np.zeros(2, np.uint64)
-        loops.stream_block(indices, indptr, 0, pair, out, dst, pair.copy(), counts)
+    if job.method == "symmetric":
+        seeds, sums = np.zeros(3, np.uint64), np.zeros(4, np.uint64)
+        if job.rule is None:
+            loops.stream_block(indices, indptr, 0, seeds, out, dst, sums, counts)
+            return
+        weights = np.ones(2)
+        weighted_loops.stream_entries(
+            indices, weights, weights.view(np.uint64), indptr, 0, counts[:2], 0, 0, seeds,
+            np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
+        )  # fmt: skip
         return
     src = np.zeros(2, np.uint16)
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
-    loops.count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
-    if method == "signed":
-        kept = np.zeros(2, np.float64 if source.data.dtype.kind == "f" else np.int64)
+    if job.rule is None:
+        loops.count_contributions(indices, indptr, 0, 8, 16, rows, counts, table)
+    else:
+        weighted_loops.count_entries(indices, indptr, 0, 8, 16, 0, rows, counts, table)
+    kept = np.zeros(2, job.weight_dtype)
+    if job.weighs:
+        read = np.zeros(2, np.float64 if source.data.dtype.kind == "f" else np.int64)
         weighted_loops.split_entries(
-            indices, kept, indptr, 0, 8, 16, 0, table, dst, kept, src, src, kept.copy()
+            indices, read, indptr, 0, 8, 16, 0, table, dst, kept, src, src, kept.copy()
         )
+    else:
+        loops.split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
+    starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
+    if job.method == "signed":
         none, parts = counts[:0], kept[:0]
         loops.merge_signed(none, parts, parts, none, parts, parts, 0, 8, out, dst)
     else:
-        loops.split_block(indices, indptr, 0, 8, 16, table, dst, src, src)
-        starts, ends = np.array([[0, 1]]), np.zeros(257, np.int64)
         for row in (src, dst):  # a part of a partition comes unpacked
-            loops.merge_partitions(
-                0, 8, counts[:1], rows, starts, dst, starts, src, row, starts, starts[:, :1],
-                ends, ends, dst.copy(), dst, out, dst,
-            )  # fmt: skip
+            place = (0, 8, counts[:1], rows, starts)
+            if job.rule is None:
+                loops.merge_partitions(
+                    *place, dst, starts, src, row, starts, starts[:, :1],
+                    ends, ends, dst.copy(), dst, out, dst,
+                )  # fmt: skip
+            else:
+                weighted_loops.merge_weighted(
+                    *place, dst, kept, starts, src, row, kept, starts, starts[:, :1], ends, ends,
+                    dst.copy(), kept, dst, kept, counts, 0, out, dst, np.zeros(2),
+                )  # fmt: skip
     loops.count_values(dst, 8, counts)
     loops.count_values(src, 0, counts)
     loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))

@@ -24,8 +24,8 @@ from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import Job
+from .rules import check_diagonal, check_weights
 from .runs import RunReader, Written, holds, write_run
-from .weights import check_weights
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
@@ -157,7 +157,6 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
     """Read a block, check it, and write its edges and transpose contributions as a run."""
     job = runs.job
     entries = job.source.read_block(block, weights=job.weighs)
-    check_weights(job, block, entries)
     n_rows = block.last_row - block.first_row
     in_row = buffers.take("split rows", n_rows, np.uint32)
     upper_counts = np.zeros(job.n_partitions, np.int64)
@@ -184,6 +183,10 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
     else:
         weights = buffers.take("split weights", n_upper + n_lower, job.weight_dtype)
         upper["weight"], lower["weight"] = np.split(weights, [n_upper])
+        if job.rule is not None:
+            check_weights(job.source, job.rule, block, entries)
+        if job.refuse_diagonal:
+            check_diagonal(job.source, block, entries)
         weighted_loops.split_entries(
             entries.indices, entries.weights, entries.indptr, *place, job.both, next_lower,
             upper["dst"], upper["weight"], lower["src"], lower["row"], lower["weight"],

@@ -19,8 +19,7 @@ from ..machine import buffers
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
-from .rules import RULES
-from .weights import check_weights
+from .rules import CODES, check_diagonal, check_edges, check_weights
 
 _MASK = 2**64 - 1
 
@@ -32,7 +31,7 @@ class StreamSummary(NamedTuple):
     last_row: int  # inclusive; both may continue in other blocks
     position: int  # of its upper entries in the sink; all are edges
     n_edges: int
-    crc: int  # of their sources and then their destinations
+    crc: int  # of their sources, destinations, and weights if they have some
     imbalance: tuple[int, int]  # the two halves of the sum of hashes
     largest: int  # entries off the diagonal: most in a row,
     first: int  # … in the first row,
@@ -51,26 +50,32 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
     entries = job.source.read_block(block, weights=job.rule is not None)
-    check_weights(job, block, entries)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
     imbalance = np.zeros(4, np.uint64)
-    degrees = np.zeros(3, np.int64)
-    if job.rule is None or entries.weights is None:
+    degrees = np.zeros(4, np.int64)
+    if job.rule is None:
         n, repeats = loops.stream_block(
             entries.indices, entries.indptr, block.first_row, seeds, *out, imbalance, degrees
         )
     else:
         out.append(buffers.take("stream weights", size, np.float64))
-        weights = entries.weights.astype(np.float64, copy=False)
+        weights = check_weights(job.source, job.rule, block, entries)
+        if job.refuse_diagonal:
+            check_diagonal(job.source, block, entries)
+        weights = weights.astype(np.float64, copy=False)
         n, repeats = weighted_loops.stream_entries(
             entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-            np.array([block.first_row + 1, block.last_row - 1]), job.both, RULES.index(job.rule),
+            np.array([block.first_row + 1, block.last_row - 1]), job.both, CODES.index(job.rule),
             seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
         )  # fmt: skip
-    if repeats or imbalance[2:].any():
+    has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
+    if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
         raise NotSymmetricError
-    columns = [column[:n] for column in out]
+    edges = [column[:n] for column in out]
+    if job.rule is not None:
+        check_edges(job.source, *edges)
+    columns = edges[: len(job.edge_dtypes)]
     src, dst = columns[:2]
     position = sink.place(block.number, n)
     sink.write(position, *columns)

@@ -14,7 +14,8 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from .loops import _mixed, _mixed_again, _sort
 
-_ONES, _MAX, _MIN, _MEAN, _SUM = 0, 1, 2, 3, 4  # places in `rules.RULES`; the last one is fuzzy
+# Places in `rules.CODES`.
+_ONES, _MAX, _MIN, _MEAN, _SUM, _FUZZY, _DIFFER = 0, 1, 2, 3, 4, 5, 6
 
 
 @compiled()
@@ -132,17 +133,13 @@ def _sort_weighted(
 
 
 @compiled(int, int)
-def first_refused(
-    indices: Array, weights: Array, indptr: Array, first_row: int, is_fuzzy: int, diagonal: int
+def first_on_diagonal(
+    indices: Array, weights: Array, indptr: Array, first_row: int
 ) -> tuple[int, int]:
-    """Return position and row of the first negative weight, or (-1, -1).
-
-    If `is_fuzzy`, one above 1 is refused too; if `diagonal`, one on the diagonal that is not 0.
-    """
+    """Return position and row of the first weight on the diagonal that is not 0, or (-1, -1)."""
     for r in range(indptr.size - 1):
         for e in range(indptr[r], indptr[r + 1]):
-            w = weights[e]
-            if w < 0 or (is_fuzzy and w > 1) or (diagonal and w != 0 and indices[e] == first_row + r):
+            if indices[e] == first_row + r and weights[e] != 0:
                 return e, first_row + r
     return -1, -1
 
@@ -163,9 +160,11 @@ def combine(rule: int, a: Any, b: Any) -> Any:
         return 0.5 * (a + b)
     if rule == _SUM:
         return a + b
-    if a > 1.0 or b > 1.0:
-        return np.nan
-    return a + b - a * b
+    if rule == _FUZZY:
+        return np.nan if a > 1.0 or b > 1.0 else a + b - a * b
+    if a == b:
+        return 0.0
+    return 2.0 if a != 0.0 and b != 0.0 else 1.0
 
 
 @compiled(int)
@@ -179,7 +178,9 @@ def merge_weighted(
     """Merge entries as `loops.merge_partitions` does, and combine the weights of both directions.
 
     `upper_kept` and `lower_kept` are work space for the weights of the grouped entries, `keys`
-    (int64) to sort as many. What a rule makes 0 is no edge. Weights must not be negative.
+    (int64) to sort as many. What a rule makes 0 is no edge. Weights must not be negative. Where
+    directions are compared, the weight of a pair is as for `rules.CODES`, and 4 more for each
+    repeated entry.
     """
     n: Any = 0
     for f in range(upper_starts.shape[1] - 1):
@@ -207,6 +208,8 @@ def merge_weighted(
                     d = np.int64(upper_grouped[a])
                 else:
                     d = np.int64(lower_grouped[b])
+                more = a + b + (a < a_end and upper_grouped[a] == d)
+                more += b < b_end and lower_grouped[b] == d
                 up = 0.0
                 while a < a_end and upper_grouped[a] == d:
                     up += upper_kept[a]
@@ -216,6 +219,8 @@ def merge_weighted(
                     low += lower_kept[b]
                     b += 1
                 weight = combine(rule, up, low) if source < d else combine(rule, low, up)
+                if rule == _DIFFER:
+                    weight += 4.0 * (a + b - more)
                 out_src[n] = source
                 out_dst[n] = d
                 out_weight[n] = weight
@@ -253,6 +258,7 @@ def stream_entries(
         for e in range(indptr[r], indptr[r + 1]):
             j = np.int64(indices[e])
             if j == i:
+                degrees[3] += 1
                 continue
             degree += 1
             pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
@@ -285,3 +291,75 @@ def stream_entries(
     imbalance[2] = near_a
     imbalance[3] = near_b
     return n, bool(repeats)
+
+
+NOT_FINITE, NEGATIVE, ZERO, DIAGONAL, REPEATED, TOO_LARGE = 0, 1, 2, 3, 4, 5  # kinds of entries
+
+
+@compiled(bool, bool)
+def look_at_entries(
+    indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, seeds: Array,
+    largest: Array, keys: Array, counts: Array, firsts: Array, imbalance: Array,
+) -> tuple[bool, bool]:  # fmt: skip
+    """Count a block's entries that are special, and hash the others as `stream_entries` does.
+
+    Of each kind, `counts` (int64) gets the number and `firsts` row and column of the first one, if
+    there is none yet (-1). `largest` is the largest weight that may be; `keys` (int64) is work
+    space. Repeats are found inside the block's part of a row. The results tell whether the entries
+    of the first row, and of the last one, rise.
+    """
+    a = imbalance[0]
+    b = imbalance[1]
+    first_rises: Any = True
+    last_rises: Any = True
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        last: Any = -1
+        rises: Any = True
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            rises &= j > last
+            last = j
+            w = weights[e]
+            kind = -1
+            if not np.isfinite(w):
+                kind = NOT_FINITE
+            elif w == 0.0:
+                kind = ZERO
+            elif j == i:
+                kind = DIAGONAL
+            else:
+                if w < 0.0:
+                    kind = NEGATIVE
+                elif w > largest[0]:
+                    kind = TOO_LARGE
+                pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+                first = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
+                second = _mixed_again(first, seeds[1])
+                if j < i:
+                    first = np.uint64(0) - first
+                    second = np.uint64(0) - second
+                a += first
+                b += second
+            if kind >= 0:
+                counts[kind] += 1
+                if firsts[kind, 0] < 0:
+                    firsts[kind, 0] = i
+                    firsts[kind, 1] = j
+        if not rises:
+            n = indptr[r + 1] - indptr[r]
+            for k in range(n):
+                keys[k] = indices[indptr[r] + k]
+            _sort(keys, 0, n)
+            for k in range(1, n):
+                if keys[k] == keys[k - 1]:
+                    counts[REPEATED] += 1
+                    if firsts[REPEATED, 0] < 0:
+                        firsts[REPEATED, 0] = i
+                        firsts[REPEATED, 1] = keys[k]
+        if r == 0:
+            first_rises = rises
+        last_rises = rises
+    imbalance[0] = a
+    imbalance[1] = b
+    return bool(first_rises), bool(last_rises)

@@ -76,7 +76,7 @@ class VerifyReport(Report):
         What the manifest says; None if it could not be read.
     source, key : str or None
         The store and the matrix that the edges were compared with.
-    proof : {"sums", "comparison", "signed"} or None
+    proof : {"sums", "comparison", "signed", "weights"} or None
         How they were compared; None if they were not.
     n_isolated : int or None
         Cells without neighbors; None, as all that follows, where it was not found out.
@@ -159,6 +159,12 @@ def _warm_up(manifest: Manifest, source: Source | None) -> Any:
     return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
 
 
+def _rule_of(provenance: Provenance | None) -> str | None:
+    """Return how an export combined the weights of both directions; None if it did not."""
+    rule = provenance.options.get("rule") if provenance is not None else None
+    return rule if isinstance(rule, str) else None
+
+
 @dataclass(frozen=True)
 class _Check:
     """One verification."""
@@ -206,6 +212,8 @@ class _Check:
             )
             return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
+        if manifest.weighted or _rule_of(provenance) is not None:
+            seeds = None  # a sum of hashes knows no weights
         try:
             found = self._survey(manifest, source, seeds)
         except InvalidExportError as error:
@@ -226,7 +234,7 @@ class _Check:
                 f"degree of the edges is {found.degrees.largest}."
             )
         if source is not None:
-            kind, differences = self._prove(source, manifest, found, seeds)
+            kind, differences = self._prove(source, manifest, found, seeds, report.provenance)
             if differences:
                 problems += [*self._other_source(report.provenance), *differences]
             report = replace(report, source=source.path, key=source.key, proof=kind)
@@ -298,6 +306,7 @@ class _Check:
             needed = survey_bytes(smallest, manifest)
             if source is not None:
                 kind: Kind = "comparison" if seeds is None else "sums"
+                kind = "weights" if manifest.weighted else kind
                 unpacking = slabs_bytes() if manifest.compression is not None else 0
                 needed = max(needed, smallest_proof_bytes(source, kind), unpacking)
             raise self._too_small(needed)
@@ -306,10 +315,18 @@ class _Check:
         return survey(self.out_dir, manifest, plan, self.progress)
 
     def _prove(
-        self, source: Source, manifest: Manifest, found: Survey, seeds: Any
+        self,
+        source: Source,
+        manifest: Manifest,
+        found: Survey,
+        seeds: Any,
+        provenance: Provenance | None,
     ) -> tuple[str, list[str]]:
         """Compare edges and matrix; return the kind of proof and what is wrong."""
+        rule = _rule_of(provenance)
         kinds: list[Kind] = ["comparison", "signed"]
+        if manifest.weighted or rule is not None:
+            kinds = ["weights"]
         if seeds is not None:
             plan, blocks = self._cut(source, "sums")
             executor = Threads(plan.threads, self.progress)
@@ -325,10 +342,10 @@ class _Check:
         ):
             assert found.starts is not None
             edges.know(found.starts, proof_shift(manifest.n_cells))
-            return self._compare(source, edges, folder, kinds)
+            return self._compare(source, edges, folder, kinds, rule)
 
     def _compare(
-        self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind]
+        self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind], rule: str | None
     ) -> tuple[str, list[str]]:
         """Compare entries and edges; with weights where that turns out to be needed."""
         for kind in kinds:
@@ -336,7 +353,7 @@ class _Check:
             executor = Threads(plan.threads, self.progress)
             try:
                 return kind, prove_by_comparison(
-                    source, blocks, edges, folder, plan, executor, kind
+                    source, blocks, edges, folder, plan, executor, kind, rule
                 )
             except NegativeWeightError:
                 continue

@@ -22,23 +22,23 @@ from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
 from .pair_file import PAIR_BITS, PairFile, cell_bits, key_dtype, weight_dtype
-from .proof import PART, Kind, ProofPlan
+from .proof import PART, WEIGHTED, Kind, ProofPlan
 
 
 def prove_by_comparison(
     source: Source, blocks: Sequence[Block], edges: PlainEdges, folder: Path, plan: ProofPlan,
-    executor: Executor, kind: Kind,
+    executor: Executor, kind: Kind, rule: str | None = None,
 ) -> list[str]:  # fmt: skip
     """Compare edges, whose order has been checked, and entries; return what is wrong.
 
     Entries that do not stay in memory go to `folder`. Weights are added up if `kind` is "signed";
-    otherwise a negative one raises `NegativeWeightError`.
+    if it is "weights", they are combined by the `rule` and compared too; else a negative one raises
+    `NegativeWeightError`.
     """
     shift, bits = plan.shift(source), cell_bits(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
-    is_weighted = kind == "signed"
     with closing(PairFile(folder / kind, n_partitions, plan.room)) as file:
-        compare = _Comparison(source, edges, file, shift, bits, is_weighted, plan.piece_entries)
+        compare = _Comparison(source, edges, file, shift, bits, kind, rule, plan.piece_entries)
         sizes = [block.stop - block.start for block in blocks]
         executor.run(Stage("matrix", compare.leave, blocks, sizes, "entries"))
         buffers.release()  # where this very thread has run the tasks
@@ -72,8 +72,14 @@ class _Comparison:
     file: PairFile
     shift: int
     bits: int
-    is_weighted: bool
+    kind: Kind
+    rule: str | None
     most: int
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether weights are read and kept."""
+        return self.kind in WEIGHTED
 
     def leave(self, block: Block) -> None:
         """Leave a block's entries as keys, by partition."""
@@ -121,7 +127,7 @@ class _Comparison:
             for values, places, out in zip(stored, ends, gathered, strict=True):
                 if out.size:
                     loops.gather(values, lot_starts, places, out)
-        return self._differ(piece.first, self._sort(*gathered, starts), piece.start, piece.stop)
+        return self._differ(piece.first, *self._sort(*gathered, starts), piece.start, piece.stop)
 
     def _pair(self, first: int, number: int) -> tuple[int, int]:
         """Return the pair of a number that counts partitions from the `first` on."""
@@ -131,31 +137,46 @@ class _Comparison:
     def _take(self, name: str, n: int) -> tuple[Array, Array]:
         """Return this thread's work space for `n` keys, and for weights if there are."""
         key = key_dtype(self.source.n_cells, self.shift, is_weighted=self.is_weighted)
-        weight, n_weights = weight_dtype(self.source), n if self.is_weighted else 0
+        weight = weight_dtype(self.source, combined=self.kind == "weights")
+        n_weights = n if self.is_weighted else 0
         return buffers.take(f"{name} keys", n, key), buffers.take(
             f"{name} weights", n_weights, weight
         )
 
-    def _sort(self, keys: Array, weights: Array, starts: Array) -> Array:
-        """Return the pairs of partitions, in order; with weights, those that have a sum.
+    def _sort(self, keys: Array, weights: Array, starts: Array) -> tuple[Array, Array | None]:
+        """Return the pairs of partitions, in order, and their weights, if these are compared.
 
-        The keys of each partition, which begin where `starts` says, are sorted in place.
+        With weights, pairs that come to zero are left out. The keys of each partition, which begin
+        where `starts` says, are sorted in place.
         """
         pairs = buffers.take("pairs", keys.size, np.int64)
+        combined = buffers.take("pair weights", keys.size * (self.kind == "weights"), np.float64)
         n = 0
         for f, (start, stop) in enumerate(pairwise(starts.tolist())):
             lot, its_weights = keys[start:stop], weights[start:stop]
             if not self.is_weighted:
                 lot.sort()
             elif lot.size:
-                add_up = loops.add_up_floats if weights.dtype.kind == "f" else loops.add_up_integers
                 order = np.argsort(lot, kind="stable")
-                found = pairs[n : n + add_up(lot[order], its_weights[order], pairs[n:])]
+                found = self._add_up(lot[order], its_weights[order], pairs[n:], combined[n:])
                 found |= f << (self.shift + self.bits)
                 n += found.size
         if not self.is_weighted:
             n = loops.distinct(keys, starts, self.shift + self.bits, pairs)
-        return pairs[:n]
+        return pairs[:n], combined[:n] if self.kind == "weights" else None
+
+    def _add_up(self, keys: Array, weights: Array, pairs: Array, combined: Array) -> Array:
+        """Write the pairs of sorted keys that do not come to zero, and what they come to."""
+        if self.kind == "signed":
+            add_up = loops.add_up_floats if weights.dtype.kind == "f" else loops.add_up_integers
+            return pairs[: add_up(keys, weights, pairs)]
+        sums = np.empty((2, keys.size))
+        n = loops.sum_pairs(keys, weights, pairs, *sums)
+        values = combine(self.rule, *sums[:, :n])
+        kept = values != 0
+        n_kept = int(kept.sum())
+        pairs[:n_kept], combined[:n_kept] = pairs[:n][kept], values[kept]
+        return pairs[:n_kept]
 
     def _range(self, partition: int, low: int, high: int) -> str | None:
         """Compare the pairs of a partition with keys in ``[low, high)``, if need be in halves."""
@@ -163,12 +184,14 @@ class _Comparison:
         if taken is None and high - low > 1:
             middle = (low + high) // 2
             return self._range(partition, low, middle) or self._range(partition, middle, high)
-        if taken is None:
-            pairs = np.array([low] if self._is_nonzero(partition, low) else [], np.int64)
+        if taken is not None:
+            pairs, weights = self._sort(*taken, np.array([0, taken[0].size]))
         else:
-            pairs = self._sort(*taken, np.array([0, taken[0].size]))
+            value = self._value(partition, low)
+            pairs = np.array([low] if value else [], np.int64)
+            weights = np.full(pairs.size, value) if self.kind == "weights" else None
         start, stop = (self.edges.position(*self._pair(partition, key)) for key in (low, high))
-        return self._differ(partition, pairs, start, stop)
+        return self._differ(partition, pairs, weights, start, stop)
 
     def _select(self, partition: int, low: int, high: int) -> tuple[Array, Array] | None:
         """Return keys, in stored order, and weights of pairs in a range; None if too many."""
@@ -193,19 +216,23 @@ class _Comparison:
                 inside = (keys >= low << side) & (keys < high << side)
                 yield keys[inside], weights[inside] if side else weights
 
-    def _is_nonzero(self, partition: int, key: int) -> bool:
-        """Add up one pair that is stored too often to be held."""
+    def _value(self, partition: int, key: int) -> Any:
+        """Return what one pair comes to that is stored too often to be held; 0 if it is no edge."""
         if not self.is_weighted:
-            return True
+            return 1
         sums: list[Any] = [0, 0]
         for keys, weights in self._parts(partition, key, key + 1):
             for side, weight in zip((keys & 1).tolist(), weights.tolist(), strict=True):
                 sums[side] += weight
-        return bool(sums[0] + sums[1] != 0)
+        if self.kind == "signed":
+            return sums[0] + sums[1]
+        return combine(self.rule, *(np.array([float(total)]) for total in sums))[0]
 
-    def _differ(self, first: int, pairs: Array, start: int, stop: int) -> str | None:
+    def _differ(
+        self, first: int, pairs: Array, weights: Array | None, start: int, stop: int
+    ) -> str | None:
         """Return the first difference between rising pairs and the edges ``[start, stop)``."""
-        for number, src, dst in self.edges.slabs(start, stop):
+        for number, src, dst, stored in self.edges.slabs(start, stop):
             found = src.astype(np.int64)
             found -= first << self.shift
             found <<= self.bits
@@ -221,9 +248,42 @@ class _Comparison:
                     f"edge {number + at} (byte {byte}) is {(int(src[at]), int(dst[at]))}, but the "
                     "matrix has no nonzero for these cells."
                 )
+            if weights is not None and stored is not None:
+                expected = weights[number - start :][: stored.size]
+                other = np.flatnonzero(stored.view(np.uint64) != expected.view(np.uint64))
+                if other.size:
+                    k = int(other[0])
+                    return self._other_weight(number + k, src[k], dst[k], stored[k], expected[k])
         if pairs.size > stop - start:
             return _missing(self.source, self.edges, *self._pair(first, int(pairs[stop - start])))
         return None
+
+    def _other_weight(self, number: int, src: int, dst: int, stored: float, wanted: float) -> str:
+        edge = f"the weight of edge {number}, ({src}, {dst}), is {stored!r} (byte {8 * number})"
+        if np.isnan(wanted):
+            return f"{edge}, but the matrix differs in its two directions there."
+        return f"{edge}, but the matrix gives {wanted!r}."
+
+
+def combine(rule: str | None, upper: Array, lower: Array) -> Array:
+    """Return the weights of pairs from those of their directions (float64), by a rule.
+
+    Without a rule both must be the same; NaN stands for those that are not.
+    """
+    if rule is None:
+        return np.where(upper == lower, upper, np.nan)
+    if rule == "ones":
+        return np.where(upper + lower != 0, 1.0, 0.0)
+    if rule == "max":
+        return np.maximum(upper, lower)
+    if rule == "min":
+        return np.minimum(upper, lower)
+    total: Array = upper + lower
+    if rule == "fuzzy":
+        total -= upper * lower
+    if rule == "mean":
+        total *= 0.5
+    return total
 
 
 def _missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,12 @@ from ..edge_pairs.format import (
     Manifest,
     check_readable,
     file_name,
-    index_dtype,
     read_identity,
 )
-from ..edge_pairs.generation import weighted_sign
+from ..edge_pairs.generation import check_generation
 from ..edge_pairs.gzip_member import GZIP_HEADER, check_gzip_header, deflate_edges
 from ..edge_pairs.reader import open_plain, read_edges
-from ..errors import CellgraphError, InvalidExportError
+from ..errors import CellgraphError, InvalidExportError, OutputError
 from ..machine.remote import AnyPath
 
 # Compressing is slow; of larger exports it is left out.
@@ -53,15 +53,11 @@ def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
     path = out_dir / MANIFEST
     if path.read_bytes() != manifest.to_json().encode():
         problems.append(f"{path} is not spaced as the format has it; its text was changed.")
-    sign = None
     with suppress(InvalidExportError):  # which is said below
-        sign = weighted_sign(out_dir)
-    if sign is not None:
-        problems.append(
-            f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}), whose viewer refuses "
-            "the whole dataset as its graph has no weights. Prepare it with cellucid 0.0.9, or "
-            "keep the export in a folder of its own."
-        )
+        try:
+            check_generation(out_dir, weighted=manifest.weighted)
+        except OutputError as error:
+            problems.append(str(error))
     try:
         identity = read_identity(out_dir, manifest.n_cells)
     except CellgraphError as error:
@@ -76,7 +72,7 @@ def check_texts(out_dir: Path, manifest: Manifest) -> list[str]:
                     f"dataset_identity.json: stats.{name} is {found!r}, not {expected!r}."
                 )
     if manifest.compression is not None:
-        for side in SIDES:
+        for side in manifest.columns:
             try:
                 check_readable(out_dir / manifest.path(side), out_dir)
                 check_gzip_header(out_dir / manifest.path(side))
@@ -94,14 +90,13 @@ def check_figures(out_dir: Path, manifest: Manifest) -> None:
         raise InvalidExportError(
             f"{out_dir / MANIFEST}: n_cells is {manifest.n_cells}; no graph has 2⁶³ cells."
         )
-    for side in SIDES:
+    for side in manifest.columns:
         check_readable(out_dir / manifest.path(side), out_dir)
     if manifest.compression is None:
         open_plain(out_dir, manifest).close()
         return
-    n_bytes = manifest.n_edges * index_dtype(manifest.n_cells).itemsize
-    for side in SIDES:
-        path = out_dir / manifest.path(side)
+    for side, dtype in manifest.columns.items():
+        path, n_bytes = out_dir / manifest.path(side), manifest.n_edges * dtype.itemsize
         if path.is_file() and n_bytes > _MOST_DEFLATE * (path.stat().st_size + 1):
             raise InvalidExportError(f"{path} cannot hold {n_bytes} bytes of edges.")
 
@@ -114,14 +109,14 @@ def differing_files(out_dir: Path, manifest: Manifest) -> list[tuple[Path, int]]
     if manifest.compression is None or manifest.n_edges > MOST_EDGES:
         return []
     found = []
-    for side in SIDES:
+    for side, dtype in manifest.columns.items():
         path = out_dir / manifest.path(side)
         at = 0
         with path.open("rb") as file:
             if file.read(len(GZIP_HEADER)) != GZIP_HEADER:
                 continue
             at = len(GZIP_HEADER)
-            for expected in _parts(path, manifest):
+            for expected in _parts(path, manifest, dtype):
                 stored = file.read(len(expected))
                 if stored != expected:
                     same = np.frombuffer(stored, np.uint8) == np.frombuffer(
@@ -133,9 +128,8 @@ def differing_files(out_dir: Path, manifest: Manifest) -> list[tuple[Path, int]]
     return found
 
 
-def _parts(path: Path, manifest: Manifest) -> Iterator[bytes]:
+def _parts(path: Path, manifest: Manifest, dtype: np.dtype[Any]) -> Iterator[bytes]:
     """Yield the deflate parts that an export would write."""
-    dtype = index_dtype(manifest.n_cells)
     assert manifest.compression is not None
     size = gzip_member.PART_EDGES * dtype.itemsize
     pending = b""

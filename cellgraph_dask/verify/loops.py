@@ -287,6 +287,29 @@ def add_up_integers(keys: Array, weights: Array, kept: Array) -> int:
     return n
 
 
+@compiled(int)
+def sum_pairs(keys: Array, weights: Array, pairs: Array, upper: Array, lower: Array) -> int:
+    """Write each pair once, with the sums of its upper and lower weights; return their number.
+
+    Keys are as for `add_up_floats`; all weights and sums are float64.
+    """
+    n = -1
+    last: Any = -1
+    for k in range(keys.size):
+        pair = keys[k] >> 1
+        if pair != last:
+            n += 1
+            pairs[n] = pair
+            upper[n] = 0.0
+            lower[n] = 0.0
+            last = pair
+        if keys[k] & 1 == 1:
+            lower[n] += weights[k]
+        else:
+            upper[n] += weights[k]
+    return n + 1
+
+
 def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     """Load (or compile) the loops that looking at the edges takes.
 
@@ -309,14 +332,17 @@ def warm_up_proof(index_dtype: DTypeLike, weight_dtype: DTypeLike) -> None:
     """Load (or compile) the loops that any proof takes, for the dtypes in which blocks are read."""
     indices, weights = np.zeros(0, index_dtype), np.zeros(0, weight_dtype)
     indptr, places = np.zeros(1, np.int64), np.zeros(0, np.int64)
-    rows, sums = np.zeros(0, np.uint32), np.zeros((2, 2), np.uint64)
+    rows, sums, floats = np.zeros(0, np.uint32), np.zeros((2, 2), np.uint64), np.zeros(0)
     hash_entries(indices, indptr, 0, np.zeros(4, np.uint64), rows, sums[0], sums[1])
     count_pairs(indices, indptr, 0, 0, places)
     for key_dtype in (np.uint32, np.int64):
         keys = np.zeros(0, key_dtype)
         place_pairs(indices, indptr, weights, 0, 0, 1, places, keys, weights)
+        place_pairs(indices, indptr, weights, 0, 0, 1, places, keys, floats)
         gather(keys, indptr, places, keys)
         distinct(keys, indptr, 0, places)
-    gather(weights, indptr, places, weights)
+    for values in (weights, floats):
+        gather(values, indptr, places, values)
+    sum_pairs(places, floats, places, floats, floats)
     add_up = add_up_integers if weights.dtype.kind == "i" else add_up_floats
     add_up(places, weights, places)

@@ -43,9 +43,10 @@ def key_dtype(n_cells: int, shift: int, *, is_weighted: bool) -> np.dtype[Any]:
     return np.dtype(np.uint32 if fits else np.int64)
 
 
-def weight_dtype(source: Source) -> np.dtype[Any]:
-    """Return the dtype in which weights are read and kept."""
-    return np.dtype(np.float64 if source.data.dtype.kind == "f" else np.int64)
+def weight_dtype(source: Source, *, combined: bool = False) -> np.dtype[Any]:
+    """Return the dtype in which weights are kept; if they are to be `combined`, float64."""
+    is_float = combined or source.data.dtype.kind == "f"
+    return np.dtype(np.float64 if is_float else np.int64)
 
 
 class Lot(NamedTuple):

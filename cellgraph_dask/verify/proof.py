@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -49,7 +49,8 @@ _MOST_BLOCKS = 512
 
 PART = 1 << 15  # keys that are looked through at once where a partition has too many
 
-Kind = Literal["sums", "comparison", "signed"]
+Kind = Literal["sums", "comparison", "signed", "weights"]
+WEIGHTED: tuple[Kind, ...] = ("signed", "weights")  # proofs to which weights matter
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class ProofPlan:
 
     def item_bytes(self, source: Source, kind: Kind) -> int:
         """Return the bytes in which an entry waits: a key, and where they are added up a weight."""
-        is_weighted = kind == "signed"
+        is_weighted = kind in WEIGHTED
         key = key_dtype(source.n_cells, self.shift(source), is_weighted=is_weighted).itemsize
         return key + is_weighted * weight_dtype(source).itemsize
 
@@ -79,16 +80,21 @@ class ProofPlan:
         return 8 * n_blocks * ((source.n_cells >> self.shift(source)) + 41)
 
 
+# Bytes an entry, where weights matter, of the order, its sort, and both columns in order; and of
+# both sums of a pair, and what it takes to combine them.
+_SORTING: dict[Kind, int] = {"signed": 40, "weights": 40 + 6 * 8}
+
+
 def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> int:
     """Return the most bytes that a proof with these sizes needs, entries that wait apart."""
-    block = source.block_bytes(plan.block_entries, plan.block_rows, signed=kind == "signed")
+    block = source.block_bytes(plan.block_entries, plan.block_rows, signed=kind in WEIGHTED)
     if kind == "sums":
         return plan.threads * (block + 4 * loops.TILE)
     item = plan.item_bytes(source, kind)
     block += plan.block_entries * item + 32 * ((source.n_cells >> plan.shift(source)) + 1)
     # Entries as they are read, gathered, and as pairs. To sort with weights takes the order, the
     # work space of its sort, and both columns in order.
-    per_entry = 2 * item + 8 + (40 if kind == "signed" else 0)
+    per_entry = 2 * item + 8 + _SORTING.get(kind, 0)
     # Edges are held as stored, as pairs, and one side as it becomes part of them.
     piece = plan.piece_entries * per_entry + SLAB_EDGES * 48 + PART * 64
     return plan.threads * max(block, piece) + plan.table_bytes(source)
@@ -96,11 +102,13 @@ def proof_bytes(source: Source, plan: ProofPlan, kind: Kind = "comparison") -> i
 
 def smallest_proof_bytes(source: Source, kind: Kind) -> int:
     """Return the bytes that will do for a proof, and for those that it may come to."""
-    kinds: list[Kind] = list(get_args(Kind))
-    if source.data.dtype.kind in "bu" and kind != "signed":
-        kinds.remove("signed")
     smallest = ProofPlan(_LEAST_BLOCK, _LEAST_BLOCK, _LEAST_BLOCK, 1, short_keys=False)
-    return max(proof_bytes(source, smallest, kind) for kind in kinds[kinds.index(kind) :])
+    kinds: list[Kind] = [kind]
+    if kind == "sums":
+        kinds.append("comparison")
+    if kind in ("sums", "comparison") and source.data.dtype.kind not in "bu":
+        kinds.append("signed")
+    return max(proof_bytes(source, smallest, kind) for kind in kinds)
 
 
 def plan_proof(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..edge_pairs.format import Manifest, index_dtype
+from ..edge_pairs.format import Manifest
 from ..edge_pairs.reader import (
     SLAB_EDGES,
     Slab,
@@ -85,7 +85,8 @@ class _Notes:
 def survey_bytes(plan: SurveyPlan, manifest: Manifest) -> int:
     """Return the most bytes that `survey` needs."""
     n_cells, n_edges = manifest.n_cells, manifest.n_edges
-    slabs = SLAB_EDGES * (2 * index_dtype(n_cells).itemsize + 8) * plan.threads
+    per_edge = 8 + sum(dtype.itemsize for dtype in manifest.columns.values()) + manifest.weighted
+    slabs = SLAB_EDGES * per_edge * plan.threads
     if manifest.compression is not None:
         slabs += slabs_bytes()
     per_cell, notes = degree_bytes(n_cells, n_edges, plan.threads)
@@ -205,7 +206,10 @@ def _look(
     """Check the order of consecutive slabs and hand them on; return how many edges there were."""
     total = np.zeros(2, np.uint64)
     n = 0
-    for position, src, dst in slabs:
+    for slab in slabs:
+        position, src, dst, weights = slab
+        if weights is not None:
+            _check_weights(position, weights, notes)
         bad = first_bad_edge(src, dst, *before, n_cells)
         if bad >= 0:
             previous = (int(src[bad - 1]), int(dst[bad - 1])) if bad else before
@@ -219,7 +223,7 @@ def _look(
         if seeds is not None:
             loops.hash_edges(src, dst, seeds, total)
         for consume in consumers:
-            consume((position, src, dst))
+            consume(slab)
         if src.size:
             before = (int(src[-1]), int(dst[-1]))
         n += src.size
@@ -228,9 +232,22 @@ def _look(
     return n
 
 
+def _check_weights(position: int, weights: Array, notes: _Notes) -> None:
+    """Note the first weight that is none: not finite, or not above zero."""
+    sound = weights > 0
+    sound &= weights < np.inf
+    if not sound.all():
+        bad = int(sound.argmin())
+        with notes.lock:
+            notes.problems[position + bad] = (
+                f"the weight of edge {position + bad} (byte {8 * (position + bad)}) is "
+                f"{weights[bad]}; weights must be finite and above zero."
+            )
+
+
 def _note_starts(starts: Array, shift: int, lock: threading.Lock, slab: Slab) -> None:
     """Note where ranges of sources begin; of what several slabs say the least number is right."""
-    position, src, _ = slab
+    position, src, *_ = slab
     if not src.size:
         return
     first, last = int(src[0]) >> shift, int(src[-1]) >> shift
@@ -249,7 +266,7 @@ def _picks(n_edges: int, n_samples: int) -> Array:
 
 
 def _pick(picked: Array, notes: _Notes, slab: Slab) -> None:
-    position, src, dst = slab
+    position, src, dst, _ = slab
     a, b = np.searchsorted(picked, [position, position + src.size])
     at = picked[a:b] - position
     if at.size:

@@ -71,7 +71,7 @@ class DegreeCounts:
     def add(self, slab: Slab) -> None:
         """Count the ends of edges."""
         counts = self._free.get()
-        for cells in slab[1:]:
+        for cells in (slab.src, slab.dst):
             loops.count_ends(cells, self._first, counts)
         self._free.put(counts)
 
@@ -91,7 +91,7 @@ class ListedEnds:
 
     def add(self, slab: Slab) -> None:
         """Count the ends of edges."""
-        self._ends.append(np.concatenate(slab[1:]))
+        self._ends.append(np.concatenate([slab.src, slab.dst]))
 
     def add_up(self, into: Counter[int]) -> None:
         """Count the cells by degree."""
@@ -138,7 +138,7 @@ class Forests:
     def add(self, slab: Slab) -> None:
         """Take edges into account."""
         forest = self._free.get()
-        forest.add(*slab[1:])
+        forest.add(slab.src, slab.dst)
         self._free.put(forest)
 
     def components(self) -> Components:

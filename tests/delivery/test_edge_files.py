@@ -8,6 +8,7 @@ import pytest
 
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.delivery.edge_files import EdgeFiles
+from cellgraph_dask.edge_pairs.format import edge_columns
 from cellgraph_dask.edge_pairs.gzip_member import deflate_part
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
@@ -18,7 +19,7 @@ from tests.oracle import assert_exported
 
 def written(folder, pieces, compression, order):
     """Write pieces of edges in an order; return the bytes of both files."""
-    files = EdgeFiles(folder, np.dtype("<u4"), compression)
+    files = EdgeFiles(folder, edge_columns(100_000), compression)
     places = [files.place(k, piece.size) for k, piece in enumerate(pieces)]
     for k in order:
         files.write(places[k], pieces[k], pieces[k] + 1)

@@ -131,13 +131,13 @@ def test_a_folder_that_is_prepared_meanwhile(tmp_path, source, monkeypatch):
     from cellgraph_dask.publish import publish as publishing
 
     folder = tmp_path / "out"
-    true = publishing.refuse_weighted
+    true = publishing.check_generation
 
-    def prepare_first(path):
+    def prepare_first(path, **options):
         prepared(folder, FOREIGN["0.9.3"][0])
-        true(path)
+        true(path, **options)
 
-    monkeypatch.setattr(publishing, "refuse_weighted", prepare_first)
+    monkeypatch.setattr(publishing, "check_generation", prepare_first)
     with pytest.raises(OutputError, match="was prepared by"):
         export_connectivities(source, folder)
     assert list(snapshot(folder)) == ["dataset_identity.json"]

@@ -292,13 +292,15 @@ def _warm_up() -> None:
     from cellgraph_dask.export import api  # noqa: F401
     from cellgraph_dask.source import zarr_store  # noqa: F401
     from cellgraph_dask.source.opening import open_source
+    from cellgraph_dask.stages.job import Job
     from cellgraph_dask.stages.pipeline import warm_up
+    from cellgraph_dask.stages.runs import Scratch
     from cellgraph_dask.verify import api as verification  # noqa: F401
 
     for weights in ("float32", "float64"):
         source = open_source(csr_matrix((1, 1), dtype=weights))
         for method in ("symmetric", "general", "signed"):
-            warm_up(source, method)
+            warm_up(Job(source, Scratch(""), 8, method))
     assert threading.active_count() == 1
 
 

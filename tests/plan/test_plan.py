@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cellgraph_dask import plan_export
+from cellgraph_dask.delivery.products import EdgePairs
 from cellgraph_dask.errors import MemoryLimitError
 from cellgraph_dask.plan.plan import Disks, make_plan
 from cellgraph_dask.plan.tuning import Budget, projected_bytes, smallest_limit, tune
@@ -83,7 +84,7 @@ def test_projected_memory_stays_within_the_limit(
 ):
     source = _Sized(n_cells, n_cells * degree, chunk)
     job = Job(source, Scratch(""), partition_shift(n_cells), method)
-    budget = Budget(limit * MB, 200 * MB, threads, True, compression)
+    budget = Budget(limit * MB, 200 * MB, threads, True, EdgePairs(compression))
     try:
         tuning = tune(job, budget)
     except MemoryLimitError:
@@ -113,7 +114,7 @@ def test_the_limit_that_a_refusal_names_is_accepted(
     job = Job(
         _Sized(n_cells, n_cells * degree, chunk), Scratch(""), partition_shift(n_cells), method
     )
-    budget = Budget(limit * MB, 200 * MB, threads, fewer, compression)
+    budget = Budget(limit * MB, 200 * MB, threads, fewer, EdgePairs(compression))
     with pytest.raises(MemoryLimitError, match=r"smallest limit that will do is (\d+)MB") as caught:
         tune(job, replace(budget, limit=1))
     least = int(str(caught.value).rsplit("is ", 1)[1].split("MB")[0])
@@ -134,7 +135,7 @@ def test_threads_that_cannot_be(tmp_path, threads):
 
 def test_isolated_cells_make_few_blocks():
     job = Job(_Sized(50_000_000, 1000, 1000), Scratch(""), partition_shift(50_000_000), "general")
-    tuning = tune(job, Budget(2000 * MB, 200 * MB, 2, True, None))
+    tuning = tune(job, Budget(2000 * MB, 200 * MB, 2, True, EdgePairs()))
     assert tuning.block_rows == 2**20
 
 
@@ -168,7 +169,7 @@ def test_very_dense_graphs_are_warned_of(n_cells, n_entries, warns):
     source = _Sized(n_cells, n_entries, 100_000)
     source.path, source.key = "s.zarr", "obsp/connectivities"
     job = Job(source, Scratch(""), 10, "general")
-    budget = Budget(10**9, 2 * 10**8, 1, True, None)
+    budget = Budget(10**9, 2 * 10**8, 1, True, EdgePairs())
     plan = make_plan(job, tune(job, budget), budget, 10, Disks(10**12, 10**12, True))
     assert any("very dense" in warning for warning in plan.warnings) == warns
     assert not any("cellucid" in warning for warning in plan.warnings)

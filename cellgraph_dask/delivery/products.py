@@ -1,0 +1,208 @@
+"""What can be made of a graph: columns of edges, files, and how readers get to see them.
+
+A `Product` is what the user asks for. It tells the stages which edges are wanted, gives the
+`Delivery` that makes files of them, and publishes these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..edge_pairs.format import Manifest, edge_columns, read_identity
+from ..edge_pairs.gzip_member import DeflatePart
+from ..edge_pairs.provenance import PROVENANCE, Provenance
+from ..errors import SourceError
+from ..machine.files import named_disk_errors
+from ..publish.output import Output, local_folder, open_output
+from ..publish.work_folder import WORK_FOLDER
+from ..runtime.progress import Progress
+from ..runtime.stage import ResumableExecutor
+from ..stages.job import Job
+from ..stages.pipeline import Delivery, Outcome
+from ..stages.rules import Rule
+from .edge_files import EdgeFiles, writer_bytes
+from .parts import PieceDelivery
+
+_MOST_WEIGHTED_CELLS = 2**32
+_VIEWER_BYTES = 2**29  # that the viewer of cellucid 0.9.1 to 0.9.4 takes for a graph
+
+
+class Closable(Delivery, Protocol):
+    """A delivery that has files open."""
+
+    def close(self) -> None:
+        """Close them."""
+
+
+class Product(Protocol):
+    """What is made of a graph; a frozen value."""
+
+    @property
+    def rule(self) -> Rule | None:
+        """How the weights of both directions become one; None if they do not matter."""
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether only a matrix is taken that is symmetric in its weights."""
+
+    @property
+    def weights(self) -> bool:
+        """Whether edges are delivered with weights."""
+
+    @property
+    def both(self) -> bool:
+        """Whether edges are delivered in both directions."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options that decide the bytes of the files, for the record and the provenance."""
+
+    def check(self, n_cells: int) -> None:
+        """Refuse a graph of which this product cannot be made."""
+
+    def warnings(self, n_cells: int, n_edges: int) -> list[str]:
+        """Say what the readers of this product will not do with a graph of at most that size."""
+
+    def index_dtype(self, n_cells: int) -> np.dtype[Any]:
+        """Dtype of cells in the files."""
+
+    def output_bytes(self, n_cells: int, n_edges: int) -> int:
+        """Return the most bytes of the files, without compression."""
+
+    def writer_bytes(self, job: Job, threads: int, n: int) -> int:
+        """Return the memory it takes when each thread delivers `n` edges at once."""
+
+    def open(
+        self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
+        storage_options: Mapping[str, Any] | None, on_cluster: bool,
+    ) -> Output:  # fmt: skip
+        """Return where it goes, to be held for writing."""
+
+    def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+        """Return the hidden folder in which it is made, and an interrupted run is found."""
+
+    def check_place(self, output: Output, n_cells: int) -> None:
+        """Refuse a place that is of another graph."""
+
+    def delivery(
+        self, job: Job, folder: Path, executor: ResumableExecutor, *, on_cluster: bool
+    ) -> Closable:
+        """Return what makes its files, in a folder, of the edges that tasks give it."""
+
+    def publish(
+        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        """Show the files in the folder `made` to readers."""
+
+
+@dataclass(frozen=True)
+class EdgePairs:
+    """The edge files of cellucid 0.0.9, or with `weights` those of 0.9.1 to 0.9.4."""
+
+    compression: int | None = None
+    weights: bool = False
+    wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
+    both: bool = False
+
+    @property
+    def rule(self) -> Rule | None:
+        """See `Product`: of equal weights the larger one is either."""
+        return "max" if self.is_strict else self.wanted
+
+    @property
+    def is_strict(self) -> bool:
+        """See `Product`."""
+        return self.weights and self.wanted is None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """See `Product`; a plain export has nothing to tell of weights."""
+        weights = {"weights": self.weights} if self.weights else {}
+        rule = {"rule": self.wanted} if self.weights or self.wanted is not None else {}
+        return {"compression": self.compression} | weights | rule
+
+    def check(self, n_cells: int) -> None:
+        """See `Product`."""
+        if self.weights and not 0 < n_cells <= _MOST_WEIGHTED_CELLS:
+            raise SourceError(
+                f"the matrix has {n_cells:,} cells; files with weights hold graphs of 1 to "
+                f"{_MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
+            )
+
+    def warnings(self, n_cells: int, n_edges: int) -> list[str]:
+        """See `Product`."""
+        per_edge = 48 if self.index_dtype(n_cells).itemsize == 2 else 44
+        if not self.weights or per_edge * n_edges + 4 * n_cells <= _VIEWER_BYTES:
+            return []
+        most = (_VIEWER_BYTES - 4 * n_cells) // per_edge
+        return [
+            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {max(most, 0):,} edges of "
+            f"{n_cells:,} cells; this graph may have up to {n_edges:,}."
+        ]
+
+    def _columns(self, n_cells: int) -> dict[str, np.dtype[Any]]:
+        return edge_columns(n_cells, weighted=self.weights)
+
+    def index_dtype(self, n_cells: int) -> np.dtype[Any]:
+        """See `Product`."""
+        return self._columns(n_cells)["src"]
+
+    def output_bytes(self, n_cells: int, n_edges: int) -> int:
+        """See `Product`."""
+        return n_edges * sum(dtype.itemsize for dtype in self._columns(n_cells).values())
+
+    def writer_bytes(self, job: Job, threads: int, n: int) -> int:
+        """See `Product`."""
+        return writer_bytes(self._columns(job.source.n_cells), self.compression, threads, n)
+
+    def open(
+        self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
+        storage_options: Mapping[str, Any] | None, on_cluster: bool,
+    ) -> Output:  # fmt: skip
+        """See `Product`."""
+        return open_output(
+            out_dir, force=force, resume=resume, scratch_dir=scratch_dir,
+            storage_options=storage_options, on_cluster=on_cluster, weighted=self.weights,
+        )  # fmt: skip
+
+    def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
+        """See `Product`."""
+        return local_folder(out_dir, scratch_dir) / WORK_FOLDER
+
+    def check_place(self, output: Output, n_cells: int) -> None:
+        """See `Product`."""
+        read_identity(output.out_dir, n_cells)
+
+    def delivery(
+        self, job: Job, folder: Path, executor: ResumableExecutor, *, on_cluster: bool
+    ) -> Closable:
+        """See `Product`: for threads of this process, or for many processes."""
+        columns, level = self._columns(job.source.n_cells), self.compression
+        if on_cluster:
+            return PieceDelivery(folder, job, columns, level, executor)
+        journal = executor.journal
+        parts = {side: journal.found(f"deflate-{side}", DeflatePart) for side in columns}
+
+        def note(side: str, number: int, part: DeflatePart) -> None:
+            journal.add(f"deflate-{side}", number, part)
+
+        return EdgeFiles(folder, columns, level, parts, note)
+
+    def publish(
+        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        """See `Product`."""
+        manifest = Manifest(
+            n_cells, outcome.n_edges, outcome.max_neighbors, self.compression,
+            weighted=self.weights,
+        )  # fmt: skip
+        with named_disk_errors(made):
+            (made / PROVENANCE).write_text(provenance.to_json(manifest))
+        output.publish(manifest, made, progress)
