@@ -3,4 +3,4 @@
 It never computes an edge and never shows a file to readers.
 """
 
-__all__ = ["edge_files", "parts"]
+__all__ = ["edge_files", "element", "parts", "products", "store_copy", "zarr_files"]

@@ -51,6 +51,26 @@ class Product(Protocol):
         """Whether only a matrix is taken that is symmetric in its weights."""
 
     @property
+    def reader(self) -> str:
+        """Whose rules a matrix has to meet if only such a one is taken; a target of a check."""
+
+    @property
+    def refuses_zeros(self) -> bool:
+        """Whether stored zeros and weights on the diagonal make a matrix one that is not taken."""
+
+    @property
+    def refuses_diagonal(self) -> bool:
+        """Whether weights on the diagonal are an error; else they are left out."""
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is put into the very store that the matrix is in."""
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether all edges are in temporary files before it is made of them."""
+
+    @property
     def weights(self) -> bool:
         """Whether edges are delivered with weights."""
 
@@ -109,6 +129,14 @@ class EdgePairs:
     weights: bool = False
     wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
     both: bool = False
+
+    reader = "cellucid-0.9.4"
+    refuses_diagonal = is_inside = in_pieces = False
+
+    @property
+    def refuses_zeros(self) -> bool:
+        """See `Product`."""
+        return self.is_strict
 
     @property
     def rule(self) -> Rule | None:

@@ -101,8 +101,11 @@ def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -
 
 def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
     """Refuse an export of a source into itself."""
-    origin = source.origin
-    check_apart(origin.path, origin.file, options.out_dir, options.scratch_dir)
+    origin, product = source.origin, options.product
+    out_dir = options.out_dir
+    if product.is_inside:
+        out_dir = product.work(out_dir, options.scratch_dir)
+    check_apart(origin.path, origin.file, out_dir, options.scratch_dir)
 
 
 def run_export(
@@ -263,7 +266,10 @@ class _Export:
                 return
             except (OtherMethodError, NegativeWeightError) as reason:
                 if self.options.product.is_strict:
-                    raise _not_symmetric(prepared, Path(record.scratch).parent, progress) from None
+                    scratch = Path(record.scratch).parent
+                    why = _not_symmetric(prepared, self.options, scratch, progress)
+                    if why is not None:
+                        raise why from None
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
                 method: Method = "signed" if signed else "general"
@@ -280,7 +286,7 @@ def _report(
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=outcome.n_edges,
+        n_edges=outcome.n_edges // (1 + options.product.both),
         max_neighbors=outcome.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,
@@ -361,16 +367,30 @@ def _taken(plan: ExportPlan) -> str:
     )
 
 
-def _not_symmetric(prepared: Prepared, scratch: Path, progress: Progress) -> SourceError:
-    """Say what keeps a matrix from being taken with its weights as they are."""
+def _not_symmetric(
+    prepared: Prepared, options: Options, scratch: Path, progress: Progress
+) -> SourceError | None:
+    """Say what keeps a matrix from being taken with its weights as they are.
+
+    None if nothing does: repeats may add up to a symmetric matrix.
+    """
     source, plan = prepared.job.source, prepared.plan
     broken = broken_rules(
-        source, "cellucid-0.9.4", limit=plan.memory_limit_bytes, threads=plan.threads,
+        source, options.product.reader, limit=plan.memory_limit_bytes, threads=plan.threads,
         scratch=scratch, progress=progress,
     )  # fmt: skip
-    told = " ".join(rule.text for rule in broken if rule.rule != "size")
+    broken = tuple(rule for rule in broken if rule.rule not in _left_aside(options))
+    if not broken:
+        return None
+    told = " ".join(rule.text for rule in broken)
     return SourceError(
         f"{source.key} of {source.path} cannot be taken with its weights as they are: {told} Mend "
         "that, or choose how both directions of a pair become one weight, with `rule`: "
         f"{', '.join(RULES)}."
     )
+
+
+def _left_aside(options: Options) -> set[str]:
+    """Return the rules of a reader that a matrix may break, as they are seen to otherwise."""
+    is_dropped = options.product.reader == "cellucid-0.9.5" and not options.product.refuses_diagonal
+    return {"size", *(["diagonal"] if is_dropped else [])}

@@ -38,6 +38,7 @@ class Options:
     progress: bool | None = False
     client: Client | None = None  # None for threads of this process
     output_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    made: Product | None = None  # what is to be made; by default edge files
 
     def __post_init__(self) -> None:
         if self.compression is not None and not 1 <= self.compression <= 9:
@@ -54,4 +55,4 @@ class Options:
     @property
     def product(self) -> Product:
         """What is to be made."""
-        return EdgePairs(self.compression, self.weights, self.rule)
+        return self.made or EdgePairs(self.compression, self.weights, self.rule)

@@ -93,7 +93,7 @@ class WholeOutput:
             replaces = self._check()
             hold.begin()
             if replaces:
-                _exchange(made, self.path)
+                exchange(made, self.path)
             else:
                 made.rename(self.path)  # over an empty folder, if there is one
             hold.shown = True
@@ -110,7 +110,7 @@ def _umask() -> int:
     return mask
 
 
-def _exchange(made: Path, shown: Path) -> None:
+def exchange(made: Path, shown: Path) -> None:
     """Let two folders change places."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(made), os.fsencode(shown))

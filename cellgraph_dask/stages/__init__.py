@@ -3,4 +3,4 @@
 It never learns who executes its tasks, nor what becomes of the edges.
 """
 
-__all__ = ["degrees", "job", "merge", "pipeline", "runs", "split", "stream"]
+__all__ = ["degrees", "job", "merge", "pipeline", "rules", "runs", "split", "stream", "symmetry"]
