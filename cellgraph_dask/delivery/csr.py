@@ -105,9 +105,7 @@ class _Target:
 
     def read(self, column: str, start: int, stop: int) -> Array:
         """Read a column of the edges ``[start, stop)`` from their pieces; see `read_column`."""
-        return read_column(
-            self.scratch, self.positions, self.piece_dtypes, column, start, stop
-        )
+        return read_column(self.scratch, self.positions, self.piece_dtypes, column, start, stop)
 
 
 def _integer(most: int) -> np.dtype[Any]:

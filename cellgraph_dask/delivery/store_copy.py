@@ -344,9 +344,7 @@ def write_anew(arrays: Sequence[tuple[Any, ArrayFiles]], task: ChunkTask) -> Cop
     return Copied(written)
 
 
-def anew_holds(
-    arrays: Sequence[tuple[Any, ArrayFiles]], kept: tuple[ChunkTask, Copied]
-) -> bool:
+def anew_holds(arrays: Sequence[tuple[Any, ArrayFiles]], kept: tuple[ChunkTask, Copied]) -> bool:
     """Whether written chunks are still there."""
     task, copied = kept
     array = arrays[task.array][1]

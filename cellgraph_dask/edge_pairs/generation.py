@@ -55,8 +55,9 @@ def check_generation(out_dir: AnyPath, *, weighted: bool) -> None:
     if sign is not None and not weighted:
         raise OutputError(
             f"{out_dir} was prepared by cellucid 0.9.1 to 0.9.4 ({sign}). Their viewer refuses the "
-            "whole dataset if its graph has no weights: export it with them (`weights=True`), "
-            "prepare the folder with cellucid 0.0.9, or export into a folder of its own."
+            "whole dataset if its graph has no weights: write them too, with `weights=True`. For a "
+            "graph without: Prepare the folder with cellucid 0.0.9, or export into a folder of its "
+            "own."
         )
     if sign is None and weighted and prepared:
         raise OutputError(

@@ -51,7 +51,7 @@ def test_slabs_hold_all_edges_in_order(tmp_path, monkeypatch, compression, ahead
     pairs = [(k, k + 1) for k in range(20)]
     out_dir = write_export(tmp_path / "out", 30, pairs, compression)
     found, at = [], 0
-    for position, src, dst in stream_slabs(out_dir, read_manifest(out_dir), ahead=ahead):
+    for position, src, dst, _ in stream_slabs(out_dir, read_manifest(out_dir), ahead=ahead):
         assert position == at
         at += src.size
         found += zip(src.tolist(), dst.tolist(), strict=True)
