@@ -41,7 +41,7 @@ _SLAB = 1 << 16  # edges read at once where rows are counted
 class RowSink(PieceSink):
     """Takes pieces as `PieceSink` does, and refuses weights that `dtype` cannot hold."""
 
-    dtype: np.dtype[Any] = np.dtype(np.float32)
+    dtype: np.dtype[Any]
 
     def write(self, position: int, *columns: Array) -> None:
         """Write the edges of a piece; a SourceError names a pair whose weight is lost."""
@@ -125,7 +125,7 @@ class CsrDelivery:
 
     def __init__(
         self, folder: Path, job: Job, executor: ResumableExecutor, *,
-        dtype: np.dtype[Any] = np.dtype(np.float32), zarr_format: ZarrFormat = 2,
+        dtype: np.dtype[Any], zarr_format: ZarrFormat,
     ) -> None:  # fmt: skip
         self.sink: EdgeSink = RowSink(job.scratch, dtype)
         n_cells = job.source.n_cells

@@ -20,6 +20,7 @@ from ..machine.remote import is_url, local_path
 from ..publish.consolidated import consolidate, is_group
 from ..publish.element import ElementOutput
 from ..publish.whole import WholeOutput, work_beside
+from ..publish.work_folder import Place
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -107,7 +108,7 @@ class Element:
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
-    ) -> WholeOutput | ElementOutput:  # fmt: skip
+    ) -> Place:  # fmt: skip
         """See `Product`."""
         folder = _local(out_dir)
         folder = absolute(folder) if on_cluster else folder
@@ -120,7 +121,7 @@ class Element:
         folder = _local(out_dir)
         return work_beside(Path(os.path.realpath(folder)) if self.copy is None else folder)
 
-    def check_place(self, output: Any, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """See `Product`."""
 
     def delivery(

@@ -19,7 +19,7 @@ from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
 from ..machine.files import named_disk_errors
 from ..publish.output import Output, local_folder, open_output
-from ..publish.work_folder import WORK_FOLDER
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -100,13 +100,13 @@ class Product(Protocol):
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
-    ) -> Output:  # fmt: skip
+    ) -> Place:  # fmt: skip
         """Return where it goes, to be held for writing."""
 
     def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
         """Return the hidden folder in which it is made, and an interrupted run is found."""
 
-    def check_place(self, output: Output, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """Refuse a place that is of another graph."""
 
     def delivery(
@@ -115,7 +115,7 @@ class Product(Protocol):
         """Return what makes its files, in a folder, of the edges that tasks give it."""
 
     def publish(
-        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
         progress: Progress,
     ) -> None:  # fmt: skip
         """Show the files in the folder `made` to readers."""
@@ -203,7 +203,7 @@ class EdgePairs:
         """See `Product`."""
         return local_folder(out_dir, scratch_dir) / WORK_FOLDER
 
-    def check_place(self, output: Output, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """See `Product`."""
         read_identity(output.out_dir, n_cells)
 
@@ -223,7 +223,7 @@ class EdgePairs:
         return EdgeFiles(folder, columns, level, parts, note)
 
     def publish(
-        self, output: Output, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
+        self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
         progress: Progress,
     ) -> None:  # fmt: skip
         """See `Product`."""

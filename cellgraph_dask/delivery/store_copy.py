@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import SourceError
-from ..machine.buffers import Array
 from ..machine.files import opened
 from ..publish.consolidated import is_group
 from ..runtime.stage import ResumableExecutor, Stage
@@ -91,8 +91,8 @@ class StoreCopy:
                 most = _BATCH_BYTES
                 if group:
                     raise SourceError(
-                        f"{root.origin.path} holds several AnnData; give the one with the graph, or "
-                        "write them to a store."
+                        f"{root.origin.path} holds several AnnData; give the one with the graph, "
+                        "or write them to a store."
                     )
             else:
                 most = _thread_bytes(_anndata_in(root, group))
@@ -304,8 +304,10 @@ class _Anew:
         try:
             if n_bytes > _MOST_SMALL_BYTES:
                 raise ValueError(f"it has {n_bytes} bytes")
-            group = zarr.open_group(str(folder), mode="r+", zarr_format=self._format)
-            anndata.io.write_elem(group, name, anndata.io.read_elem(raw))
+            with warnings.catch_warnings():  # of what zarr 3 has no specification for
+                warnings.simplefilter("ignore")
+                group = zarr.open_group(str(folder), mode="r+", zarr_format=self._format)
+                anndata.io.write_elem(group, name, anndata.io.read_elem(raw))
         except Exception as error:
             raise SourceError(
                 f"{name} of {self._root.origin.path} cannot be copied: {error}. Open the store "
@@ -378,7 +380,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
-    """Have anndata write an AnnData in memory, but for its `obsp`; return the bytes of its files."""
+    """Have anndata write an AnnData in memory, without `obsp`; return the bytes of files."""
     import anndata
     import zarr
 
@@ -388,7 +390,9 @@ def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
         value = getattr(adata, name, None)
         if value is not None:
             value = dict(value) if isinstance(value, Mapping) else value
-            anndata.io.write_elem(group, name, value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                anndata.io.write_elem(group, name, value)
     n_bytes = 0
     for above, _, names in os.walk(folder):
         for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():

@@ -1,8 +1,8 @@
-"""The files of zarr groups and arrays that we write: metadata, and chunks as today's viewer has them.
+"""Zarr groups and arrays as files: metadata, and chunks as today's viewer has them.
 
-Chunks are as cellucid 0.9.5 writes them, never in shards: shuffled and deflated, in format 2 as zlib
-after a filter, in format 3 as Blosc. Bytes and texts, which have nothing to shuffle, are zlib or
-gzip. All chunks are written, those of zeros too.
+Chunks are as cellucid 0.9.5 writes them, never in shards: shuffled and deflated, in format 2 as
+zlib after a filter, in format 3 as Blosc. Bytes and texts, which have nothing to shuffle, are zlib
+or gzip. All chunks are written, those of zeros too.
 """
 
 from __future__ import annotations

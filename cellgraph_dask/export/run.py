@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import ClusterError, ResumeError, SourceError
@@ -20,9 +20,9 @@ from ..machine.report import Report
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.apart import check_apart
-from ..publish.output import Output, local_folder
+from ..publish.output import local_folder
 from ..publish.whole import work_beside
-from ..publish.work_folder import WORK_FOLDER
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Executor, Journal, ResumableExecutor
@@ -34,7 +34,7 @@ from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.rules import RULES
 from ..stages.runs import Scratch
-from .check import broken_rules
+from .check import Target, broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
-def output_of(options: Options, *, force: bool, resume: bool = False) -> Output:
+def output_of(options: Options, *, force: bool, resume: bool = False) -> Place:
     """Return where an export goes, to be held for writing."""
     return options.product.open(
         options.out_dir,
@@ -222,7 +222,7 @@ class _Export:
             version=record.version,
         )
 
-    def prepare(self, source: Source, output: Output, record: RunRecord | None) -> Prepared:
+    def prepare(self, source: Source, output: Place, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
         prepared = prepare(
             source,
@@ -243,7 +243,7 @@ class _Export:
         self,
         prepared: Prepared,
         record: RunRecord | None,
-        output: Output,
+        output: Place,
         spooled: Path,
         progress: Progress,
     ) -> None:
@@ -280,7 +280,7 @@ class _Export:
 
 
 def _report(
-    output: Output, options: Options, prepared: Prepared, result: _Result, seconds: float
+    output: Place, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
     plan, outcome = prepared.plan, result.outcome
     return ExportReport(
@@ -330,7 +330,7 @@ def _spooled(
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: Output,
+    output: Place,
     edges: Path,
     progress: Progress,
     options: Options,
@@ -376,7 +376,7 @@ def _not_symmetric(
     """
     source, plan = prepared.job.source, prepared.plan
     broken = broken_rules(
-        source, options.product.reader, limit=plan.memory_limit_bytes, threads=plan.threads,
+        source, cast(Target, options.product.reader), limit=plan.memory_limit_bytes, threads=plan.threads,
         scratch=scratch, progress=progress,
     )  # fmt: skip
     broken = tuple(rule for rule in broken if rule.rule not in _left_aside(options))

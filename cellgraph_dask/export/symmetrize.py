@@ -14,13 +14,13 @@ from ..delivery.zarr_files import DOCUMENTS, ZarrFormat
 from ..errors import SourceError
 from ..machine.remote import is_url, local_path, plain_name
 from ..plan.options import Options
+from ..runtime.cluster import client_for
 from ..source.cells import levels
 from ..source.layout import get
 from ..source.matrix import Source
 from ..source.opening import is_container, open_root, open_source
 from ..source.spool import LazyMatrix
 from ..stages.rules import Rule
-from .api import client_for
 from .run import ExportReport, run_export
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def _place_of(
     """Return the path of the AnnData that a matrix is in, and the zarr format of its store."""
     if not is_container(source):
         raise SourceError(
-            f"{opened.origin.path} has no cells beside it, of which a store could be made. Give the "
-            "AnnData, or its store or file, with the matrix in obsp."
+            f"{opened.origin.path} has no cells beside it, of which a store could be made. Give "
+            "the AnnData, or its store or file, with the matrix in obsp."
         )
     with open_root(source, storage_options) as root:
         for level in levels(opened.key):

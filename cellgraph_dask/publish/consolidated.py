@@ -73,7 +73,7 @@ def _of_node(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nodes(group: Path, kind: str, path: str = "", depth: int = 0) -> Iterator[tuple[str, Path]]:
-    """Yield the groups and arrays below a group, sorted, with their paths; arrays have no inside."""
+    """Yield the groups and arrays below a group with their paths, sorted."""
     if depth > _MOST_DEPTH:
         return
     for name in sorted(os.listdir(group)):  # noqa: PTH208
