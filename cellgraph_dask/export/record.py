@@ -26,7 +26,7 @@ from ..machine.folders import clear, make_own, read_own, remove
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared
 from ..publish.whole import work_beside
-from ..publish.work_folder import Place, WORK_FOLDER
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
 from ..stages.job import Method, Tuning

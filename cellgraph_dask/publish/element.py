@@ -104,6 +104,9 @@ class ElementOutput:
                     self._mend()
                 raise
             hold.shown = True
+            with suppress(OSError):
+                fsync_folder(self._group / "obsp")
+                fsync_folder(self._group)
             try:
                 self._mend()
             except OSError as error:
@@ -118,7 +121,6 @@ class ElementOutput:
         obsp = self._group / "obsp"
         if not is_group(obsp):
             made.rename(obsp)
-            fsync_folder(self._group)
             return
         if replaces:
             for group in groups:
@@ -126,7 +128,6 @@ class ElementOutput:
             exchange(made / self._key, obsp / self._key)
         else:
             (made / self._key).rename(obsp / self._key)
-        fsync_folder(obsp)
 
     def _levels(self) -> list[Path]:
         """Return the AnnData's group and those above it in the store."""

@@ -113,6 +113,7 @@ def _run_general(
         largest = degrees.largest()
     else:
         largest = _count_degrees(job, len(pieces), tuning, executor.executor)
+    largest //= 1 + job.both  # each edge has been counted in both directions
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
     scratch_bytes += delivery.scratch_bytes
     return Outcome(sum(piece.n_edges for piece in merged), largest, scratch_bytes, output_bytes)
