@@ -376,8 +376,8 @@ def _not_symmetric(
     """
     source, plan = prepared.job.source, prepared.plan
     broken = broken_rules(
-        source, cast(Target, options.product.reader), limit=plan.memory_limit_bytes, threads=plan.threads,
-        scratch=scratch, progress=progress,
+        source, cast(Target, options.product.reader), limit=plan.memory_limit_bytes,
+        threads=plan.threads, scratch=scratch, progress=progress,
     )  # fmt: skip
     broken = tuple(rule for rule in broken if rule.rule not in _left_aside(options))
     if not broken:

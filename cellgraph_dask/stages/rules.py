@@ -68,14 +68,14 @@ def check_weights(source: Source, rule: Combination, block: Block, entries: Bloc
 
 
 def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
-    """Refuse edges whose weights are too large for float64."""
+    """Refuse edges whose weights are too large for float64, or repeats for the rule fuzzy."""
     finite = np.isfinite(weights)
     if not finite.all():
         at = int(finite.argmin())
         if np.isnan(weights[at]):
             raise SourceError(
-                f"the weights of cells ({src[at]}, {dst[at]}) in {source.key} are repeated and add "
-                "up to more than 1; the rule fuzzy takes weights from 0 to 1. Choose another rule."
+                f"the repeated entries of cells ({src[at]}, {dst[at]}) in {source.key} add up to "
+                "more than 1; the rule fuzzy takes weights from 0 to 1. Choose another rule."
             )
         raise SourceError(
             f"the weights of cells ({src[at]}, {dst[at]}) in {source.key} come to a number that "

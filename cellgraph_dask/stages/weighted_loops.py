@@ -146,10 +146,7 @@ def first_on_diagonal(
 
 @compiled(int)
 def combine(rule: int, a: Any, b: Any) -> Any:
-    """Return the weight of a pair from those of its directions (float64); see `rules`.
-
-    Where repeats add up to more than 1, the fuzzy weight is NaN.
-    """
+    """Return the weight of a pair from those of its directions (float64); see `rules`."""
     if rule == _ONES:
         return 1.0 if a + b != 0.0 else 0.0
     if rule == _MAX:
@@ -161,7 +158,7 @@ def combine(rule: int, a: Any, b: Any) -> Any:
     if rule == _SUM:
         return a + b
     if rule == _FUZZY:
-        return np.nan if a > 1.0 or b > 1.0 else a + b - a * b
+        return a + b - a * b if a <= 1.0 and b <= 1.0 else np.nan
     if a == b:
         return 0.0
     return 2.0 if a != 0.0 and b != 0.0 else 1.0

@@ -234,13 +234,17 @@ class _Check:
         its_blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, its_blocks)
         clear_dead(self._folder)
-        with temporary_folder(self._folder) as folder, named_disk_errors(folder):
-            with Watch(source) as watch, closing(self._upper(blocks, looks, manifest, folder)) as e:
-                problems = prove_by_comparison(
-                    source, its_blocks, e, folder, plan, Threads(plan.threads, self._progress),
-                    _WEIGHTS, self._rule, self._element.data.dtype.newbyteorder("="),
-                )  # fmt: skip
-                watch.check()
+        with (
+            temporary_folder(self._folder) as folder,
+            named_disk_errors(folder),
+            Watch(source) as watch,
+            closing(self._upper(blocks, looks, manifest, folder)) as edges,
+        ):
+            problems = prove_by_comparison(
+                source, its_blocks, edges, folder, plan, Threads(plan.threads, self._progress),
+                _WEIGHTS, self._rule, self._element.data.dtype.newbyteorder("="),
+            )  # fmt: skip
+            watch.check()
         return problems
 
     def _upper(
