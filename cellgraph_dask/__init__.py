@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.api import verify_export as verify_export
     from .verify.checks import VerifyReport as VerifyReport
+    from .verify.element import verify_element as verify_element
 
 _HOME = {
     "CheckReport": "export.check",
@@ -36,6 +37,7 @@ _HOME = {
     "plan_export": "export.api",
     "read_connectivities": "source.blocks",
     "symmetrize_connectivities": "export.symmetrize",
+    "verify_element": "verify.element",
     "verify_export": "verify.api",
 }
 __all__ = [*_HOME, "__version__"]

@@ -277,17 +277,19 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
+@click.option("--to-key", metavar="NAME",
+              help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
+                   "connectivities]")  # fmt: skip
+@click.option("--rule", type=click.Choice(RULES),
+              help="Of such a matrix: the rule that it was made with, if there was one.")  # fmt: skip
 @_output_option
 @_json_option
 @_progress_option
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
-    """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
+    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong."""
     _check_keys(options)
-    with _imports():
-        from ..verify.api import verify_export
-
-    report = verify_export(out_dir, **options)
+    report = _verified(out_dir, options)
     note_done()
     if as_json:
         click.echo(report.to_json())
@@ -297,6 +299,24 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         cli.print_all("Wrong", report.problems)
     cli.print_all("Warning", report.warnings)
     context.exit(0 if report.ok else DIFFERENT)
+
+
+def _verified(place: str, options: dict[str, Any]) -> Any:
+    """Verify an export, or a matrix if there is a store in its place."""
+    to_key, rule = options.pop("to_key"), options.pop("rule")
+    if any(os.path.isfile(os.path.join(place, name)) for name in (".zgroup", "zarr.json")):
+        with _imports():
+            from ..verify.element import verify_element
+
+        if options.pop("components") or options.pop("output_storage_options"):
+            raise click.UsageError("--components and --output-storage-options are for exports")
+        return verify_element(place, to_key=to_key or "connectivities", rule=rule, **options)
+    if to_key is not None or rule is not None:
+        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
+    with _imports():
+        from ..verify.api import verify_export
+
+    return verify_export(place, **options)
 
 
 @cli.command(epilog=EXIT_CODES)

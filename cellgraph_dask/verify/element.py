@@ -277,7 +277,9 @@ def _look_at(element: Source, seeds: Array, block: Block) -> _Look:
         return _Look(0, (0, 0), None, f"row {row} {_WHY[why]}: {entry}")
     ends = None
     if indices.size:
-        ends = (block.first_row, int(indices[0]), block.last_row - 1, int(indices[-1]))
+        places = np.searchsorted(indptr, [0, indices.size - 1], side="right") - 1
+        first, last = (block.first_row + int(place) for place in places)
+        ends = (first, int(indices[0]), last, int(indices[-1]))
     return _Look(n_upper, (int(sums[0]), int(sums[1])), ends, None)
 
 

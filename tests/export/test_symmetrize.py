@@ -373,6 +373,11 @@ def test_on_the_command_line(tmp_path):
                "both", "--json")  # fmt: skip
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["n_edges"] == element_of(source, "both").nnz // 2
+    verify = ("verify", dest, "--source", source, "--key", "distances", "--rule")
+    assert run(*verify, "max").exit_code == 0
+    assert run(*verify, "mean").exit_code == 3
+    assert run("verify", source, "--to-key", "both").exit_code == 0
+    assert run("verify", source, "--to-key", "distances").exit_code == 3
 
 
 @pytest.mark.parametrize("stage", ["split", "write", "copy"])

@@ -62,7 +62,7 @@ LIBRARIES = {
     },
     "click": {"cli/commands", "cli/failures"},
     "rich": {"runtime/progress"},
-    "isal": {"edge_pairs/gzip_member", "source/codecs"},
+    "isal": {"edge_pairs/gzip_member", "source/codecs", "delivery/zarr_files"},
     "sparse": {"source/blocks"},
     "scanpy": set(),
     "cellucid": set(),

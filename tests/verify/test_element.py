@@ -10,6 +10,7 @@ from cellgraph_dask import symmetrize_connectivities
 from cellgraph_dask.errors import CellgraphError
 from cellgraph_dask.stages.rules import RULES
 from cellgraph_dask.verify.element import verify_element
+from cellgraph_dask.verify.proof import ProofPlan
 from tests.helpers.stores import directed_graph, write_store
 
 
@@ -69,6 +70,17 @@ def test_without_a_source_one_direction_is_found_and_with_it_both(tmp_path, both
     report = verify_element(dest, source=source, rule="max")
     assert not report.ok
     assert "not symmetric" in report.problems[0] or f"(0, {column})" in report.problems[0]
+
+
+def test_blocks_of_any_size(tmp_path, monkeypatch):
+    source = write_store(tmp_path / "s.zarr", graph_of(60, 4), chunk=50)
+    dest = tmp_path / "d.zarr"
+    symmetrize_connectivities(source, dest, rule="mean")
+    for size in (1, 3, 17, 1000):
+        plan = ProofPlan(size, 5, size, 2, short_keys=False)
+        monkeypatch.setattr("cellgraph_dask.verify.element.plan_proof", lambda *_, p=plan: p)
+        report = verify_element(dest, source=source, rule="mean")
+        assert report.ok, report.problems
 
 
 def test_other_matrices_are_told(tmp_path):
