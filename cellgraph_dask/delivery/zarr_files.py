@@ -31,6 +31,9 @@ ZarrFormat = Literal[2, 3]
 CHUNK_VALUES = 1 << 18  # the most in a chunk: each is one request of a browser
 _LEVEL = 6  # as metadata have it; readers do not care
 _FAST_LEVEL = 2  # of ISA-L
+_BLOSC = struct.Struct("<BBBBIIII")  # versions, flags, itemsize, sizes, where the block begins
+_SHUFFLED_ZLIB = 0b0110_0001
+_LEAST_PLANE, _MOST_BLOCK = 1 << 7, 1 << 20
 DOCUMENTS = (".zgroup", ".zarray", ".zattrs", "zarr.json")
 
 
@@ -183,14 +186,8 @@ class ArrayFiles:
         values = np.ascontiguousarray(values, self.dtype)
         if self.dtype.itemsize == 1:
             return self._deflated(values.tobytes())
-        if self.zarr_format == 2:
-            planes = values.view(np.uint8).reshape(-1, self.dtype.itemsize).T
-            return _deflated_fast(np.ascontiguousarray(planes))
-        from numcodecs import blosc
-
-        blosc.use_threads = False  # as zarr has it: with threads, blocks come in any order
-        encoded: bytes = blosc.compress(values.ravel(), b"zlib", _LEVEL, blosc.SHUFFLE, 0)
-        return encoded
+        planes = np.ascontiguousarray(values.view(np.uint8).reshape(-1, self.dtype.itemsize).T)
+        return _deflated_fast(planes) if self.zarr_format == 2 else blosc_frame(planes)
 
     def _deflated(self, raw: bytes) -> bytes:
         if self.zarr_format == 2:
@@ -203,6 +200,31 @@ def _deflated_fast(raw: Array) -> bytes:
     from isal import isal_zlib
 
     encoded: bytes = isal_zlib.compress(raw.data, _FAST_LEVEL)
+    return encoded
+
+
+def blosc_frame(planes: Array) -> bytes:
+    """Return a frame of Blosc whose values have these bytes: row k has byte k of all values.
+
+    It is one block of shuffled bytes, each row a zlib stream of its own, as Blosc makes it. What is
+    too small or too large for that, or does not compress, is left to Blosc itself.
+    """
+    n_bytes, (itemsize, n) = planes.size, planes.shape
+    if n >= _LEAST_PLANE and n_bytes <= _MOST_BLOCK:
+        parts = []
+        for plane in planes:
+            packed = _deflated_fast(plane)
+            part = packed if len(packed) < n else plane.tobytes()  # its length tells which
+            parts += [struct.pack("<i", len(part)), part]
+        n_encoded = _BLOSC.size + sum(map(len, parts))
+        if n_encoded <= n_bytes:
+            head = (2, 1, _SHUFFLED_ZLIB, itemsize, n_bytes, n_bytes, n_encoded, _BLOSC.size)
+            return b"".join([_BLOSC.pack(*head), *parts])
+    from numcodecs import blosc
+
+    blosc.use_threads = False  # as zarr has it: with threads, blocks come in any order
+    values = np.ascontiguousarray(planes.T).view(f"u{itemsize}").ravel()
+    encoded: bytes = blosc.compress(values, b"zlib", _LEVEL, blosc.SHUFFLE, 0)
     return encoded
 
 
