@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from .export.check import CheckReport as CheckReport
     from .export.check import check_connectivities as check_connectivities
     from .export.run import ExportReport as ExportReport
+    from .export.symmetrize import symmetrize_connectivities as symmetrize_connectivities
     from .inspection import InspectReport as InspectReport
     from .inspection import inspect_path as inspect_path
     from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.api import verify_export as verify_export
     from .verify.checks import VerifyReport as VerifyReport
+    from .verify.element import verify_element as verify_element
 
 _HOME = {
     "CheckReport": "export.check",
@@ -34,6 +36,8 @@ _HOME = {
     "open_export": "edge_pairs.graph",
     "plan_export": "export.api",
     "read_connectivities": "source.blocks",
+    "symmetrize_connectivities": "export.symmetrize",
+    "verify_element": "verify.element",
     "verify_export": "verify.api",
 }
 __all__ = [*_HOME, "__version__"]

@@ -290,17 +290,19 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
+@click.option("--to-key", metavar="NAME",
+              help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
+                   "connectivities]")  # fmt: skip
+@click.option("--rule", type=click.Choice(RULES),
+              help="Of such a matrix: the rule that it was made with, if there was one.")  # fmt: skip
 @_output_option
 @_json_option
 @_progress_option
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
-    """Check the export in OUT_DIR; exit with 3 if anything is wrong."""
+    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong."""
     _check_keys(options)
-    with _imports():
-        from ..verify.api import verify_export
-
-    report = verify_export(out_dir, **options)
+    report = _verified(out_dir, options)
     note_done()
     if as_json:
         click.echo(report.to_json())
@@ -310,6 +312,24 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
         cli.print_all("Wrong", report.problems)
     cli.print_all("Warning", report.warnings)
     context.exit(0 if report.ok else DIFFERENT)
+
+
+def _verified(place: str, options: dict[str, Any]) -> Any:
+    """Verify an export, or a matrix if there is a store in its place."""
+    to_key, rule = options.pop("to_key"), options.pop("rule")
+    if any(os.path.isfile(os.path.join(place, name)) for name in (".zgroup", "zarr.json")):
+        with _imports():
+            from ..verify.element import verify_element
+
+        if options.pop("components") or options.pop("output_storage_options"):
+            raise click.UsageError("--components and --output-storage-options are for exports")
+        return verify_element(place, to_key=to_key or "connectivities", rule=rule, **options)
+    if to_key is not None or rule is not None:
+        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
+    with _imports():
+        from ..verify.api import verify_export
+
+    return verify_export(place, **options)
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -341,6 +361,59 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     else:
         cli.print_all("Broken", [rule.text for rule in report.broken])
     context.exit(0 if report.ok else DIFFERENT)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("source")
+@click.argument("dest")
+@_key_option
+@_source_options
+@click.option("--rule", type=click.Choice(RULES),
+              help="How the weights of both directions become one.  [default: they must be the "
+                   "same]")  # fmt: skip
+@click.option("--to-key", default="connectivities", show_default=True, metavar="NAME",
+              help="Name of the new matrix in obsp of DEST.")  # fmt: skip
+@click.option("--drop-diagonal", is_flag=True,
+              help="Leave out weights on the diagonal.  [default: they are an error]")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32",
+              show_default=True, help="Dtype of the weights.")  # fmt: skip
+@click.option("--zarr-format", type=click.Choice(["2", "3"]),
+              help="Of a new store.  [default: that of SOURCE, or 2]")  # fmt: skip
+@_size_options
+@click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
+              help="Folder for temporary files.  [default: beside DEST]")  # fmt: skip
+@click.option("--keep-scratch", is_flag=True, help="Do not delete temporary files.")
+@click.option("--force", is_flag=True, help="Replace a matrix, or a store, that is there.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
+@_cluster_options
+@_json_option
+@_progress_option
+@click.pass_context
+def symmetrize(
+    context: click.Context, /, source: str, dest: str, as_json: bool, **options: Any
+) -> None:
+    """Make the graph of SOURCE symmetric, for the current viewer, in the zarr store DEST.
+
+    DEST is a new folder, to which the rest of the AnnData is copied, or SOURCE itself.
+    """
+    _check_keys(options)
+    context.meta[INTERRUPTED] = partial(_what_is_left, dest, options["scratch_dir"])
+    with _imports():
+        from ..export.symmetrize import symmetrize_connectivities
+
+    zarr_format = options.pop("zarr_format")
+    options["zarr_format"] = None if zarr_format is None else int(zarr_format)
+    with _client(options) as client:
+        report = symmetrize_connectivities(source, dest, client=client, **options)
+    note_done()
+    if as_json:
+        click.echo(report.to_json())
+        return
+    click.echo(
+        f"{report.n_edges:,} edges of {report.n_cells:,} cells, in both directions, in "
+        f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
+        f"obsp/{options['to_key']} of {report.out_dir}"
+    )
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -24,7 +24,8 @@ from ..edge_pairs.provenance import Provenance
 from ..errors import InvalidExportError, OutputError
 from ..machine.files import named_disk_errors, opened, write_at
 from ..machine.remote import is_url
-from ..publish.whole import AnyOutput, WholeOutput, work_beside
+from ..publish.whole import WholeOutput, work_beside
+from ..publish.work_folder import Place
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -46,6 +47,8 @@ class ParquetFolder:
     both: bool = False
     cells: CellsTable | None = None
 
+    reader = "cellucid-0.9.4"
+    refuses_zeros = refuses_diagonal = is_inside = False
     in_pieces = True
     preload = (parquet_io.warm_up,)
 
@@ -105,7 +108,7 @@ class ParquetFolder:
         """See `Product`."""
         return work_beside(_local(out_dir))
 
-    def check_place(self, output: AnyOutput, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """See `Product`."""
 
     def delivery(

@@ -250,16 +250,29 @@ def _parts(target: _Target, stretch: Stretch) -> Iterator[tuple[int, int]]:
 
 def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
     """Read the edges ``[start, stop)`` of one side, in their final dtype, from their pieces."""
-    stored = target.piece_dtypes[COLUMNS.index(side)]
+    dtypes = target.piece_dtypes
+    out = read_column(target.scratch, target.positions, dtypes, side, start, stop)
+    return out.astype(target.columns[side], copy=False)
+
+
+def read_column(
+    scratch: Scratch, positions: Sequence[int], dtypes: Sequence[np.dtype[Any]], column: str,
+    start: int, stop: int,
+) -> Array:  # fmt: skip
+    """Read a column of the edges ``[start, stop)`` from pieces whose columns have these dtypes.
+
+    `positions` are those of their first edges, and the end. The values are this thread's.
+    """
+    stored = dtypes[COLUMNS.index(column)]
     out = buffers.take(f"stretch {stored}", stop - start, stored)
-    number = bisect_right(target.positions, start) - 1
+    number = bisect_right(positions, start) - 1
     at = start
     while at < stop:
-        begin, end = target.positions[number], target.positions[number + 1]
+        begin, end = positions[number], positions[number + 1]
         if end > at:
             n = min(end, stop) - at
-            with open_piece(target.scratch, number, target.piece_dtypes) as piece:
-                piece.read(0, side, at - begin, out[at - start : at - start + n])
+            with open_piece(scratch, number, dtypes) as piece:
+                piece.read(0, column, at - begin, out[at - start : at - start + n])
             at += n
         number += 1
-    return out.astype(target.columns[side], copy=False)
+    return out

@@ -19,8 +19,7 @@ from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
 from ..machine.files import named_disk_errors
 from ..publish.output import Output, local_folder, open_output
-from ..publish.whole import AnyOutput
-from ..publish.work_folder import WORK_FOLDER
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
@@ -52,16 +51,32 @@ class Product(Protocol):
         """Whether only a matrix is taken that is symmetric in its weights."""
 
     @property
+    def reader(self) -> str:
+        """Whose rules a matrix has to meet if only such a one is taken; a target of a check."""
+
+    @property
+    def refuses_zeros(self) -> bool:
+        """Whether stored zeros and weights on the diagonal make a matrix one that is not taken."""
+
+    @property
+    def refuses_diagonal(self) -> bool:
+        """Whether weights on the diagonal are an error; else they are left out."""
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is put into the very store that the matrix is in."""
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether all edges are in temporary files before it is made of them."""
+
+    @property
     def weights(self) -> bool:
         """Whether edges are delivered with weights."""
 
     @property
     def both(self) -> bool:
         """Whether edges are delivered in both directions."""
-
-    @property
-    def in_pieces(self) -> bool:
-        """Whether all edges are in files of pieces first, on threads too."""
 
     @property
     def preload(self) -> tuple[Callable[[], None], ...]:
@@ -89,13 +104,13 @@ class Product(Protocol):
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
-    ) -> AnyOutput:  # fmt: skip
+    ) -> Place:  # fmt: skip
         """Return where it goes, to be held for writing."""
 
     def work(self, out_dir: str | Path, scratch_dir: str | Path | None) -> Path:
         """Return the hidden folder in which it is made, and an interrupted run is found."""
 
-    def check_place(self, output: AnyOutput, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """Refuse a place that is of another graph."""
 
     def delivery(
@@ -119,8 +134,14 @@ class EdgePairs:
     wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
     both: bool = False
 
-    in_pieces = False
+    reader = "cellucid-0.9.4"
+    refuses_diagonal = is_inside = in_pieces = False
     preload = ()
+
+    @property
+    def refuses_zeros(self) -> bool:
+        """See `Product`."""
+        return self.is_strict
 
     @property
     def rule(self) -> Rule | None:
@@ -187,7 +208,7 @@ class EdgePairs:
         """See `Product`."""
         return local_folder(out_dir, scratch_dir) / WORK_FOLDER
 
-    def check_place(self, output: AnyOutput, n_cells: int) -> None:
+    def check_place(self, output: Place, n_cells: int) -> None:
         """See `Product`."""
         read_identity(output.out_dir, n_cells)
 

@@ -3,4 +3,4 @@
 It never computes an edge.
 """
 
-__all__ = ["api", "check", "record", "run"]
+__all__ = ["api", "check", "record", "run", "symmetrize"]

@@ -25,8 +25,8 @@ from ..machine.files import absolute, make_folders, named_disk_errors, this_proc
 from ..machine.folders import clear, make_own, read_own, remove
 from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared
-from ..publish.whole import AnyOutput, work_beside
-from ..publish.work_folder import WORK_FOLDER
+from ..publish.whole import work_beside
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.stage import any_finished
 from ..source.matrix import Source
 from ..stages.job import Method, Tuning
@@ -159,9 +159,7 @@ def interrupted_run(source: Source, fingerprint: str, options: Options) -> RunRe
     return record
 
 
-def new_record(
-    prepared: Prepared, fingerprint: str, output: AnyOutput, options: Options
-) -> RunRecord:
+def new_record(prepared: Prepared, fingerprint: str, output: Place, options: Options) -> RunRecord:
     """Return the record of a run that begins, of a source with that fingerprint."""
     source, run = prepared.job.source, os.urandom(4).hex()
 
@@ -192,7 +190,7 @@ def _scratch_base(work: Path, options: Options) -> Path:
 
 @contextmanager
 def run_folders(
-    record: RunRecord, output: AnyOutput, keep: bool, spooled: Path, lasting: bool
+    record: RunRecord, output: Place, keep: bool, spooled: Path, lasting: bool
 ) -> Iterator[Path]:
     """Make the folders of a run; give that of the edge files. Remove them unless it can be resumed.
 
@@ -229,7 +227,7 @@ def run_folders(
 
 
 @contextmanager
-def spool_folder(output: AnyOutput, options: Options, *, needed: bool) -> Iterator[Path]:
+def spool_folder(output: Place, options: Options, *, needed: bool) -> Iterator[Path]:
     """Give the folder of what has to be spooled, and remove it afterwards."""
     base = _scratch_base(output.work, options)
     folder = absolute(base) / "spool"

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import ClusterError, ResumeError, SourceError
@@ -21,8 +21,8 @@ from ..plan.options import Options
 from ..plan.plan import ExportPlan, Prepared, check_disk, prepare
 from ..publish.apart import check_apart
 from ..publish.output import local_folder
-from ..publish.whole import AnyOutput, work_beside
-from ..publish.work_folder import WORK_FOLDER
+from ..publish.whole import work_beside
+from ..publish.work_folder import WORK_FOLDER, Place
 from ..runtime.cluster import Cluster, check_folders, compute_on_workers, worker_peak_bytes
 from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Executor, Journal, ResumableExecutor
@@ -34,7 +34,7 @@ from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.rules import RULES
 from ..stages.runs import Scratch
-from .check import broken_rules
+from .check import Target, broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
 if TYPE_CHECKING:
@@ -101,8 +101,11 @@ def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -
 
 def refuse_inside(source: Source | LazyMatrix, options: Options) -> None:
     """Refuse an export of a source into itself."""
-    origin = source.origin
-    check_apart(origin.path, origin.file, options.out_dir, options.scratch_dir)
+    origin, product = source.origin, options.product
+    out_dir = options.out_dir
+    if product.is_inside:
+        out_dir = product.work(out_dir, options.scratch_dir)
+    check_apart(origin.path, origin.file, out_dir, options.scratch_dir)
 
 
 def run_export(
@@ -155,7 +158,7 @@ def _run_export(export: _Export, options: Options, began: float) -> ExportReport
     return _report(output, options, prepared, result, time.perf_counter() - began)
 
 
-def output_of(options: Options, *, force: bool, resume: bool = False) -> AnyOutput:
+def output_of(options: Options, *, force: bool, resume: bool = False) -> Place:
     """Return where an export goes, to be held for writing."""
     return options.product.open(
         options.out_dir,
@@ -219,7 +222,7 @@ class _Export:
             version=record.version,
         )
 
-    def prepare(self, source: Source, output: AnyOutput, record: RunRecord | None) -> Prepared:
+    def prepare(self, source: Source, output: Place, record: RunRecord | None) -> Prepared:
         """Plan a run, as an interrupted one was planned if there is one; check the disks."""
         prepared = prepare(
             source,
@@ -240,7 +243,7 @@ class _Export:
         self,
         prepared: Prepared,
         record: RunRecord | None,
-        output: AnyOutput,
+        output: Place,
         spooled: Path,
         progress: Progress,
     ) -> None:
@@ -263,7 +266,10 @@ class _Export:
                 return
             except (OtherMethodError, NegativeWeightError) as reason:
                 if self.options.product.is_strict:
-                    raise _not_symmetric(prepared, Path(record.scratch).parent, progress) from None
+                    scratch = Path(record.scratch).parent
+                    why = _not_symmetric(prepared, self.options, scratch, progress)
+                    if why is not None:
+                        raise why from None
                 # Seen only while running: a weight is negative, or an entry has no mirror image.
                 signed = isinstance(reason, NegativeWeightError)
                 method: Method = "signed" if signed else "general"
@@ -274,13 +280,13 @@ class _Export:
 
 
 def _report(
-    output: AnyOutput, options: Options, prepared: Prepared, result: _Result, seconds: float
+    output: Place, options: Options, prepared: Prepared, result: _Result, seconds: float
 ) -> ExportReport:
     plan, outcome = prepared.plan, result.outcome
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=outcome.n_edges,
+        n_edges=outcome.n_edges // (1 + options.product.both),
         max_neighbors=outcome.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,
@@ -324,7 +330,7 @@ def _spooled(
 def _run(
     prepared: Prepared,
     record: RunRecord,
-    output: AnyOutput,
+    output: Place,
     edges: Path,
     progress: Progress,
     options: Options,
@@ -361,16 +367,30 @@ def _taken(plan: ExportPlan) -> str:
     )
 
 
-def _not_symmetric(prepared: Prepared, scratch: Path, progress: Progress) -> SourceError:
-    """Say what keeps a matrix from being taken with its weights as they are."""
+def _not_symmetric(
+    prepared: Prepared, options: Options, scratch: Path, progress: Progress
+) -> SourceError | None:
+    """Say what keeps a matrix from being taken with its weights as they are.
+
+    None if nothing does: repeats may add up to a symmetric matrix.
+    """
     source, plan = prepared.job.source, prepared.plan
     broken = broken_rules(
-        source, "cellucid-0.9.4", limit=plan.memory_limit_bytes, threads=plan.threads,
-        scratch=scratch, progress=progress,
+        source, cast(Target, options.product.reader), limit=plan.memory_limit_bytes,
+        threads=plan.threads, scratch=scratch, progress=progress,
     )  # fmt: skip
-    told = " ".join(rule.text for rule in broken if rule.rule != "size")
+    broken = tuple(rule for rule in broken if rule.rule not in _left_aside(options))
+    if not broken:
+        return None
+    told = " ".join(rule.text for rule in broken)
     return SourceError(
         f"{source.key} of {source.path} cannot be taken with its weights as they are: {told} Mend "
         "that, or choose how both directions of a pair become one weight, with `rule`: "
         f"{', '.join(RULES)}."
     )
+
+
+def _left_aside(options: Options) -> set[str]:
+    """Return the rules of a reader that a matrix may break, as they are seen to otherwise."""
+    is_dropped = options.product.reader == "cellucid-0.9.5" and not options.product.refuses_diagonal
+    return {"size", *(["diagonal"] if is_dropped else [])}

@@ -48,6 +48,7 @@ class Options:
     progress: bool | None = False
     client: Client | None = None  # None for threads of this process
     output_storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    made: Product | None = None  # what is to be made; by default edge files
 
     def __post_init__(self) -> None:
         if self.compression is not None and not 1 <= self.compression <= 9:
@@ -79,6 +80,8 @@ class Options:
     @property
     def product(self) -> Product:
         """What is to be made."""
+        if self.made is not None:
+            return self.made
         if self.format == "parquet":
             both = self.directions == "both"
             return ParquetFolder(self.weights, self.rule, both, self.cells_table)

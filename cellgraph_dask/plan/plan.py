@@ -55,14 +55,14 @@ def prepare(
     product.check(source.n_cells)
     if resumed is not None:
         method, tuning = resumed.method, resumed.tuning
-    elif product.is_strict:
+    elif product.is_strict and (method is None or product.refuses_zeros):
         method = "symmetric"
     elif method is None:
         method = "symmetric" if looks_symmetric(source) else "general"
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(
         source, Scratch(""), shift, method, product.rule, product.weights, product.both,
-        product.is_strict,
+        product.refuses_zeros, product.refuses_diagonal,
     )  # fmt: skip
     budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:

@@ -5,4 +5,4 @@ this machine), and shows them in one order of steps. It never looks into an edge
 matrix.
 """
 
-__all__ = ["apart", "output", "whole", "work_folder"]
+__all__ = ["apart", "consolidated", "element", "output", "whole", "work_folder"]

@@ -19,7 +19,6 @@ from ..errors import OutputError
 from ..machine.files import absolute, fsync_folder, named_disk_errors
 from ..machine.folders import check_no_link, remove
 from ..machine.interrupts import holding
-from .output import Output
 from .work_folder import WORK_FOLDER, WorkFolder
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux
@@ -94,7 +93,7 @@ class WholeOutput:
             replaces = self._check()
             hold.begin()
             if replaces:
-                _exchange(made, self.path)
+                exchange(made, self.path)
             else:
                 made.rename(self.path)  # over an empty folder, if there is one
             hold.shown = True
@@ -104,9 +103,6 @@ class WholeOutput:
                 remove(made)
 
 
-AnyOutput = Output | WholeOutput  # where what is made goes
-
-
 def _umask() -> int:
     """Return the mask of new files' modes, which the system tells only as it is set."""
     mask = os.umask(0)
@@ -114,7 +110,7 @@ def _umask() -> int:
     return mask
 
 
-def _exchange(made: Path, shown: Path) -> None:
+def exchange(made: Path, shown: Path) -> None:
     """Let two folders change places."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = (os.fsencode(made), os.fsencode(shown))

@@ -13,16 +13,48 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Protocol
 
 from ..edge_pairs.format import FOLDER
 from ..errors import OutputError
 from ..machine.files import make_folders, named_disk_errors, take_lock, this_process
 from ..machine.folders import clear, make_own
+from ..machine.remote import AnyPath
 
 WORK_FOLDER = ".cellgraph-dask"
 _LOCK_ATTEMPTS = 100
 
 log = logging.getLogger(__name__)
+
+
+class Place(Protocol):
+    """Where a result goes, held for writing; a context manager, with a way to publish it."""
+
+    keep: bool  # whether to leave the work folder as it is in the end, for a run that resumes
+
+    @property
+    def out_dir(self) -> AnyPath:
+        """The folder or URL as the user gave it."""
+
+    @property
+    def name(self) -> str:
+        """Its absolute path or URL."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder on the disk of the result."""
+
+    @property
+    def work(self) -> Path:
+        """The hidden folder in which it is made."""
+
+    @property
+    def upload_bytes(self) -> int:
+        """Memory that uploading takes."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class WorkFolder:

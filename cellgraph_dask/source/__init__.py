@@ -4,4 +4,6 @@
 arrays. It knows no stage, no executor and no output.
 """
 
-__all__ = ["blocks", "embeddings", "layout", "matrix", "names", "opening", "spool", "stamps"]
+__all__ = [
+    "blocks", "cells", "embeddings", "layout", "matrix", "names", "opening", "spool", "stamps",
+]  # fmt: skip

@@ -27,7 +27,8 @@ class Job:
     merge. "signed": the same with the weights carried along, because some are negative and entries
     may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
     edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
-    rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal.
+    rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal; weights
+    on the diagonal, which are no edges, are an error with `refuse_diagonal`.
     """
 
     source: Source
@@ -38,6 +39,7 @@ class Job:
     weights: bool = False
     both: bool = False
     strict: bool = False
+    refuse_diagonal: bool = False
 
     @property
     def edge_dtypes(self) -> list[np.dtype[Any]]:

@@ -142,6 +142,9 @@ def warm_up(job: Job) -> None:
     counts = np.zeros(4, np.int64)
     dst: Array = np.zeros(2, np.uint64 if source.row_dtype.itemsize == 8 else np.uint32)
     out = dst.copy()
+    if job.refuse_diagonal:
+        read = np.zeros(1, np.float64 if source.data.dtype.kind == "f" else np.int64)
+        weighted_loops.first_on_diagonal(indices, read, indptr[:2], 0)
     if job.method == "symmetric":
         seeds, sums = np.zeros(3, np.uint64), np.zeros(4, np.uint64)
         if job.rule is None:

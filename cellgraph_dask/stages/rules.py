@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import SourceError
 from ..machine.buffers import Array
 from ..source.matrix import Block, BlockEntries, Source
+from . import weighted_loops
 
 Rule = Literal["ones", "max", "min", "mean", "sum", "fuzzy"]
 
@@ -24,6 +25,19 @@ Combination = Literal["ones", "max", "min", "mean", "sum", "fuzzy", "differ"]
 CODES: tuple[Combination, ...] = get_args(Combination)  # compiled loops know them by their place
 
 _MOST_EXACT = 2**53  # whole numbers up to here are the same in float64
+
+
+def check_diagonal(source: Source, block: Block, entries: BlockEntries) -> None:
+    """Raise a SourceError that names the first weight of a block that is on the diagonal."""
+    place = entries.indices, entries.weights, entries.indptr, block.first_row
+    at, row = weighted_loops.first_on_diagonal(*place)
+    if at >= 0:
+        assert entries.weights is not None
+        raise SourceError(
+            f"the weight of cells ({row}, {row}) in {source.key} is {entries.weights[at]}: a cell "
+            "is its own neighbor there, which no edge can be. Drop such entries with "
+            "`drop_diagonal=True`."
+        )
 
 
 def check_weights(source: Source, rule: Combination, block: Block, entries: BlockEntries) -> Array:

@@ -24,7 +24,7 @@ from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import Job
-from .rules import check_weights
+from .rules import check_diagonal, check_weights
 from .runs import RunReader, Written, holds, write_run
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
@@ -185,6 +185,8 @@ def split(runs: SplitRuns, block: Block) -> SplitSummary:
         upper["weight"], lower["weight"] = np.split(weights, [n_upper])
         if job.rule is not None:
             check_weights(job.source, job.rule, block, entries)
+        if job.refuse_diagonal:
+            check_diagonal(job.source, block, entries)
         weighted_loops.split_entries(
             entries.indices, entries.weights, entries.indptr, *place, job.both, next_lower,
             upper["dst"], upper["weight"], lower["src"], lower["row"], lower["weight"],

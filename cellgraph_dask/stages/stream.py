@@ -19,7 +19,7 @@ from ..machine import buffers
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
-from .rules import CODES, check_edges, check_weights
+from .rules import CODES, check_diagonal, check_edges, check_weights
 
 _MASK = 2**64 - 1
 
@@ -61,6 +61,8 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
     else:
         out.append(buffers.take("stream weights", size, np.float64))
         weights = check_weights(job.source, job.rule, block, entries)
+        if job.refuse_diagonal:
+            check_diagonal(job.source, block, entries)
         weights = weights.astype(np.float64, copy=False)
         n, repeats = weighted_loops.stream_entries(
             entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,

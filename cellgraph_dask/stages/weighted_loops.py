@@ -132,6 +132,18 @@ def _sort_weighted(
         weight[start + k] = sorted_weight[k]
 
 
+@compiled(int, int)
+def first_on_diagonal(
+    indices: Array, weights: Array, indptr: Array, first_row: int
+) -> tuple[int, int]:
+    """Return position and row of the first weight on the diagonal that is not 0, or (-1, -1)."""
+    for r in range(indptr.size - 1):
+        for e in range(indptr[r], indptr[r + 1]):
+            if indices[e] == first_row + r and weights[e] != 0:
+                return e, first_row + r
+    return -1, -1
+
+
 @compiled(int)
 def combine(rule: int, a: Any, b: Any) -> Any:
     """Return the weight of a pair from those of its directions (float64); see `rules`."""

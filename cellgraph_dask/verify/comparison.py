@@ -27,18 +27,20 @@ from .proof import PART, WEIGHTED, Kind, ProofPlan
 
 def prove_by_comparison(
     source: Source, blocks: Sequence[Block], edges: PlainEdges, folder: Path, plan: ProofPlan,
-    executor: Executor, kind: Kind, rule: str | None = None,
+    executor: Executor, kind: Kind, rule: str | None = None, weights: np.dtype[Any] | None = None,
 ) -> list[str]:  # fmt: skip
     """Compare edges, whose order has been checked, and entries; return what is wrong.
 
     Entries that do not stay in memory go to `folder`. Weights are added up if `kind` is "signed";
     if it is "weights", they are combined by the `rule` and compared too; else a negative one raises
-    `NegativeWeightError`.
+    `NegativeWeightError`. The weights of the edges have been rounded to the dtype `weights`.
     """
     shift, bits = plan.shift(source), cell_bits(source.n_cells)
     n_partitions = max(1, -(-source.n_cells >> shift))
     with closing(PairFile(folder / kind, n_partitions, plan.room)) as file:
-        compare = _Comparison(source, edges, file, shift, bits, kind, rule, plan.piece_entries)
+        compare = _Comparison(
+            source, edges, file, shift, bits, kind, rule, plan.piece_entries, weights
+        )
         sizes = [block.stop - block.start for block in blocks]
         executor.run(Stage("matrix", compare.leave, blocks, sizes, "entries"))
         buffers.release()  # where this very thread has run the tasks
@@ -75,6 +77,7 @@ class _Comparison:
     kind: Kind
     rule: str | None
     most: int
+    weights: np.dtype[Any] | None
 
     @property
     def is_weighted(self) -> bool:
@@ -250,6 +253,8 @@ class _Comparison:
                 )
             if weights is not None and stored is not None:
                 expected = weights[number - start :][: stored.size]
+                if self.weights is not None:
+                    expected = expected.astype(self.weights).astype(np.float64)
                 other = np.flatnonzero(stored.view(np.uint64) != expected.view(np.uint64))
                 if other.size:
                     k = int(other[0])

@@ -310,6 +310,65 @@ def sum_pairs(keys: Array, weights: Array, pairs: Array, upper: Array, lower: Ar
     return n + 1
 
 
+@compiled(int, int, int)
+def check_rows(
+    indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, seeds: Array, sums:
+    Array,
+) -> tuple[int, int, int]:  # fmt: skip
+    """Look at the entries of a symmetric matrix: order, weights, and a sum that is to come to zero.
+
+    Return the position of the first entry that cannot be, or -1; why: 1 if its column does not rise
+    in its row, 2 if it is on the diagonal, 3 if its weight is not a positive number; and how many
+    entries are above the diagonal. `bits` is a view of the weights (float64) as uint64. The hashes
+    of entries above the diagonal are added to `sums` (two uint64, changed in place), those of the
+    others are taken from it. Cells must fit 32 bits; seeds are four random uint64 values.
+    """
+    a = sums[0]
+    b = sums[1]
+    n_upper = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            if e > indptr[r] and j <= np.int64(indices[e - 1]):
+                return e, 1, n_upper
+            if j == i:
+                return e, 2, n_upper
+            if not (weights[e] > 0 and weights[e] - weights[e] == 0):
+                return e, 3, n_upper
+            pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+            first = _scramble(pair + _scramble(bits[e], seeds[2]), seeds[0])
+            second = _scramble(pair * (seeds[1] | np.uint64(1)) + bits[e], seeds[3])
+            if j > i:
+                n_upper += 1
+                a += first
+                b += second
+            else:
+                a -= first
+                b -= second
+    sums[0] = a
+    sums[1] = b
+    return -1, 0, n_upper
+
+
+@compiled(int)
+def take_upper(
+    indices: Array, weights: Array, indptr: Array, first_row: int, src: Array, dst: Array, kept:
+    Array,
+) -> int:  # fmt: skip
+    """Write the entries above the diagonal as edges with weights; return their number."""
+    n = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        for e in range(indptr[r], indptr[r + 1]):
+            if np.int64(indices[e]) > i:
+                src[n] = i
+                dst[n] = indices[e]
+                kept[n] = weights[e]
+                n += 1
+    return n
+
+
 def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     """Load (or compile) the loops that looking at the edges takes.
 

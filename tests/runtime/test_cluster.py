@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cellgraph_dask import export_connectivities
+from cellgraph_dask import export_connectivities, symmetrize_connectivities
 from cellgraph_dask.errors import ClusterError, MemoryLimitError
 from tests.benchmarks.make_store import make_store
-from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
+from tests.helpers.stores import directed_graph, snapshot, stored, symmetric_graph, write_store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -389,3 +389,21 @@ def test_no_scheduler_at_the_address(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
     assert "no Dask scheduler answers" in done.stderr
+
+
+def test_symmetrize_on_a_cluster_gives_the_bytes_of_threads(tmp_path, cluster):
+    from distributed import Client
+
+    source = write_store(tmp_path / "s.zarr", directed_graph(3000, 8), chunk=5000)
+    symmetrize_connectivities(source, tmp_path / "t.zarr", rule="mean", zarr_format=3)
+    with Client(scheduler_file=str(cluster.file)) as client:
+        symmetrize_connectivities(
+            source, tmp_path / "w.zarr", rule="mean", zarr_format=3, client=client
+        )
+        report = symmetrize_connectivities(
+            source, source, rule="mean", to_key="mean", client=client
+        )
+    assert report.peak_memory_bytes > 0
+    assert snapshot(tmp_path / "t.zarr") == snapshot(tmp_path / "w.zarr")
+    symmetrize_connectivities(source, tmp_path / "u.zarr", rule="mean", to_key="mean")
+    assert snapshot(source / "obsp" / "mean") == snapshot(tmp_path / "u.zarr" / "obsp" / "mean")

@@ -1,0 +1,402 @@
+"""The rest of an AnnData beside a new graph: copied from the store that the graph comes from.
+
+Of a zarr store in a folder, and in the same format, the files are copied as they are. All else is
+written anew, a chunk at a time: arrays of numbers, and texts. What is small and of another kind
+(records, nulls) is left to anndata, as is an AnnData in memory. Only `obsp` is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import SourceError
+from ..machine.files import opened
+from ..publish.consolidated import is_group
+from ..runtime.stage import ResumableExecutor, Stage
+from ..source.layout import Node, Tree, children, get, is_array, metadata_of, text_of
+from ..source.opening import Root, open_root
+from ..stages.runs import Written, holds
+from .zarr_files import (
+    CHUNK_VALUES,
+    DOCUMENTS,
+    ArrayFiles,
+    ZarrFormat,
+    chunk_bytes,
+    encoding,
+    group_documents,
+    vector_chunks,
+    write_documents,
+)
+
+_OBSP = "obsp"
+_PARTS = ("X", "obs", "var", "obsm", "varm", "varp", "layers", "uns", "raw")
+_BATCH_BYTES = 1 << 25  # of files that one task copies
+_BATCH_FILES = 64
+_MOST_SMALL_BYTES = 1 << 26  # of what is read as a whole
+_TEXT_BYTES = 200  # of a name, as Python and its codec have it
+_KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
+
+
+class Copied(NamedTuple):
+    """What a task has copied: the size and checksum of each file."""
+
+    written: list[Written]
+
+
+class FileTask(NamedTuple):
+    """Files that one task copies."""
+
+    number: int
+    names: tuple[str, ...]
+    n_bytes: int
+
+
+class ChunkTask(NamedTuple):
+    """Chunks ``[first, last)`` of an array that one task writes anew."""
+
+    number: int
+    array: int
+    first: int
+    last: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class StoreCopy:
+    """What is to be copied: the AnnData at a path `group` of a source, into a new zarr store."""
+
+    source: Any = field(compare=False)
+    group: str
+    zarr_format: ZarrFormat
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    thread_bytes: int = 0  # the most that a thread needs
+
+    @classmethod
+    def of(
+        cls, source: Any, group: str, zarr_format: ZarrFormat, options: Mapping[str, Any] | None
+    ) -> StoreCopy:
+        """Return what is to be copied of a source, having looked at all of it."""
+        with open_root(source, options) as root:
+            if isinstance(root.node, Tree):
+                most = _BATCH_BYTES
+                if group:
+                    raise SourceError(
+                        f"{root.origin.path} holds several AnnData; give the one with the graph, "
+                        "or write them to a store."
+                    )
+            else:
+                most = _thread_bytes(_anndata_in(root, group))
+        return cls(source, group, zarr_format, options, most)
+
+    def run(self, folder: Path, executor: ResumableExecutor) -> int:
+        """Copy it all into a folder, where `obsp` is; return the bytes of its files."""
+        with open_root(self.source, self.storage_options) as root:
+            file = root.origin.file
+            if isinstance(root.node, Tree):
+                return _write_object(self.source, folder, self.zarr_format)
+            node = _anndata_in(root, self.group)
+            if (
+                file is not None
+                and Path(file).is_dir()
+                and root.zarr_format == self.zarr_format
+                and (Path(file) / self.group).is_dir()
+            ):
+                return _copy_files(Path(file) / self.group, folder, executor)
+            anew = _Anew(root, self.zarr_format)
+            anew.group(node, folder, skip=_OBSP)
+        tasks = list(anew.tasks())
+        task, kept = partial(write_anew, tuple(anew.arrays)), partial(anew_holds, anew.arrays)
+        sizes = [task.n_bytes for task in tasks]
+        stage = Stage("copy", task, tasks, sizes, "bytes", Copied, kept, f"anew {self.zarr_format}")
+        return anew.n_bytes + _sum(executor.run(stage))
+
+
+def _thread_bytes(anndata: Node) -> int:
+    """Return the most bytes that a thread needs to copy a part of an AnnData in a store."""
+    most = 2**20
+    for node in _arrays_below(anndata):
+        itemsize = max(np.dtype(getattr(node, "dtype", np.float64)).itemsize, 1)
+        stored = getattr(node, "shards", None) or getattr(node, "chunks", None) or (1,)
+        here = _chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
+        written = math.prod(here)
+        is_text = text_of(node.attrs.get("encoding-type")) == "string-array"
+        values = written * (_TEXT_BYTES if is_text else 2 * itemsize)
+        most = max(most, 3 * math.prod(stored) * itemsize + values + chunk_bytes(itemsize, written))
+    return most
+
+
+def _sum(copied: Sequence[Copied]) -> int:
+    return sum(Written(*written).n_bytes for task in copied for written in task.written)
+
+
+def _anndata_in(root: Root, group: str) -> Node:
+    """Return the group of an AnnData; a SourceError if it has no `obs`."""
+    node = root.node if not group else get(root.node, group)
+    if node is None or get(node, "obs") is None or get(node, "var") is None:
+        raise SourceError(
+            f"{root.origin.path} has no AnnData at {group or 'its root'}: obs or var is missing. "
+            "Give an AnnData store, or write the graph into a store that is there."
+        )
+    return node
+
+
+def _arrays_below(node: Node) -> Iterator[Node]:
+    for name in children(node):
+        if name != _OBSP:
+            child = get(node, name)
+            yield from [child] if is_array(child) else _arrays_below(child)
+
+
+# Files as they are ------------------------------------------------------------------------------
+
+
+def _copy_files(top: Path, folder: Path, executor: ResumableExecutor) -> int:
+    """Copy the files of a zarr group, but for what is in `obsp`."""
+    tasks = list(_batches(top))
+    task, kept = partial(copy_files, top, folder), partial(files_hold, folder)
+    stage = Stage(
+        "copy", task, tasks, [task.n_bytes for task in tasks], "bytes", Copied, kept, "files"
+    )
+    return _sum(executor.run(stage))
+
+
+def _batches(top: Path) -> Iterator[FileTask]:
+    number, names, n_bytes = 0, [], 0
+    for name in _files(top, ""):
+        names.append(name)
+        n_bytes += (top / name).stat().st_size
+        if n_bytes >= _BATCH_BYTES or len(names) >= _BATCH_FILES:
+            yield FileTask(number, tuple(names), n_bytes)
+            number, names, n_bytes = number + 1, [], 0
+    if names:
+        yield FileTask(number, tuple(names), n_bytes)
+
+
+def _files(top: Path, path: str) -> Iterator[str]:
+    """Yield the files of a group or array, sorted; those of other things in it are left out."""
+    folder = top / path
+    here = sorted(os.listdir(folder))  # noqa: PTH208
+    documents = [name for name in here if name in DOCUMENTS]
+    yield from (f"{path}/{name}".lstrip("/") for name in documents)
+    is_of_groups = is_group(folder)
+    for name in here:
+        inner = f"{path}/{name}".lstrip("/")
+        if name in documents:
+            continue
+        if not is_of_groups:
+            yield from _chunks(top, inner)
+        elif inner == _OBSP:
+            yield from (f"{inner}/{name}" for name in DOCUMENTS if (top / inner / name).is_file())
+        elif any((top / inner / name).is_file() for name in DOCUMENTS):
+            yield from _files(top, inner)
+
+
+def _chunks(top: Path, path: str) -> Iterator[str]:
+    """Yield the files of chunks; hidden ones are none."""
+    if (top / path).is_dir():
+        for name in sorted(os.listdir(top / path)):  # noqa: PTH208
+            yield from _chunks(top, f"{path}/{name}")
+    elif not path.rpartition("/")[2].startswith("."):
+        yield path
+
+
+def copy_files(top: Path, folder: Path, task: FileTask) -> Copied:
+    """Copy some files, each appearing as a whole."""
+    written = []
+    for name in task.names:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+        try:
+            shutil.copyfile(top / name, aside)
+            with opened(aside, os.O_RDONLY) as fd:
+                os.fsync(fd)
+            aside.rename(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        written.append(_written(target))
+    return Copied(written)
+
+
+def _written(path: Path) -> Written:
+    from zlib_ng import zlib_ng
+
+    n_bytes = crc = 0
+    with path.open("rb", buffering=0) as file:
+        while part := file.read(1 << 20):
+            crc = zlib_ng.crc32(part, crc)
+            n_bytes += len(part)
+    return Written(n_bytes, crc)
+
+
+def files_hold(folder: Path, kept: tuple[FileTask, Copied]) -> bool:
+    """Whether copied files are still there."""
+    task, copied = kept
+    pairs = zip(task.names, copied.written, strict=True)
+    return all(holds(folder / name, Written(*written)) for name, written in pairs)
+
+
+# Arrays anew ------------------------------------------------------------------------------------
+
+
+class _Anew:
+    """Groups that are written now, and arrays whose chunks tasks will write."""
+
+    def __init__(self, root: Root, zarr_format: ZarrFormat) -> None:
+        self._root, self._format = root, zarr_format
+        self.arrays: list[tuple[Any, ArrayFiles]] = []  # what is read, and what is written
+        self.n_bytes = 0  # of what has been written
+
+    def group(self, node: Node, folder: Path, *, skip: str = "") -> None:
+        """Write a group and plan all that is in it, but for the members of `skip`."""
+        attributes = _plain_attributes(node)
+        write_documents(folder, group_documents(self._format, attributes))
+        for name in children(node):
+            child = get(node, name)
+            if name == skip:
+                write_documents(
+                    folder / name, group_documents(self._format, _plain_attributes(child))
+                )
+            elif is_array(child):
+                self._array(child, folder, name)
+            else:
+                self.group(child, folder / name)
+
+    def _array(self, node: Node, folder: Path, name: str) -> None:
+        attributes, dtype = _plain_attributes(node), node.dtype
+        kind = attributes.get("encoding-type", "array")
+        is_text = kind in ("string-array", "string") or dtype.kind == "T"
+        shape = getattr(node, "shape", None)
+        if shape is None or kind == "null" or not (is_text or dtype.kind in "biuf"):
+            self._by_anndata(node, folder, name)
+            return
+        shape = tuple(int(n) for n in shape)
+        dtype = np.dtype(object) if is_text else np.dtype(dtype).newbyteorder("<")
+        chunks = _chunks_for(shape, getattr(node, "chunks", None))
+        array = ArrayFiles(folder / name, self._format, shape, chunks, dtype)
+        array.write_metadata(attributes)
+        if not shape:
+            value = node[()]
+            self.n_bytes += array.write(0, np.array(value, dtype).reshape(())).n_bytes
+        elif math.prod(shape):
+            with metadata_of(name):
+                reader = node if is_text and hasattr(node, "objects") else self._root.dense(node)
+            self.arrays.append((reader, array))
+
+    def _by_anndata(self, node: Node, folder: Path, name: str) -> None:
+        """Have anndata copy what is small and of a kind that only it knows."""
+        import anndata
+        import zarr
+
+        raw = getattr(node, "array", node)  # what anndata reads
+        n_bytes = int(getattr(raw, "nbytes", 0) or 0)
+        try:
+            if n_bytes > _MOST_SMALL_BYTES:
+                raise ValueError(f"it has {n_bytes} bytes")
+            with warnings.catch_warnings():  # of what zarr 3 has no specification for
+                warnings.simplefilter("ignore")
+                group = zarr.open_group(str(folder), mode="r+", zarr_format=self._format)
+                anndata.io.write_elem(group, name, anndata.io.read_elem(raw))
+        except Exception as error:
+            raise SourceError(
+                f"{name} of {self._root.origin.path} cannot be copied: {error}. Open the store "
+                "with anndata, remove it or write it anew, and try again."
+            ) from error
+
+    def tasks(self) -> Iterator[ChunkTask]:
+        """Yield the tasks that write the chunks of all arrays."""
+        number = 0
+        for k, (_, array) in enumerate(self.arrays):
+            size = math.prod(array.chunks) * (32 if array.is_text else array.dtype.itemsize)
+            step = max(1, _BATCH_BYTES // size)
+            for first in range(0, array.n_chunks, step):
+                last = min(first + step, array.n_chunks)
+                yield ChunkTask(number, k, first, last, (last - first) * size)
+                number += 1
+
+
+def _chunks_for(shape: tuple[int, ...], stored: Any) -> tuple[int, ...]:
+    """Return the chunks of an array: those it has if they are small, else rows that fit."""
+    if len(shape) < 2:
+        return vector_chunks(shape[0]) if shape else ()
+    if stored and 0 < math.prod(stored) <= _KEPT_CHUNK:
+        return tuple(max(1, min(int(a), b)) for a, b in zip(stored, shape, strict=True))
+    inner = max(1, math.prod(shape[1:]))
+    return (max(1, min(shape[0], CHUNK_VALUES // inner)), *(max(1, n) for n in shape[1:]))
+
+
+def write_anew(arrays: Sequence[tuple[Any, ArrayFiles]], task: ChunkTask) -> Copied:
+    """Write some chunks of an array from what is stored elsewhere."""
+    reader, array = arrays[task.array]
+    written = []
+    for number in range(task.first, task.last):
+        values = np.asarray(reader[array.corner(number)])
+        written.append(array.write(number, values.astype(array.dtype, copy=False)))
+    return Copied(written)
+
+
+def anew_holds(arrays: Sequence[tuple[Any, ArrayFiles]], kept: tuple[ChunkTask, Copied]) -> bool:
+    """Whether written chunks are still there."""
+    task, copied = kept
+    array = arrays[task.array][1]
+    pairs = zip(range(task.first, task.last), copied.written, strict=True)
+    return all(holds(array.path(number), Written(*written)) for number, written in pairs)
+
+
+def _plain_attributes(node: Node) -> dict[str, Any]:
+    return {str(name): _plain(value) for name, value in dict(node.attrs).items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return an attribute as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float | bool | dict):
+        return value
+    raise SourceError(
+        f"an attribute is a {type(value).__name__}, as AnnData before 0.8 wrote them. Read the "
+        "file with anndata and write it again."
+    )
+
+
+# Objects in memory ------------------------------------------------------------------------------
+
+
+def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
+    """Have anndata write an AnnData in memory, without `obsp`; return the bytes of files."""
+    import anndata
+    import zarr
+
+    group = zarr.open_group(str(folder), mode="a", zarr_format=zarr_format)
+    group.attrs.update(encoding("anndata", "0.1.0"))
+    for name in _PARTS:
+        value = getattr(adata, name, None)
+        if value is not None:
+            value = dict(value) if isinstance(value, Mapping) else value
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                anndata.io.write_elem(group, name, value)
+    n_bytes = 0
+    for above, _, names in os.walk(folder):
+        for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():
+            with opened(Path(above, name), os.O_RDONLY) as fd:
+                os.fsync(fd)
+                n_bytes += os.fstat(fd).st_size
+    return n_bytes

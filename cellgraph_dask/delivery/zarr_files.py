@@ -1,0 +1,251 @@
+"""Zarr groups and arrays as files: metadata, and chunks as today's viewer has them.
+
+Chunks are as cellucid 0.9.5 writes them, never in shards: shuffled and deflated, in format 2 as
+zlib after a filter, in format 3 as Blosc. Bytes and texts, which have nothing to shuffle, are zlib
+or gzip. All chunks are written, those of zeros too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from zlib_ng import zlib_ng
+
+from ..machine.buffers import Array
+from ..machine.files import opened, write_at
+from ..stages.runs import Written
+
+ZarrFormat = Literal[2, 3]
+
+CHUNK_VALUES = 1 << 18  # the most in a chunk: each is one request of a browser
+_LEVEL = 6  # as metadata have it; readers do not care
+_FAST_LEVEL = 2  # of ISA-L
+_BLOSC = struct.Struct("<BBBBIIII")  # versions, flags, itemsize, sizes, where the block begins
+_SHUFFLED_ZLIB = 0b0110_0001
+_LEAST_PLANE, _MOST_BLOCK = 1 << 7, 1 << 20
+DOCUMENTS = (".zgroup", ".zarray", ".zattrs", "zarr.json")
+
+
+def encoding(kind: str, version: str) -> dict[str, str]:
+    """Return the attributes by which anndata knows an element."""
+    return {"encoding-type": kind, "encoding-version": version}
+
+
+def group_documents(zarr_format: ZarrFormat, attributes: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata files of a group, by name."""
+    if zarr_format == 2:
+        documents = {".zgroup": to_json({"zarr_format": 2})}
+        return documents | ({".zattrs": to_json(attributes)} if attributes else {})
+    group = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+    return {"zarr.json": to_json(group)}
+
+
+def write_documents(folder: Path, documents: Mapping[str, str]) -> None:
+    """Write metadata files to a folder, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in documents.items():
+        write_file(folder / name, text.encode())
+
+
+def write_file(path: Path, content: bytes) -> Written:
+    """Write a file as a whole, under its name by rename; return its size and CRC-32."""
+    # Two attempts at one task may run at once: each writes a file of its own.
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
+            n_bytes = write_at(fd, content, 0)
+            os.fsync(fd)
+        aside.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
+    return Written(n_bytes, zlib_ng.crc32(content))
+
+
+def to_json(value: Any) -> str:
+    """Return metadata as text, as zarr writes it."""
+    return json.dumps(value, indent=2)
+
+
+@dataclass(frozen=True)
+class ArrayFiles:
+    """A zarr array that is written a chunk at a time, by any number of tasks; picklable.
+
+    The dtype is of numbers or bool, little-endian, or that of objects for texts.
+    """
+
+    folder: Path
+    zarr_format: ZarrFormat
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the values are texts."""
+        return self.dtype.kind == "O"
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Number of chunks in each dimension."""
+        sizes = zip(self.shape, self.chunks, strict=True)
+        return tuple(-(-length // size) for length, size in sizes)
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return math.prod(self.grid)
+
+    def write_metadata(self, attributes: Mapping[str, Any] | None = None) -> None:
+        """Write the metadata, and make the folders of the chunks."""
+        attributes = dict(attributes or {})
+        write_documents(self.folder, self._documents(attributes))
+        for number in range(self.n_chunks) if len(self.shape) > 1 else range(min(1, self.n_chunks)):
+            self.path(number).parent.mkdir(parents=True, exist_ok=True)
+
+    def _documents(self, attributes: Mapping[str, Any]) -> dict[str, str]:
+        fill: Any = "" if self.is_text else np.zeros((), self.dtype).item()
+        shape, chunks = list(self.shape), list(self.chunks)
+        if self.zarr_format == 2:
+            array = {
+                "shape": shape, "chunks": chunks, "dtype": "|O" if self.is_text else self.dtype.str,
+                "fill_value": fill, "order": "C", "filters": self._filters() or None,
+                "dimension_separator": ".", "compressor": {"id": "zlib", "level": _LEVEL},
+                "zarr_format": 2,
+            }  # fmt: skip
+            return {".zarray": to_json(array), ".zattrs": to_json(attributes)}
+        array = {
+            "shape": shape,
+            "data_type": "string" if self.is_text else self.dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": fill, "codecs": self._codecs(), "attributes": attributes,
+            "zarr_format": 3, "node_type": "array", "storage_transformers": [],
+        }  # fmt: skip
+        return {"zarr.json": to_json(array)}
+
+    def _filters(self) -> list[dict[str, Any]]:
+        if self.is_text:
+            return [{"id": "vlen-utf8"}]
+        if self.dtype.itemsize > 1:
+            return [{"id": "shuffle", "elementsize": self.dtype.itemsize}]
+        return []
+
+    def _codecs(self) -> list[dict[str, Any]]:
+        packed = {"name": "gzip", "configuration": {"level": _LEVEL}}
+        if self.is_text:
+            return [{"name": "vlen-utf8", "configuration": {}}, packed]
+        if self.dtype.itemsize == 1:
+            return [{"name": "bytes"}, packed]
+        size = self.dtype.itemsize
+        blosc = {
+            "typesize": size, "cname": "zlib", "clevel": _LEVEL, "shuffle": "shuffle",
+            "blocksize": 0,
+        }  # fmt: skip
+        little = {"name": "bytes", "configuration": {"endian": "little"}}
+        return [little, {"name": "blosc", "configuration": blosc}]
+
+    def corner(self, number: int) -> tuple[slice, ...]:
+        """Return where in the array the values of a chunk are."""
+        places = np.unravel_index(number, self.grid) if self.shape else ()
+        return tuple(
+            slice(int(k) * size, min((int(k) + 1) * size, length))
+            for k, size, length in zip(places, self.chunks, self.shape, strict=True)
+        )
+
+    def path(self, number: int) -> Path:
+        """Return the file of a chunk."""
+        places = [str(int(k)) for k in np.unravel_index(number, self.grid)] if self.shape else []
+        if self.zarr_format == 2:
+            return self.folder / (".".join(places) or "0")
+        return self.folder.joinpath("c", *places)
+
+    def write(self, number: int, values: Array) -> Written:
+        """Write a chunk, of which `values` are those inside the array."""
+        if values.shape != self.chunks:
+            padded = np.full(self.chunks, "" if self.is_text else 0, self.dtype)
+            padded[tuple(slice(0, n) for n in values.shape)] = values
+            values = padded
+        return write_file(self.path(number), self._encoded(values))
+
+    def _encoded(self, values: Array) -> bytes:
+        if self.is_text:
+            return self._deflated(b"".join(_texts(values.ravel().tolist())))
+        values = np.ascontiguousarray(values, self.dtype)
+        if self.dtype.itemsize == 1:
+            return self._deflated(values.tobytes())
+        planes = np.ascontiguousarray(values.view(np.uint8).reshape(-1, self.dtype.itemsize).T)
+        return _deflated_fast(planes) if self.zarr_format == 2 else blosc_frame(planes)
+
+    def _deflated(self, raw: bytes) -> bytes:
+        if self.zarr_format == 2:
+            return zlib.compress(raw, _LEVEL)
+        return gzip.compress(raw, _LEVEL, mtime=0)
+
+
+def _deflated_fast(raw: Array) -> bytes:
+    """Return bytes as a zlib stream: thirty times as fast as zlib at level 6, and 2% larger."""
+    from isal import isal_zlib
+
+    encoded: bytes = isal_zlib.compress(raw.data, _FAST_LEVEL)
+    return encoded
+
+
+def blosc_frame(planes: Array) -> bytes:
+    """Return a frame of Blosc whose values have these bytes: row k has byte k of all values.
+
+    It is one block of shuffled bytes, each row a zlib stream of its own, as Blosc makes it. What is
+    too small or too large for that, or does not compress, is left to Blosc itself.
+    """
+    n_bytes, (itemsize, n) = planes.size, planes.shape
+    if n >= _LEAST_PLANE and n_bytes <= _MOST_BLOCK:
+        parts = []
+        for plane in planes:
+            packed = _deflated_fast(plane)
+            part = packed if len(packed) < n else plane.tobytes()  # its length tells which
+            parts += [struct.pack("<i", len(part)), part]
+        n_encoded = _BLOSC.size + sum(map(len, parts))
+        if n_encoded <= n_bytes:
+            head = (2, 1, _SHUFFLED_ZLIB, itemsize, n_bytes, n_bytes, n_encoded, _BLOSC.size)
+            return b"".join([_BLOSC.pack(*head), *parts])
+    from numcodecs import blosc
+
+    blosc.use_threads = False  # as zarr has it: with threads, blocks come in any order
+    values = np.ascontiguousarray(planes.T).view(f"u{itemsize}").ravel()
+    encoded: bytes = blosc.compress(values, b"zlib", _LEVEL, blosc.SHUFFLE, 0)
+    return encoded
+
+
+def _texts(values: Iterable[Any]) -> Iterator[bytes]:
+    """Yield texts as the codec vlen-utf8 has them: their number, and each after its length."""
+    values = list(values)
+    yield struct.pack("<I", len(values))
+    for value in values:
+        text = value if isinstance(value, bytes) else str(value).encode()
+        yield struct.pack("<I", len(text))
+        yield text
+
+
+def vector_chunks(length: int) -> tuple[int]:
+    """Return the chunks of a vector that is read whole."""
+    return (max(1, min(length, CHUNK_VALUES)),)
+
+
+def chunk_bytes(itemsize: int, n_values: int = CHUNK_VALUES) -> int:
+    """Return the most bytes that `ArrayFiles.write` takes for a chunk, beside its values.
+
+    The values padded, their bytes in planes, and what is made of them.
+    """
+    return 3 * n_values * itemsize + n_values * itemsize // 8 + 2**17
