@@ -12,7 +12,7 @@ import pytest
 import zarr
 from scipy import sparse
 
-from tests.benchmarks import convert_store, gzip_levels, run, source_kinds
+from tests.benchmarks import convert_store, gzip_levels, outputs, run, source_kinds
 from tests.benchmarks.cgroup import CgroupUnavailableError, memory_cgroup
 from tests.benchmarks.make_store import make_store
 from tests.benchmarks.measure import run_measured
@@ -251,3 +251,14 @@ def test_anndata_reads_stores_in_other_forms(tmp_path, name):
     assert (
         adata.obsp["connectivities"] != anndata.read_zarr(store).obsp["connectivities"]
     ).nnz == 0
+
+
+@pytest.mark.slow
+def test_other_outputs_are_compared(tmp_path, capsys):
+    store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
+    jobs = list(outputs.JOBS)
+    arguments = ["--repeat", "1", "--workdir", str(tmp_path / "work"), "--memory-limit", "1GB"]
+    assert outputs.main([str(store), *arguments]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert [row[28:40].strip() for row in rows] == ["export", *jobs]
+    assert all(float(row.split()[-3]) > 0 for row in rows)
