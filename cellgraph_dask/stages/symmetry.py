@@ -55,10 +55,9 @@ def look(job: Job, seeds: NDArray[np.uint64], largest: float, block: Block) -> L
     )  # fmt: skip
     ends = None
     if indices.size:
-        ends = (
-            Place(block.first_row, int(indices[0])),
-            Place(block.last_row - 1, int(indices[-1])),
-        )
+        # A row of which no entry is in the block may be its first or its last one.
+        rows = block.first_row + np.searchsorted(indptr, [0, indices.size - 1], side="right") - 1
+        ends = (Place(int(rows[0]), int(indices[0])), Place(int(rows[1]), int(indices[-1])))
     return Look(
         counts.tolist(),
         [Place(*first) if first[0] >= 0 else None for first in firsts.tolist()],

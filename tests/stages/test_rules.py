@@ -222,6 +222,23 @@ def test_an_interrupted_run_is_resumed_with_its_weights(tmp_path, monkeypatch):
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
+def test_a_symmetric_graph_is_checked_in_one_pass(monkeypatch):
+    from cellgraph_dask.export import check
+    from cellgraph_dask.source.blocks import cut_blocks
+
+    def compare(*_):
+        raise AssertionError("both directions are compared")
+
+    monkeypatch.setattr(check._Check, "_compare", compare)
+    matrix = symmetric_graph(2000, 9)
+    assert check_connectivities(matrix).ok
+    for size in (1, 7, 9, 10, 1000):  # blocks that end in rows, and with them
+        monkeypatch.setattr(
+            check, "cut_blocks", lambda source, *_, n=size: cut_blocks(source, n, 100)
+        )
+        assert check_connectivities(matrix).ok
+
+
 @pytest.mark.parametrize("layout", ["csr", "csc"])
 def test_check_counts_what_differs(tmp_path, layout):
     matrix = directed_graph(500, 9)
