@@ -102,7 +102,7 @@ def test_a_graph_without_edges_has_one_file(tmp_path):
 
 
 def test_how_files_are_written(tmp_path):
-    store = str(tmp_path / "x.zarr")
+    store = tmp_path / "x.zarr"
     write_store(store, DIRECTED)
     folder = tmp_path / "out"
     table = make_table(store, folder, rule="max", both=True, weighted=True, row_group=1000)
