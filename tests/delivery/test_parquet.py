@@ -2,18 +2,23 @@
 
 import dataclasses
 import os
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cellgraph_dask import verify_export
 from cellgraph_dask.delivery import parquet
 from cellgraph_dask.delivery.parquet import FileRange, Target, cut_files, file_holds, write_file
 from cellgraph_dask.delivery.parts import PieceSink
 from cellgraph_dask.edge_pairs import parquet_io
-from cellgraph_dask.edge_pairs.parquet import read_graph_table, table_columns
+from cellgraph_dask.edge_pairs.parquet import metadata_of, read_graph_table, table_columns
 from cellgraph_dask.errors import InvalidExportError
 from cellgraph_dask.machine.files import FullError
 from cellgraph_dask.stages.runs import Scratch
@@ -97,7 +102,7 @@ def test_a_graph_without_edges_has_one_file(tmp_path):
 
 
 def test_how_files_are_written(tmp_path):
-    store = str(tmp_path / "x.zarr")
+    store = tmp_path / "x.zarr"
     write_store(store, DIRECTED)
     folder = tmp_path / "out"
     table = make_table(store, folder, rule="max", both=True, weighted=True, row_group=1000)
@@ -221,3 +226,55 @@ def test_cuts_are_of_rows_and_sources_alone(tmp_path):
         assert a.stop == b.start
         assert src[a.stop - 1] != src[a.stop]
         assert (a.stop - 1) // 100 >= 1
+
+
+def test_metadata_hold_no_secrets():
+    url = "s3://user:passw0rd@host/atlas.zarr?token=secret"
+    told = metadata_of(3, 2, "max", "one", url, "obsp/x\n", "1")
+    assert "passw0rd" not in str(told)
+    assert "secret" not in str(told)
+    assert told["key"] == "obsp/x\\n"
+
+
+@st.composite
+def graphs(draw):
+    """Give a matrix with repeats, zeros and self-edges, of weights that add up to less than 1."""
+    n = draw(st.sampled_from([1, 2, 9, 300]))
+    size = draw(st.integers(0, 60))
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    rows = np.sort(rng.integers(0, n, size))
+    weights = rng.choice([0, 1 / 256, 1 / 128, 1 / 64], size).astype(np.float32)
+    indptr = np.searchsorted(rows, np.arange(n + 1)).astype(np.int32)
+    columns = rng.integers(0, n, size).astype(np.int32)
+    matrix = sp.csr_matrix((weights, columns, indptr), shape=(n, n))
+    if draw(st.booleans()):
+        matrix.sum_duplicates()
+        matrix = sp.csr_matrix(matrix.maximum(matrix.T))
+    return matrix
+
+
+@pytest.mark.slow
+@settings(max_examples=40)
+@given(
+    graph=graphs(), rule=st.sampled_from(RULES), both=st.booleans(), weighted=st.booleans(),
+    block=st.sampled_from([7, 1000]), piece=st.sampled_from([9, 1000]),
+    file_rows=st.sampled_from([10, 10**6]), row_group=st.sampled_from([4, 1 << 20]),
+)  # fmt: skip
+def test_any_graph_by_any_rule_cut_in_any_way(
+    graph, rule, both, weighted, block, piece, file_rows, row_group
+):
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        patch.setattr(parquet, "FILE_ROWS", file_rows)
+        table = make_table(
+            graph, folder / "out", rule=rule, both=both, weighted=weighted,
+            sizes=(block, piece, 3), row_group=row_group, threads=1,
+        )  # fmt: skip
+        expected = wanted(graph, rule, both=both)
+        found = read(folder / "out")
+        assert len(found) == 2 + weighted
+        for column, values in zip(found, expected, strict=False):
+            np.testing.assert_array_equal(column, values)
+        report = verify_export(folder / "out", source=graph)
+        assert report.ok, report.problems
+        assert table.max_neighbors == report.degree_quantiles[-1]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -165,6 +166,17 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, store, monkeypatch):
     assert set(tmp_path.iterdir()) == before
 
 
+def test_temporary_files_may_be_elsewhere(tmp_path, store):
+    scratch = tmp_path / "scratch"
+    export_connectivities(store, tmp_path / "out", format="parquet", scratch_dir=scratch)
+    assert verify_export(tmp_path / "out", source=store, scratch_dir=scratch).ok
+    assert sorted(path.name for path in tmp_path.iterdir()) in (
+        ["out", "s.zarr"],
+        ["out", "s.zarr", "scratch"],
+    )
+    assert not scratch.exists() or not any(scratch.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -275,6 +287,22 @@ def test_names_of_every_kind(tmp_path, kind):
         "numbers": [str(2 * k) for k in range(N)],
     }[kind]
     assert names == expected
+
+
+def test_names_of_files_before_anndata_0_7(tmp_path):
+    path = tmp_path / "old.h5ad"
+    with h5py.File(path, "w") as file:
+        obs = np.zeros(N, [("index", "S12"), ("leiden", "i1")])
+        obs["index"] = [f"c{k}" for k in range(N)]
+        file["obs"] = obs
+        group = file.create_group("uns/neighbors/connectivities")
+        group.attrs["h5sparse_format"] = "csr"
+        group.attrs["h5sparse_shape"] = DIRECTED.shape
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(DIRECTED, name)
+    export_connectivities(path, tmp_path / "out", format="parquet", cells_table=True)
+    found = read(tmp_path / "out" / "cells.parquet")
+    assert found == {"cell": list(range(N)), "name": [f"c{k}" for k in range(N)]}
 
 
 def test_a_matrix_alone_has_no_names(tmp_path):

@@ -44,6 +44,7 @@ def test_sound_folders_are_proved(tmp_path, store, monkeypatch, rule, both):
     assert verify_export(out_dir).ok
 
 
+@pytest.mark.slow
 def test_every_byte_matters(tmp_path, store, monkeypatch):
     monkeypatch.setattr(parquet, "FILE_ROWS", 100)
     out_dir = tmp_path / "out"
