@@ -19,7 +19,15 @@ from .machine.report import Report
 from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import progress_bars
 from .source.embeddings import stored_embeddings
-from .source.layout import Node, find_matrix, format_of, is_array, open_array, sparse_layout
+from .source.layout import (
+    Node,
+    find_matrix,
+    format_of,
+    is_array,
+    open_array,
+    sparse_layout,
+    tables,
+)
 from .source.opening import ARRAYS, Root, open_root
 from .verify.api import allowed
 from .verify.checks import VerifyReport, verify
@@ -57,7 +65,8 @@ class InspectReport(Report):
     zarr_format : int or None
         Of a zarr store; None for an HDF5 file.
     matrices : tuple of MatrixInfo
-        Of a store: what `obsp` holds, or the one matrix that was asked for.
+        Of a store: what `obsp` holds, and the `obsp` of each table or modality; or the one matrix
+        that was asked for.
     embeddings : tuple of str
         Of a store: what `verify` could hold the graph against.
     export : VerifyReport or None
@@ -117,25 +126,31 @@ def _inspect_store(
             found = find_matrix(root.node, str(path), key or "connectivities", neighbors_key)
             members = {found.key.removeprefix("obsp/"): found.node}
         else:
-            members = _members_of_obsp(root)
+            members = _members_of(root, "obsp", "")
+            for obsp in [f"{table}/obsp" for table in tables(root.node)]:
+                members |= _members_of(root, obsp, f"{obsp}/")
         matrices = tuple(_describe(root, name, node) for name, node in members.items())
     n_cells = max((m.shape[0] for m in matrices if m.shape), default=0)
     embeddings = tuple(e.name for e in stored_embeddings(path, n_cells, storage_options)[0])
     return InspectReport(str(path), "store", root.zarr_format, matrices, embeddings)
 
 
-def _members_of_obsp(root: Root) -> dict[str, Node | CellgraphError]:
-    """Return the members of `obsp`, or why they cannot be opened."""
+def _members_of(root: Root, path: str, prefix: str) -> dict[str, Node | CellgraphError]:
+    """Return the members of an `obsp` by their keys, or why they cannot be opened."""
     try:
-        obsp = root.node["obsp"]
+        obsp = root.node[path]
     except KeyError:
         return {}
+    except CellgraphError as error:
+        if not prefix:
+            raise
+        return {path: error}  # the other tables may be sound
     members: dict[str, Node | CellgraphError] = {}
     for name in [] if is_array(obsp) else sorted(obsp.keys()):
         try:
-            members[name] = obsp[name]
+            members[f"{prefix}{name}"] = obsp[name]
         except CellgraphError as error:
-            members[name] = error
+            members[f"{prefix}{name}"] = error
     return members
 
 

@@ -6,10 +6,11 @@ The suite may run in several processes, with ``pytest -n auto``.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,35 @@ TOGETHER = (
 )
 
 
+# Of those that are not in one process: what takes longest begins first, or one would wait for it.
+LONGEST = (
+    "tests/house/test_fuzz.py",
+    "tests/house/test_differential.py",
+    "tests/export/test_faults.py",
+    "tests/verify/test_corruption.py",
+    "tests/source/test_any_matrix.py",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In several processes, let the slow tests begin first."""
+
+    def rank(item: pytest.Item) -> int:
+        if item.get_closest_marker("slow") is None:
+            return len(LONGEST) + 1
+        path = item.nodeid.partition("::")[0]
+        return LONGEST.index(path) if path in LONGEST else len(LONGEST)
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=rank)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """With ``-n auto``, one more process than cores: some tests wait for others' processes."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else 2
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give tests to processes one by one, but those of some modules to one process."""
@@ -53,21 +83,72 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log) if config.option.dist == "load" else None
 
 
+# Files of other modules' tests lie in memory, where fsync takes no time. These limit memory, which
+# such files would count towards.
+ON_DISK = (
+    "tests/benchmarks/test_benchmarks.py",
+    "tests/machine/test_memory.py",
+    "tests/source/test_hostile_sources.py",
+    "tests/source/test_source_memory.py",
+    "tests/verify/test_memory.py",
+)
+IN_MEMORY = Path("/dev/shm")
+
+
+def in_memory() -> Path | None:
+    """Return where there is room for files in memory; None if elsewhere is asked for, or nowhere.
+
+    ``TMPDIR=/tmp pytest`` puts all files on the disk.
+    """
+    if "TMPDIR" in os.environ or not os.access(IN_MEMORY, os.W_OK | os.X_OK):
+        return None
+    room = shutil.disk_usage(IN_MEMORY).free
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return IN_MEMORY if min(room, memory / 2) >= 3e9 else None
+
+
+@contextmanager
+def temporary_files(factory: Any, where: Path | None) -> Iterator[None]:
+    """Let temporary files, and those of pytest, lie in a new folder."""
+    before = os.environ.get("TMPDIR"), tempfile.tempdir, factory._basetemp
+    with tempfile.TemporaryDirectory("", "tests-", where, ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)  # some tests are another user
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        if where is not None:
+            factory._basetemp = Path(folder, "pytest").resolve()
+            factory._basetemp.mkdir()
+        yield
+        tempdir, tempfile.tempdir, factory._basetemp = before
+        del os.environ["TMPDIR"]
+        if tempdir is not None:
+            os.environ["TMPDIR"] = tempdir
+
+
+@pytest.fixture(scope="session")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return pytest's folder on the disk."""
+    return tmp_path_factory.getbasetemp()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _own_temporary_files() -> Iterator[None]:
+def _own_temporary_files(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> Iterator[None]:
     """Give this process a folder for temporary files.
 
     Uploads find their temporary folder by URL and user, so two processes would meet there.
     """
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # some tests are another user
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
+    with temporary_files(tmp_path_factory, in_memory()):
         yield
-        tempfile.tempdir = None
-        del os.environ["TMPDIR"]
-        if before is not None:
-            os.environ["TMPDIR"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_disk(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, disk: Path
+) -> Iterator[None]:
+    if request.node.nodeid in ON_DISK:
+        with temporary_files(tmp_path_factory, disk):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture
@@ -98,6 +179,7 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert open_files(folder) == []
     if "leaves_scratch" not in request.fixturenames:
         assert scratch_below(folder) == []
+    shutil.rmtree(folder, ignore_errors=True)  # it may take memory
 
 
 def scratch_below(folder: Path) -> list[Path]:

@@ -152,7 +152,7 @@ def compute_on_threads(
 
         noted_tasks = [dask.delayed(note, pure=False)(task) for task in tasks]
         try:
-            results = dask.compute(*noted_tasks, scheduler="threads", pool=pool)
+            results = dask.compute(*noted_tasks, scheduler=dask.threaded.get, pool=pool)
         except BaseException:
             pool.let_in(n_threads)
             pool.shutdown(cancel_futures=True)

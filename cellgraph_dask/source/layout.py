@@ -217,7 +217,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     if found is not None:
         return found
     names = _graphs(root)
-    inside = [_connectivities_of(root, f"{table}/uns/{neighbors_key}") for table in _tables(root)]
+    inside = [_connectivities_of(root, f"{table}/uns/{neighbors_key}") for table in tables(root)]
     keys = [key for key in inside if key is not None]
     elsewhere = f" Its tables and modalities have them: {', '.join(keys)}." if keys else ""
     raise SourceError(
@@ -252,7 +252,7 @@ def _name_in(named: Node, where: str) -> str:
         return text_of(np.asarray(read(_MOST_NAME_BYTES), object).ravel()) or ""
 
 
-def _tables(root: Node) -> list[str]:
+def tables(root: Node) -> list[str]:
     """Return the paths of all AnnData in MuData or SpatialData."""
     holders = ("mod", "tables", "table")
     return [f"{holder}/{name}" for holder in holders for name in _children(root, holder)]
@@ -275,8 +275,7 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
         if matrix in ("connectivities", "distances")
     ]
     elsewhere = f" In old places: {', '.join(old)}." if old else ""
-    tables = _tables(root)
-    inside = [f"{t}/obsp/{k}" for t in tables for k in _children(root, f"{t}/obsp")]
+    inside = [f"{t}/obsp/{k}" for t in tables(root) for k in _children(root, f"{t}/obsp")]
     if inside and parent == "obsp":
         elsewhere += f" In its tables and modalities: {', '.join(inside)}."
     others = [*old, *inside]

@@ -150,7 +150,7 @@ class ZarrArray:
         self.shape = tuple(array.shape)
         self.ndim = len(self.shape)
         self.dtype: np.dtype[Any] = np.dtype(array.dtype)
-        self.chunks = tuple(array.chunks)  # inside shards if it has any
+        self.chunks = _chunks_as_stored(array)  # inside shards if it has any
         self.shards = array.shards and tuple(array.shards)
 
     @property
@@ -219,6 +219,16 @@ class ZarrArray:
                     f"{self.array.path} is encoded with {name!r}, which is not for numbers and may "
                     "run what it reads; it is not decoded. Write the array again as numbers."
                 )
+
+
+def _chunks_as_stored(array: zarr.Array) -> tuple[int, ...]:
+    """Return the shape of a chunk; 0 where the metadata say so of an array that has values.
+
+    From 3.4 on, zarr reads 0 as 1, which makes fill values of all that is stored.
+    """
+    is_changed = getattr(array.metadata, "_stored_document", None) is not None
+    sizes = zip(array.chunks, array.shape, strict=True)
+    return tuple(int(not n) if is_changed or chunk == 0 else chunk for chunk, n in sizes)
 
 
 def _said(codec: Any) -> tuple[str, dict[str, Any]]:

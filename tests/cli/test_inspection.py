@@ -72,6 +72,24 @@ def test_a_store_without_matrices(tmp_path):
     assert "obsp holds no matrix" in run("inspect", tmp_path / "s.zarr").stdout
 
 
+@pytest.mark.parametrize("table", ["tables/table", "mod/rna"])
+def test_the_matrices_of_tables_and_modalities(tmp_path, table):
+    root = zarr.open_group(tmp_path / "s.zarr", mode="w", zarr_format=2)
+    root.create_group(f"{table.split('/')[0]}/a/obsp/strange")
+    write_store(tmp_path / "s.zarr" / table, symmetric_graph(40))
+    broken = tmp_path / "s.zarr" / f"{table}2/obsp"
+    broken.mkdir(parents=True)
+    (broken.parent / ".zgroup").write_text('{"zarr_format": 2}')
+    (broken / ".zgroup").write_text("{")
+    matrices = {m.key: m for m in inspect_path(tmp_path / "s.zarr").matrices}
+    assert matrices[f"{table}/obsp/connectivities"].shape == (40, 40)
+    assert len(matrices) == 3
+    assert sum(m.problem is not None for m in matrices.values()) == 2
+    shown = run("inspect", tmp_path / "s.zarr").stdout
+    assert f"{table}/obsp/connectivities" in shown
+    assert "no matrix" not in shown
+
+
 def test_an_export(tmp_path):
     store = write_store(tmp_path / "s.zarr", sparse.block_diag([symmetric_graph()] * 2, "csr"))
     export_connectivities(store, tmp_path / "out")
@@ -165,6 +183,10 @@ def test_whatever_can_be_exported(tmp_path, kind):
             assert [m.key for m in report.matrices] == ["connectivities", "dense", "distances"]
             assert report.embeddings == ("obsm/X_umap",)
             assert report.matrices[1].shape == (40, 40)
+        else:
+            assert [m.key for m in report.matrices] == [
+                f"{prefix}obsp/{name}" for name in ("connectivities", "dense", "distances")
+            ]
         key = f"{prefix}obsp/connectivities"
         (matrix,) = inspect_path(source, key=key).matrices
         assert (matrix.n_entries, matrix.format, matrix.dtype) == (

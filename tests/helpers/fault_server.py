@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gc
 import json
 import os
 import platform
@@ -60,6 +61,7 @@ _AT = {"openat", "mkdirat", "unlinkat", "fchmodat"}
 READS = ("read", "pread64", "preadv")
 _AT_FDCWD = -100
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101  # ioctls of the notification's descriptor
+_SET_FLAGS, _SAME_CPU = 0x40082104, 1  # which is quicker, as one always waits for the other
 _CONTINUE = 1
 # With the second, a call that waits to be judged does not end because of a signal.
 _LISTENER, _WAIT_KILLABLE = 8, 32
@@ -136,6 +138,8 @@ class _Watch:
         self._signals: list[str] = []  # to be sent now
 
     def serve(self, listener: int, child: int) -> None:
+        with suppress(OSError):  # before Linux 6.6
+            fcntl.ioctl(listener, _SET_FLAGS, _SAME_CPU)
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while True:
@@ -165,16 +169,13 @@ class _Watch:
 
     def _judge(self, pid: int, name: str, arguments: list[int]) -> int:
         """Return the error to give, 0 for none, or -1 to kill."""
+        if name in READS and name not in self._names:
+            return 0
         try:
             call = _describe(pid, name, arguments)
         except OSError:
             return 0
-        inside = [
-            p == self._root or p.startswith(f"{self._root}/") for p in (call.path, call.other)
-        ]
-        if not any(inside):
-            return 0
-        if call.name in READS and call.name not in self._names:
+        if not any(f"{path}/".startswith(f"{self._root}/") for path in (call.path, call.other)):
             return 0
         if call.name.startswith("rename"):
             with suppress(OSError):
@@ -195,21 +196,24 @@ class _Watch:
 
 def _describe(pid: int, name: str, arguments: list[int]) -> Call:
     def text(at: int) -> str:
-        with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-            memory.seek(at)
+        memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
+        try:
             found = b""
             while b"\0" not in found:
                 # Up to the end of the page: the next one may not be there.
-                found += memory.read(4096 - (at + len(found)) % 4096)
+                found += os.pread(memory, 4096 - (at + len(found)) % 4096, at + len(found))
+        finally:
+            os.close(memory)
         return os.fsdecode(found.split(b"\0")[0])
 
     def fd(number: int) -> str:
         number = ctypes.c_int(number & 0xFFFFFFFF).value
         link = "cwd" if number == _AT_FDCWD else f"fd/{number}"
-        return str(Path(f"/proc/{pid}/{link}").readlink())
+        return os.readlink(f"/proc/{pid}/{link}")  # noqa: PTH115
 
     def at(folder: int, path: int) -> str:
-        return os.path.normpath(Path(fd(folder), text(path)))
+        name = text(path)
+        return os.path.normpath(name if name.startswith("/") else f"{fd(folder)}/{name}")
 
     here = _AT_FDCWD & 0xFFFFFFFF
     a = arguments
@@ -290,7 +294,7 @@ def _warm_up() -> None:
 
     from cellgraph_dask.cli import commands  # noqa: F401
     from cellgraph_dask.export import api  # noqa: F401
-    from cellgraph_dask.source import zarr_store  # noqa: F401
+    from cellgraph_dask.source import zarr_dense, zarr_store  # noqa: F401
     from cellgraph_dask.source.opening import open_source
     from cellgraph_dask.stages.job import Job
     from cellgraph_dask.stages.pipeline import warm_up
@@ -302,6 +306,8 @@ def _warm_up() -> None:
         for method in ("symmetric", "general", "signed"):
             warm_up(Job(source, Scratch(""), 8, method))
     assert threading.active_count() == 1
+    gc.collect()
+    gc.freeze()  # children shall not touch, and so copy, what they share with us
 
 
 class Run(NamedTuple):

@@ -43,13 +43,13 @@ def judge(source: Path, out_dir: Path, sound: dict[str, bytes]) -> tuple[str, st
         return "refused though valid", f"{type(error).__name__}: {error}"
     except BaseException:
         return "traceback", traceback.format_exc()
-    good, verdict, reason = source, "exported", ""
+    verdict, reason = "exported", ""
     try:
-        edges_of(decoded(source))
+        src, dst = edges_of(decoded(source))
     except Exception as error:
         good, verdict, reason = source.with_name("sound.zarr"), "no harm", type(error).__name__
         write_files(good, sound)
-    src, dst = edges_of(decoded(good))
+        src, dst = edges_of(decoded(good))
     manifest, found_src, found_dst = read_export(out_dir)
     if found_src.tolist() != src.tolist() or found_dst.tolist() != dst.tolist():
         return "wrong edges", json.dumps(manifest)

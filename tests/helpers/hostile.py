@@ -374,7 +374,27 @@ def hard_graphs() -> Iterator[tuple[str, Case]]:
             )
 
 
-CASES = dict([*claims(), *bombs(), *hard_graphs()])
+WEIGHTED = (*EXPORT, "--weights", "--rule", "mean")
+
+
+def weighted_graphs() -> Iterator[tuple[str, Case]]:
+    """Yield graphs that are exported with weights, in the smallest limit."""
+    commands = (WEIGHTED, VERIFY)
+    for form in ("zarr", "h5ad", "one chunk"):
+        yield f"weights, directed, {form}", Case(
+            made(large, "directed", form), commands, None,
+            partial(edges_of_ring, "directed", 300_000),
+        )  # fmt: skip
+    both = ((*WEIGHTED, "--compression", "6"), VERIFY)
+    edges = partial(edges_of_ring, "symmetric", 300_000)
+    yield "weights, symmetric, gzip", Case(made(large, "symmetric", "zarr"), both, None, edges)
+    yield "weights, 6000000 repeats", Case(
+        made(repeats, 6_000_000, "f4"), commands, None,
+        lambda _: pairs_of(np.array([5, 3]), np.array([9, 11])),
+    )  # fmt: skip
+
+
+CASES = dict([*claims(), *bombs(), *hard_graphs(), *weighted_graphs()])
 
 
 # Carrying them out.

@@ -29,6 +29,7 @@ from zarr.codecs import (
 from zarr.storage import MemoryStore
 
 from cellgraph_dask import read_connectivities
+from tests.helpers.stores import put
 
 BLOSCS = ["lz4", "lz4hc", "zstd", "zlib", "blosclz"]
 
@@ -182,11 +183,12 @@ def zarr_folder(
     matrix: Matrix, path: Path, random: Random, *, zarr_format: int, is_sharded: bool = False
 ) -> Path:
     """Write a zarr store."""
-    root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    store = MemoryStore()
+    root = zarr.open_group(store, mode="w", zarr_format=zarr_format)
     fill_zarr(root, matrix, random, is_sharded=is_sharded)
     if random.random() < 0.3:
-        zarr.consolidate_metadata(path)
-    return path
+        zarr.consolidate_metadata(store)
+    return put(store, path)
 
 
 def make_zarr(zarr_format: int, is_sharded: bool, matrix: Matrix, folder: Path, random: Random):

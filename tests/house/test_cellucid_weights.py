@@ -82,7 +82,8 @@ def repeated():
 
 TAKEN = {
     "symmetric": symmetric_graph(), "symmetric gzip": symmetric_graph(),
-    "one edge": sparse.csr_matrix([[0, 0.1], [0.1, 0]]), "float64": symmetric_graph(200, 9).astype("f8") / 3,
+    "one edge": sparse.csr_matrix([[0, 0.1], [0.1, 0]]),
+    "float64": symmetric_graph(200, 9).astype("f8") / 3,
     "uint8": ring(40, "u1"), "int64": ring(9, "i8") * 10**12, "no edge": sparse.csr_matrix((5, 5)),
     "bool": ring(6).astype(bool), "65535": ring(65_535), "65536": ring(65_536),
     "65537": ring(65_537), "65537 gzip": ring(65_537),

@@ -94,7 +94,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, "python")], ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, marks=[] if p.name == "README.md" else pytest.mark.slow, id=_name(p))
+        for p in PAGES
+        if _blocks(p, "python")
+    ],
+)
 def test_python_blocks_run_one_after_the_other(page: Path, demo: Path, tmp_path: Path) -> None:
     shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
     script = tmp_path / "blocks.py"

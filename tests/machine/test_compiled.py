@@ -57,6 +57,23 @@ def package(tmp_path) -> Path:
     return parent
 
 
+@pytest.fixture(scope="module")
+def called(tmp_path_factory) -> Path:
+    """Return the parent of a copy of the package whose loop has been called."""
+    folder = tmp_path_factory.mktemp("called")
+    shutil.copytree(
+        PACKAGE, folder / "cellgraph_dask", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    assert call(folder, folder) == {"decrease": 1, "numba": True}
+    return folder
+
+
+@pytest.fixture
+def warm(called, tmp_path) -> Path:
+    """Return the parent of another copy of it, with its cache."""
+    return shutil.copytree(called, tmp_path / "site")
+
+
 def test_the_second_start_needs_no_numba(package, tmp_path):
     assert call(package, tmp_path) == {"decrease": 1, "numba": True}
     assert call(package, tmp_path) == {"decrease": 1, "numba": False}
@@ -65,9 +82,8 @@ def test_the_second_start_needs_no_numba(package, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
-def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
-    call(package, tmp_path)
-    (path,) = cached(package)
+def test_a_damaged_cache_is_compiled_anew(warm, tmp_path, damage):
+    (path,) = cached(warm)
     content = bytearray(path.read_bytes())
     if damage == "truncate":
         del content[-20:]
@@ -76,8 +92,8 @@ def test_a_damaged_cache_is_compiled_anew(package, tmp_path, damage):
     else:
         content.clear()
     path.write_bytes(content)
-    assert call(package, tmp_path) == {"decrease": 1, "numba": True}
-    assert call(package, tmp_path) == {"decrease": 1, "numba": False}
+    assert call(warm, tmp_path) == {"decrease": 1, "numba": True}
+    assert call(warm, tmp_path) == {"decrease": 1, "numba": False}
 
 
 @pytest.mark.usefixtures("leaves_scratch")  # the cache folder has the package's name
@@ -97,24 +113,22 @@ def edit(package: Path, old: str, new: str) -> None:
     path.write_text(source.replace(old, new, 1))
 
 
-def test_only_a_change_of_the_loop_makes_a_new_cache_entry(package, tmp_path):
-    call(package, tmp_path)
-    edit(package, "import numpy", "# lines move\n\nimport numpy")
-    moved = package.rename(tmp_path / "moved")
+def test_only_a_change_of_the_loop_makes_a_new_cache_entry(warm, tmp_path):
+    edit(warm, "import numpy", "# lines move\n\nimport numpy")
+    moved = warm.rename(tmp_path / "moved")
     assert call(moved, tmp_path) == {"decrease": 1, "numba": False}
     edit(moved, "return r\n", "return r + 5\n")
     assert call(moved, tmp_path) == {"decrease": 6, "numba": True}
 
 
 @pytest.mark.parametrize("setting", ["variable", "file"])
-def test_other_settings_of_numba_make_a_new_cache_entry(package, tmp_path, setting):
-    call(package, tmp_path)
+def test_other_settings_of_numba_make_a_new_cache_entry(warm, tmp_path, setting):
     if setting == "variable":
-        assert call(package, tmp_path, NUMBA_OPT="1") == {"decrease": 1, "numba": True}
+        assert call(warm, tmp_path, NUMBA_OPT="1") == {"decrease": 1, "numba": True}
     else:
         (tmp_path / ".numba_config.yaml").write_text("opt: 1\n")
-        assert call(package, tmp_path) == {"decrease": 1, "numba": True}
-    assert len(cached(package)) == 2
+        assert call(warm, tmp_path) == {"decrease": 1, "numba": True}
+    assert len(cached(warm)) == 2
 
 
 def loops_of(**changes: str) -> dict[str, Any]:

@@ -63,8 +63,8 @@ def python(script: str, *arguments: object, before: list[str] | None = None) -> 
 def strace(call: str, action: str, when: int) -> list[str]:
     """Return the start of a command whose `when`-th such call meets `action`."""
     return [
-        "strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none", "-e", f"trace={call}",
-        "-e", f"inject={call}:{action}:when={when}",
+        "strace", "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "signal=none",
+        "-e", f"trace={call}", "-e", f"inject={call}:{action}:when={when}",
     ]  # fmt: skip
 
 

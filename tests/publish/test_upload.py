@@ -65,8 +65,8 @@ CASES = [  # what was there, what comes, and whether failing steps are carried o
     (PLAIN, PLAIN, False),
     (PLAIN, GZIP, False),
     ("nothing", GZIP, False),
-    (PLAIN, PLAIN, True),
-    ("nothing", PLAIN, True),
+    pytest.param(PLAIN, PLAIN, True, marks=pytest.mark.slow),
+    pytest.param("nothing", PLAIN, True, marks=pytest.mark.slow),
 ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.threaded
 import pytest
 from distributed import Client, LocalCluster, get_client, worker_client
 
@@ -53,18 +54,18 @@ def client():
 
 
 def test_inside_a_task(tmp_path, source, client):
-    """On the only thread there is."""
-    assert client.submit(export, source, tmp_path / "own", pure=False).result(30)
+    """On the only thread there is; the first export may have to compile its loops."""
+    assert client.submit(export, source, tmp_path / "own", pure=False).result(120)
     assert_exported(tmp_path / "own", GRAPH)
     with pytest.raises(ClusterError, match=r"inside a task.*Give no client.*worker_client"):
-        client.submit(waiting, source, pure=False).result(30)
-    assert client.submit(inside, source, tmp_path / "workers", pure=False).result(30)
+        client.submit(waiting, source, pure=False).result(120)
+    assert client.submit(inside, source, tmp_path / "workers", pure=False).result(120)
     assert_exported(tmp_path / "workers", GRAPH)
 
 
 def test_inside_a_task_of_threads(tmp_path, source):
     task = dask.delayed(export)(source, tmp_path / "out")
-    dask.compute(task, scheduler="threads", num_workers=1)
+    dask.compute(task, scheduler=dask.threaded.get, num_workers=1)  # by name, old Dask warns
     assert_exported(tmp_path / "out", GRAPH)
 
 
@@ -86,6 +87,8 @@ def test_what_dask_is_configured_to(tmp_path, source, config):
 
 
 def test_an_asynchronous_client(tmp_path, source, caplog):
+    import dask.array as da
+
     async def run() -> None:
         async with (
             LocalCluster(n_workers=1, threads_per_worker=1, asynchronous=True, **QUIET) as here,
@@ -93,12 +96,13 @@ def test_an_asynchronous_client(tmp_path, source, caplog):
         ):
             export(source, tmp_path / "own")
             assert "the active Dask client is asynchronous" in caplog.text
+            export(da.from_array(GRAPH.toarray(), chunks=(10, 40)), tmp_path / "array")
             with pytest.raises(ClusterError, match=r"is asynchronous.*asyncio\.to_thread"):
                 plan_export(source, client=running)
             await asyncio.to_thread(export, source, tmp_path / "workers")
 
     asyncio.run(run())
-    for name in ("own", "workers"):
+    for name in ("own", "array", "workers"):
         assert_exported(tmp_path / name, GRAPH)
 
 

@@ -55,7 +55,7 @@ def test_dense_matrices_of_any_chunks(tmp_path, options):
 
 
 def edit(store: Path, **changes) -> Path:
-    path = store / "obsp/connectivities/.zarray"
+    (path,) = (store / "obsp/connectivities").glob("*zarr*[ny]")
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return store
 
@@ -87,6 +87,19 @@ def test_claims_are_judged_before_anything_is_built(tmp_path, changes, words, ob
     limit = "512MB" if "memory limit" in words else "4GB"  # of a process that may be large by now
     with pytest.raises(CellgraphError, match=words):
         export_connectivities(store, tmp_path / "out", memory_limit=limit)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_of_nothing(tmp_path, zarr_format):
+    """Newer zarr reads them as chunks of one value; none of those is there."""
+    store = write(tmp_path / "s.zarr", zarr_format)
+    array = store / "obsp/connectivities"
+    for chunk in array.glob("[c0-9]*"):
+        shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+    no_chunks = {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 0]}}}
+    edit(store, **(no_chunks if zarr_format == 3 else {"chunks": [0, 0]}))
+    with pytest.raises(SourceError, match=r"chunks|cannot be used"):
+        export_connectivities(store, tmp_path / "out")
 
 
 def test_the_limit_that_a_huge_chunk_needs_is_accepted(tmp_path):

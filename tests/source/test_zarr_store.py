@@ -187,6 +187,24 @@ def test_what_a_reader_need_not_understand_is_passed_over(tmp_path):
     np.testing.assert_array_equal(values, array[:])
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("size", [0, 203])
+def test_chunks_of_nothing_fit_an_array_of_nothing(tmp_path, zarr_format, size):
+    made(tmp_path / "s.zarr", zarr_format, "int32", {})
+    (file,) = (tmp_path / "s.zarr/inner/values").glob("*zarr*[ny]")
+    document = json.loads(file.read_text()) | {"shape": [size]}
+    if zarr_format == 2:
+        document["chunks"] = [0]
+    else:
+        document["chunk_grid"]["configuration"]["chunk_shape"] = [0]
+    file.write_text(json.dumps(document))
+    if size == 0:
+        assert stored_array(opened(tmp_path / "s.zarr")).read(0, 0, np.empty(0, np.int32)) == []
+    else:
+        with pytest.raises(SourceError, match="chunks of 0 values"):
+            stored_array(opened(tmp_path / "s.zarr"))
+
+
 def walk(group: Any, path: str = "") -> dict[str, Any]:
     """Return all groups and arrays below one: attributes of groups, shapes of arrays."""
     found = {}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ import pytest
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.verify.checks import verify
+from cellgraph_dask.verify import checks
 from tests.helpers.planting import gzip_member
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 
 MANIFEST, PROVENANCE = "connectivity_manifest.json", "connectivity/provenance.json"
 GRAPHS = {"symmetric": symmetric_graph(40, 3), "directed": directed_graph(36, 3)}
+WEIGHTED = symmetric_graph(9, 3)
 
 
 class Bench:
@@ -34,8 +36,10 @@ class Bench:
 
     def __init__(self, folder: Path, graph: str, compression: int | None) -> None:
         self.out_dir = folder / "out"
-        self.store = write_store(folder / "s.zarr", GRAPHS[graph])
-        export_connectivities(self.store, self.out_dir, compression=compression)
+        self.options = {"weights": graph == "weighted"}
+        matrix = GRAPHS.get(graph, WEIGHTED)
+        self.store = write_store(folder / "s.zarr", matrix)
+        export_connectivities(self.store, self.out_dir, compression=compression, **self.options)
         # Of another level it would tell; test_provenance changes every bit of it.
         (self.out_dir / PROVENANCE).unlink()
         self.files = {
@@ -46,7 +50,7 @@ class Bench:
         assert self.verify().ok
 
     def verify(self):
-        return verify(
+        return checks.verify(
             self.out_dir, Progress(), source=self.source, limit=2 * 10**9, threads=1
         )  # fmt: skip
 
@@ -74,13 +78,21 @@ class Bench:
     def assert_export_of_another_level(self, manifest: bytes) -> None:
         level = json.loads(manifest)["compression"]
         out_dir = self.out_dir.with_name(f"level-{level}")
-        export_connectivities(self.store, out_dir, compression=level, force=True)
+        export_connectivities(
+            self.store, out_dir, compression=level, force=True, **self.options
+        )  # fmt: skip
         (out_dir / PROVENANCE).unlink()
         written = {name: data for name, data in snapshot(out_dir).items() if data is not None}
         assert written == self.files | {MANIFEST: manifest}
 
 
-@pytest.fixture(params=[(g, c) for g in GRAPHS for c in (None, 6)], ids=str)
+@pytest.fixture(autouse=True)
+def _one_look(monkeypatch):
+    """Look once whether the matrix seems symmetric: half of a small verification goes to that."""
+    monkeypatch.setattr(checks, "looks_symmetric", cache(checks.looks_symmetric))
+
+
+@pytest.fixture(params=[(g, c) for g in (*GRAPHS, "weighted") for c in (None, 6)], ids=str)
 def bench(request, tmp_path):
     return Bench(tmp_path, *request.param)
 

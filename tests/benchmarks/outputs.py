@@ -1,0 +1,75 @@
+"""Compare other outputs with the plain export of the same store, in turns.
+
+All run as whole processes, each in a memory cgroup of the limit. A row tells the median time, the
+median of the ratios to the export of the same turn, and the most memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+from tests.benchmarks.against_checkout import run_once
+from tests.benchmarks.measure import Run
+from tests.benchmarks.peers.peer_job import parse_bytes
+from tests.benchmarks.run import REPOSITORY
+
+# What follows the source, and the output if there is one.
+JOBS: dict[str, tuple[str, list[str]]] = {
+    "weights": ("export", ["--weights", "--rule", "max"]),
+    "rule min": ("export", ["--rule", "min"]),
+    "parquet": ("export", ["--format", "parquet", "--weights", "--rule", "max"]),
+    "symmetrize": ("symmetrize", ["--rule", "max", "--drop-diagonal"]),
+    "check": ("check", ["--for", "cellucid-0.9.5"]),
+}
+
+
+def measure(source: str, job: str, options: argparse.Namespace) -> Run:
+    """Run a job once; what it writes goes."""
+    command, more = JOBS.get(job, ("export", []))
+    out = options.workdir.absolute() / f"out-{job.replace(' ', '-')}.zarr"
+    target = [] if command == "check" else [str(out)]
+    shutil.rmtree(out, ignore_errors=True)
+    arguments = [command, source, *target, *more]
+    found = run_once(
+        REPOSITORY, arguments, options.memory_limit, options.touch_memory, allowed=(0, 3)
+    )
+    shutil.rmtree(out, ignore_errors=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure all jobs on all sources, and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.outputs")
+    parser.add_argument("sources", nargs="+", help="stores, as make_store makes")
+    parser.add_argument("--jobs", default=",".join(JOBS), help="some of these")
+    parser.add_argument("--memory-limit", default="512MB")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--touch-memory", type=parse_bytes, default=0, metavar="SIZE")
+    parser.add_argument("--workdir", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    jobs = ["export", *options.jobs.split(",")]
+    print(f"{'source':<28}{'job':<12}{'s':>8}{'ratio':>8}{'MB':>8}{'planned':>10}")
+    for source in options.sources:
+        runs: dict[str, list[Run]] = {job: [] for job in jobs}
+        for _ in range(options.repeat + 1):  # the first one warms up
+            for job in jobs:
+                runs[job].append(measure(str(Path(source).absolute()), job, options))
+        for job in jobs:
+            seconds = [run.seconds for run in runs[job][1:]]
+            base = [run.seconds for run in runs["export"][1:]]
+            ratio = statistics.median(a / b for a, b in zip(seconds, base, strict=True))
+            peak = max(run.peak_rss_bytes for run in runs[job]) / 1e6
+            planned = json.loads(runs[job][0].stdout).get("projected_memory_bytes", 0) / 1e6
+            print(f"{Path(source).name:<28}{job:<12}{statistics.median(seconds):>8.2f}"
+                  f"{ratio:>8.2f}{peak:>8.0f}{planned:>10.0f}")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
