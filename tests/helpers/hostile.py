@@ -93,6 +93,17 @@ def edges_of_store(store: Path) -> Edges:
     return pairs_of(np.repeat(np.arange(indptr.size - 1), np.diff(indptr)), indices)
 
 
+def edges_of_h5ad(path: Path) -> Edges:
+    """Return the edges of an h5ad as HDF5 reads it: lossy filters make zeros of small weights."""
+    import h5py
+
+    with h5py.File(path) as file:
+        group = file[OBSP]
+        indptr, kept = group["indptr"][:].astype(np.int64), group["data"][:] != 0
+        rows = np.repeat(np.arange(indptr.size - 1), np.diff(indptr))
+        return pairs_of(rows[kept], group["indices"][:][kept])
+
+
 def matrix_of(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, n: int) -> Stored:
     """Return entries, in any order, as they would be stored."""
     order = np.argsort(rows, kind="stable")
@@ -362,7 +373,8 @@ def hard_graphs() -> Iterator[tuple[str, Case]]:
     forms = ["zarr", "zip", "h5ad", "h5ad gzip", "h5ad small chunks", "h5ad one chunk",
              "h5ad scaleoffset", "sharded", "one chunk", "tiny chunks in shards"]  # fmt: skip
     for form in forms:
-        edges = partial(edges_of_ring, "directed", 300_000)
+        lossy = form == "h5ad scaleoffset"
+        edges = edges_of_h5ad if lossy else partial(edges_of_ring, "directed", 300_000)
         yield f"directed, {form}", Case(made(large, "directed", form), both, None, edges)
     for options in (("--threads", "1"), ("--threads", "8"), ("--compression", "6")):
         commands = ((*EXPORT, *options), (*VERIFY, *options[: 2 * (options[0] == "--threads")]))
