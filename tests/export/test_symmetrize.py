@@ -244,7 +244,7 @@ def test_options_that_cannot_be(tmp_path, options, told):
         symmetrize_connectivities(source, tmp_path / "d.zarr", **options)
 
 
-def test_sources_and_places_that_cannot_be(tmp_path):
+def test_sources_and_places_that_cannot_be(tmp_path, cells):
     graph = symmetric_graph(9, 2)
     with pytest.raises(SourceError, match="has no cells beside it"):
         symmetrize_connectivities(graph, tmp_path / "d.zarr")
@@ -253,6 +253,9 @@ def test_sources_and_places_that_cannot_be(tmp_path):
         symmetrize_connectivities(source, "s3://bucket/d.zarr")
     with pytest.raises(OutputError, match="inside the store"):
         symmetrize_connectivities(source, source / "d.zarr")
+    file = stored_cells(cells, tmp_path, "h5ad")
+    with pytest.raises(OutputError, match="is one file"):
+        symmetrize_connectivities(file, file, rule="max")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine").write_text("mine")
     with pytest.raises(OutputError, match="nothing that may be replaced"):
