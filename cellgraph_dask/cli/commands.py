@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -294,7 +295,7 @@ def export(
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
-              help="Of such a matrix: the rule that it was made with, if there was one.")  # fmt: skip
+              help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
 @_output_option
 @_json_option
 @_progress_option
@@ -317,7 +318,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 def _verified(place: str, options: dict[str, Any]) -> Any:
     """Verify an export, or a matrix if there is a store in its place."""
     to_key, rule = options.pop("to_key"), options.pop("rule")
-    if any(os.path.isfile(os.path.join(place, name)) for name in (".zgroup", "zarr.json")):
+    if any(Path(place, name).is_file() for name in (".zgroup", "zarr.json")):
         with _imports():
             from ..verify.element import verify_element
 

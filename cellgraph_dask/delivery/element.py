@@ -15,7 +15,7 @@ import numpy as np
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import OutputError, SourceError
-from ..machine.files import absolute, fsync_folder, named_disk_errors
+from ..machine.files import absolute, named_disk_errors
 from ..machine.remote import is_url, local_path
 from ..publish.consolidated import consolidate, is_group
 from ..publish.element import ElementOutput
@@ -28,7 +28,7 @@ from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
 from .csr import CsrDelivery, csr_bytes
 from .store_copy import StoreCopy
-from .zarr_files import ZarrFormat, encoding, group_documents, write_documents
+from .zarr_files import ZarrFormat, encoding, group_documents, make_durable, write_documents
 
 _MOST_CELLS = 2**31 - 1  # that int32 indices tell apart
 _OBSP = "obsp"
@@ -174,6 +174,5 @@ class ElementDelivery(CsrDelivery):
             if self._element.copy is not None:
                 n_bytes += self._element.copy.run(self._store, self._executor)
                 consolidate(self._store)
-                for folder, _, _ in os.walk(self._store):
-                    fsync_folder(Path(folder))
+            make_durable(self._store)
         return n_bytes

@@ -23,7 +23,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import opened, write_at
+from ..machine.files import begin_writeback, fsync_folder, opened, write_at
 from ..stages.runs import Written
 
 ZarrFormat = Literal[2, 3]
@@ -59,19 +59,31 @@ def write_documents(folder: Path, documents: Mapping[str, str]) -> None:
 
 
 def write_file(path: Path, content: bytes) -> Written:
-    """Write a file as a whole, under its name by rename; return its size and CRC-32."""
+    """Write a file as a whole, under its name by rename; return its size and CRC-32.
+
+    It is not durable yet: see `make_durable`.
+    """
     # Two attempts at one task may run at once: each writes a file of its own.
     aside = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as fd:
             n_bytes = write_at(fd, content, 0)
-            os.fsync(fd)
+            begin_writeback(fd, 0, n_bytes)
         aside.rename(path)
     except BaseException:
         with suppress(OSError):
             aside.unlink()
         raise
     return Written(n_bytes, zlib_ng.crc32(content))
+
+
+def make_durable(folder: Path) -> None:
+    """Make all files and names below a folder durable."""
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with opened(Path(above, name), os.O_RDONLY) as fd:
+                os.fsync(fd)
+        fsync_folder(Path(above))
 
 
 def to_json(value: Any) -> str:

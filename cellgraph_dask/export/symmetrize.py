@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..delivery.element import Element
 from ..delivery.store_copy import StoreCopy
 from ..delivery.zarr_files import DOCUMENTS, ZarrFormat
-from ..errors import SourceError
+from ..errors import OutputError, SourceError
 from ..machine.remote import is_url, local_path, plain_name
 from ..plan.options import Options
 from ..runtime.cluster import client_for
@@ -101,7 +101,7 @@ def symmetrize_connectivities(
     _check_key(to_key)
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
     group, stored = _place_of(opened, source, storage_options)
-    inside = stored is not None and _is_same(opened.origin.file, dest)
+    inside = _is_same(opened.origin.file, dest) and stored is not None
     if inside and zarr_format not in (None, stored):
         raise ValueError(f"{dest} is of zarr format {stored}; an element of it cannot have another")
     made: ZarrFormat = zarr_format or (3 if stored == 3 else 2)
@@ -152,6 +152,12 @@ def _place_of(
 def _is_same(file: str | None, dest: str | Path) -> bool:
     """Whether a store is the folder that a path leads to."""
     dest = plain_name(dest)
-    if file is None or is_url(dest) or not Path(file).is_dir():
+    if file is None or is_url(dest):
         return False
-    return os.path.realpath(file) == os.path.realpath(local_path(dest))
+    is_same = os.path.realpath(file) == os.path.realpath(local_path(dest))
+    if is_same and not Path(file).is_dir():
+        raise OutputError(
+            f"{dest} is one file, and a graph can be added to a zarr store in a folder only. Name "
+            "a new folder, to which the rest is copied."
+        )
+    return is_same

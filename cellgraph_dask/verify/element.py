@@ -210,8 +210,8 @@ class _Check:
     def _too_small(self, source: Source) -> MemoryLimitError:
         needed = self._limit - self._available + smallest_proof_bytes(source, _WEIGHTS)
         return MemoryLimitError(
-            f"the memory limit of {format_bytes(self._limit)} is too small: {-(-needed // 10**6)}MB "
-            "will do (`memory_limit`).",
+            f"the memory limit of {format_bytes(self._limit)} is too small: "
+            f"{-(-needed // 10**6)}MB will do (`memory_limit`).",
             needed_bytes=needed,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -243,7 +244,7 @@ def test_options_that_cannot_be(tmp_path, options, told):
         symmetrize_connectivities(source, tmp_path / "d.zarr", **options)
 
 
-def test_sources_and_places_that_cannot_be(tmp_path):
+def test_sources_and_places_that_cannot_be(tmp_path, cells):
     graph = symmetric_graph(9, 2)
     with pytest.raises(SourceError, match="has no cells beside it"):
         symmetrize_connectivities(graph, tmp_path / "d.zarr")
@@ -252,6 +253,9 @@ def test_sources_and_places_that_cannot_be(tmp_path):
         symmetrize_connectivities(source, "s3://bucket/d.zarr")
     with pytest.raises(OutputError, match="inside the store"):
         symmetrize_connectivities(source, source / "d.zarr")
+    file = stored_cells(cells, tmp_path, "h5ad")
+    with pytest.raises(OutputError, match="is one file"):
+        symmetrize_connectivities(file, file, rule="max")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine").write_text("mine")
     with pytest.raises(OutputError, match="nothing that may be replaced"):
@@ -297,6 +301,11 @@ def cells() -> AnnData:
 def stored_cells(cells: AnnData, folder: Path, kind: str) -> Path | AnnData:
     if kind == "memory":
         return cells
+    if kind == "zip":
+        path = stored_cells(cells, folder, "2")
+        shutil.make_archive(str(path), "zip", path)
+        shutil.rmtree(path)
+        return path.with_name("s.zarr.zip")
     path = folder / ("s.h5ad" if kind == "h5ad" else "s.zarr")
     if kind == "h5ad":
         cells.write_h5ad(path)
@@ -308,7 +317,7 @@ def stored_cells(cells: AnnData, folder: Path, kind: str) -> Path | AnnData:
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-@pytest.mark.parametrize("kind", ["h5ad", "2", "3", "memory"])
+@pytest.mark.parametrize("kind", ["h5ad", "2", "3", "memory", "zip"])
 def test_the_rest_of_the_anndata_is_copied(tmp_path, cells, kind, zarr_format):
     source, dest = stored_cells(cells, tmp_path, kind), tmp_path / "d.zarr"
     symmetrize_connectivities(source, dest, rule="max", zarr_format=zarr_format)

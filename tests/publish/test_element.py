@@ -24,7 +24,7 @@ from tests.helpers.stores import (
     write_anndata,
     write_store,
 )
-from tests.publish.test_disk import RENAMES, needs_strace, python, strace
+from tests.publish.test_disk import RENAMES, needs_strace, python
 
 OLD, NEW = symmetric_graph(20, 3), symmetric_graph(20, 3, seed=1)
 WANTED = NEW.multiply(2).tocsr()  # the sum of both directions
@@ -44,6 +44,14 @@ except CellgraphError:
 """
 REFUSED = 9
 STEPS = f"{RENAMES},?unlink,?unlinkat,?mkdir,?mkdirat,fsync"
+
+
+def strace(call: str, action: str, when: int) -> list[str]:
+    """Return the start of a command whose `when`-th such call meets `action`."""
+    return [
+        "strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none", "-e", f"trace={call}",
+        "-e", f"inject={call}:{action}:when={when}",
+    ]  # fmt: skip
 
 
 class Store:
