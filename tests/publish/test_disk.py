@@ -63,7 +63,7 @@ def python(script: str, *arguments: object, before: list[str] | None = None) -> 
 def strace(call: str, action: str, when: int) -> list[str]:
     """Return the start of a command whose `when`-th such call meets `action`."""
     return [
-        "strace", "-f", "--seccomp-bpf", "-qqq", "-o", "/dev/null", "-e", "signal=none",
+        "strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none",
         "-e", f"trace={call}", "-e", f"inject={call}:{action}:when={when}",
     ]  # fmt: skip
 
@@ -71,7 +71,7 @@ def strace(call: str, action: str, when: int) -> list[str]:
 def steps(calls: str, made: Path, out_dir: Path) -> list[tuple[str, int]]:
     """Publish once; return the system calls it made in order, each with its number of that name."""
     log = out_dir.with_name("calls")
-    start = ["strace", "-f", "--seccomp-bpf", "-qqq", "-o", str(log), "-e", "signal=none", "-e",
+    start = ["strace", "-f", "-qqq", "-o", str(log), "-e", "signal=none", "-e",
              f"trace={calls}"]  # fmt: skip
     assert python(PUBLISH, made, out_dir, before=start) == 0
     made_before: Counter[str] = Counter()
