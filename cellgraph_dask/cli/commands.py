@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,132 +19,32 @@ import click
 from .._version import __version__
 from ..errors import redact, shown
 from ..machine.interrupts import holding
-from ..machine.memory import format_bytes, parse_bytes
-from .failures import EXIT_CODES, INTERRUPTED, VERBOSE, Commands
+from ..machine.memory import format_bytes
+from .failures import EXIT_CODES, INTERRUPTED, Commands
+from .options import (
+    RULES,
+    TARGETS,
+    cluster_options,
+    json_option,
+    key_option,
+    output_option,
+    progress_option,
+    run_options,
+    size_options,
+    source_options,
+    verbose_option,
+)
 from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
 DIFFERENT = 3  # exit code
-# Not imported: help has to be quick.
-RULES = ("ones", "max", "min", "mean", "sum", "fuzzy")
-TARGETS = ("cellucid-0.0.9", "cellucid-0.9.4", "cellucid-0.9.5")
-
-
-class _Size(click.ParamType):  # type: ignore[type-arg]
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Json(click.ParamType):  # type: ignore[type-arg]
-    name = "json"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-        if not isinstance(found, dict):
-            self.fail('not a JSON object, such as {"anon": true}', param, ctx)
-        return found
-
-
-def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
-class _InOptions(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return cli.in_options(super().format(record))
-
-
-def _set_verbose(context: click.Context, _: click.Parameter, verbose: bool) -> None:
-    verbose = context.meta[VERBOSE] = context.meta.get(VERBOSE, False) or verbose
-    logging.basicConfig()
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_InOptions("%(levelname)s: %(message)s"))
-    logging.getLogger("cellgraph_dask").setLevel(logging.INFO if verbose else logging.WARNING)
-
-
-_verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose,
-    help="Print more, and show where errors come from.",
-)  # fmt: skip
-
-
-_key_option = click.option(
-    "--key", default="connectivities", show_default=True,
-    help="Matrix in obsp; with slashes, a path inside the store.",
-)  # fmt: skip
-_source_options = _options(
-    click.option("--neighbors-key", metavar="NAME",
-                 help="Instead of --key: one of scanpy's neighbor graphs, by its name in uns."),
-    click.option("--storage-options", type=_Json(), metavar="JSON",
-                 help="For fsspec, if the source is a URL: endpoint, credentials and so on."),
-)  # fmt: skip
-_size_options = _options(
-    click.option("--memory-limit", type=_Size(), metavar="SIZE",
-                 help="Upper bound on the resident memory of this process, such as 512MB; 384MB "
-                      "or more.  [default: half of the machine's or cgroup's]"),
-    click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
-                 help="Largest number of threads.  [default: one for each core]"),
-)  # fmt: skip
-_run_options = _options(
-    _key_option,
-    _source_options,
-    click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
-                 help="Write gzip files of this level.  [default: plain files]"),
-    click.option("--weights", is_flag=True,
-                 help="Write weights too: the three files of cellucid 0.9.1 to 0.9.4."),
-    click.option("--rule", type=click.Choice(RULES),
-                 help="How the weights of both directions become one.  [default: they must be "
-                      "the same]"),
-    click.option("--format", type=click.Choice(["cellucid", "parquet"]), default="cellucid",
-                 show_default=True, help="Edge files of cellucid, or a folder of Parquet files."),
-    click.option("--directions", type=click.Choice(["one", "both"]), default="one",
-                 show_default=True, help="Of Parquet: each edge once, or in both directions."),
-    click.option("--cells-table", is_flag=True,
-                 help="Of Parquet: write cells.parquet too, with the names of the cells and the "
-                      "embedding."),
-    _size_options,
-    click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
-                 help="Folder for temporary files.  [default: beside the output]"),
-)  # fmt: skip
-_cluster_options = _options(
-    click.option("--scheduler-address", metavar="ADDRESS",
-                 help="Run on the Dask cluster of this scheduler, such as tcp://host:8786; the "
-                      "memory limit is then that of each worker."),
-    click.option("--scheduler-file", type=click.Path(dir_okay=False), metavar="FILE",
-                 help="The same, through the file that the scheduler has written."),
-)  # fmt: skip
-_output_option = click.option(
-    "--output-storage-options", type=_Json(), metavar="JSON",
-    help="For fsspec, if OUT_DIR is a URL: endpoint, credentials and so on.",
-)  # fmt: skip
-_json_option = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."), _verbose_option
-)
-_progress_option = click.option(
-    "--progress/--no-progress", default=None, help="Show progress bars.  [default: on a terminal]"
-)
 
 
 @click.group(
     cls=Commands, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(__version__, prog_name="cellgraph-dask")
-@_verbose_option
+@verbose_option
 def cli() -> None:
     """Export the neighbor graph of an AnnData store as edge files of cellucid 0.0.9."""
 
@@ -217,10 +117,10 @@ def _what_is_left(out_dir: str, scratch_dir: str | None) -> str:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("source")
 @click.argument("out_dir", required=False)
-@_run_options
-@_output_option
-@_cluster_options
-@_json_option
+@run_options
+@output_option
+@cluster_options
+@json_option
 @click.pass_context
 def plan(
     context: click.Context, /, source: str, out_dir: str | None, as_json: bool, **options: Any
@@ -238,14 +138,14 @@ def plan(
 @cli.command(epilog=EXIT_CODES)
 @click.argument("source")
 @click.argument("out_dir")
-@_run_options
+@run_options
 @click.option("--keep-scratch", is_flag=True, help="Do not delete temporary files.")
 @click.option("--force", is_flag=True, help="Replace an existing export.")
 @click.option("--resume", is_flag=True, help="Resume an interrupted run.")
-@_output_option
-@_cluster_options
-@_json_option
-@_progress_option
+@output_option
+@cluster_options
+@json_option
+@progress_option
 @click.pass_context
 def export(
     context: click.Context, /, source: str, out_dir: str, as_json: bool, **options: Any
@@ -280,9 +180,9 @@ def export(
 @click.option(
     "--source", metavar="SOURCE", help="Prove that the edges are exactly those of this matrix."
 )
-@_key_option
-@_source_options
-@_size_options
+@key_option
+@source_options
+@size_options
 @click.option(
     "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
     help="Folder for temporary files, if --source needs any.  [default: in OUT_DIR]",
@@ -296,9 +196,9 @@ def export(
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
               help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
-@_output_option
-@_json_option
-@_progress_option
+@output_option
+@json_option
+@progress_option
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
     """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong."""
@@ -335,17 +235,17 @@ def _verified(place: str, options: dict[str, Any]) -> Any:
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("source")
-@_key_option
-@_source_options
+@key_option
+@source_options
 @click.option("--for", "target", type=click.Choice(TARGETS), default=TARGETS[-1], show_default=True,
               help="Reader whose rules are checked.")  # fmt: skip
-@_size_options
+@size_options
 @click.option(
     "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
     help="Folder for temporary files, if any are needed.  [default: the system's]",
 )  # fmt: skip
-@_json_option
-@_progress_option
+@json_option
+@progress_option
 @click.pass_context
 def check(context: click.Context, /, source: str, as_json: bool, **options: Any) -> None:
     """Check whether the graph of SOURCE meets the rules of a reader; exit with 3 if not."""
@@ -367,8 +267,8 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
 @cli.command(epilog=EXIT_CODES)
 @click.argument("source")
 @click.argument("dest")
-@_key_option
-@_source_options
+@key_option
+@source_options
 @click.option("--rule", type=click.Choice(RULES),
               help="How the weights of both directions become one.  [default: they must be the "
                    "same]")  # fmt: skip
@@ -380,15 +280,15 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
               show_default=True, help="Dtype of the weights.")  # fmt: skip
 @click.option("--zarr-format", type=click.Choice(["2", "3"]),
               help="Of a new store.  [default: that of SOURCE, or 2]")  # fmt: skip
-@_size_options
+@size_options
 @click.option("--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
               help="Folder for temporary files.  [default: beside DEST]")  # fmt: skip
 @click.option("--keep-scratch", is_flag=True, help="Do not delete temporary files.")
 @click.option("--force", is_flag=True, help="Replace a matrix, or a store, that is there.")
 @click.option("--resume", is_flag=True, help="Resume an interrupted run.")
-@_cluster_options
-@_json_option
-@_progress_option
+@cluster_options
+@json_option
+@progress_option
 @click.pass_context
 def symmetrize(
     context: click.Context, /, source: str, dest: str, as_json: bool, **options: Any
@@ -420,10 +320,10 @@ def symmetrize(
 @cli.command(epilog=EXIT_CODES)
 @click.argument("path")
 @click.option("--key", help="Only this matrix of a store; with slashes, a path inside it.")
-@_source_options
-@_size_options
-@_json_option
-@_progress_option
+@source_options
+@size_options
+@json_option
+@progress_option
 @click.pass_context
 def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
     """Show what is at PATH: an AnnData store, an export, or the scratch folder of a run."""
@@ -445,7 +345,7 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
     "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,
     help="Number of cells.",
 )  # fmt: skip
-@_json_option
+@json_option
 @click.pass_context
 def demo(context: click.Context, /, directory: str | None, cells: int, as_json: bool) -> None:
     """Make a small AnnData store in DIR, export its graph, and check the export."""

@@ -60,7 +60,7 @@ LIBRARIES = {
         "export/run",
         "export/symmetrize",
     },
-    "click": {"cli/commands", "cli/failures"},
+    "click": {"cli/commands", "cli/failures", "cli/options"},
     "rich": {"runtime/progress"},
     "isal": {"edge_pairs/gzip_member", "source/codecs", "delivery/zarr_files"},
     "pyarrow": {"edge_pairs/parquet_io"},
