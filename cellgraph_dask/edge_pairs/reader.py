@@ -279,7 +279,10 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
     try:
         manifest = read_manifest(origin)
     except InvalidExportError:  # whoever looks into the folder will find out
-        return _files_of_table(origin) if is_parquet(origin) else texts
+        with suppress(OSError, InvalidExportError):
+            if is_parquet(origin):
+                return _files_of_table(origin)
+        return texts
     edges = [
         (manifest.path(side), _most_stored(manifest.n_edges * dtype.itemsize))
         for side, dtype in manifest.columns.items()

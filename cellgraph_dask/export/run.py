@@ -286,7 +286,7 @@ def _report(
     return ExportReport(
         out_dir=str(output.out_dir),
         n_cells=plan.n_cells,
-        n_edges=outcome.n_edges // (1 + options.product.both),
+        n_edges=outcome.n_edges,
         max_neighbors=outcome.max_neighbors,
         index_dtype=plan.index_dtype,
         compression=plan.compression,

@@ -116,7 +116,7 @@ import sys, time
 from cellgraph_dask.cli import main
 from cellgraph_dask.verify import checks
 def wait(self):
-    with self._scratch() as folder:
+    with self.scratch() as folder:
         (folder / "pairs").write_text("many")
         print("ready", flush=True)
         while True:

@@ -342,7 +342,7 @@ def test_a_process_that_is_killed_again_and_again_comes_to_the_same_files(tmp_pa
         zarr_format=2, chunk=9_000,
     )  # fmt: skip
     options = {"format": "parquet", "weights": True, "rule": "max", "directions": "both"}
-    options["memory_limit"] = "600MB"
+    options["memory_limit"] = "4GB"
     export_connectivities(store, tmp_path / "whole", **options)
     out_dir = tmp_path / "out"
     export_connectivities(store, out_dir, format="parquet")

@@ -48,7 +48,7 @@ def test_links_of_others_are_not_followed(tmp_path, victim, place, kind):
     scratch.mkdir()
     out_dir: Path | str = tmp_path / "out"
     if place == "scratch":
-        planted = scratch / _scratch_name(out_dir)
+        planted = scratch / _scratch_name(out_dir / WORK_FOLDER)
     elif place == "work":
         planted = out_dir / WORK_FOLDER
         out_dir.mkdir()
@@ -70,7 +70,7 @@ def test_folders_of_other_users_are_left_alone(tmp_path, place, kind):
     source, scratch = sources(tmp_path)[kind], tmp_path / "shared"
     out_dir: Path | str = URL if place == "upload" else tmp_path / "out"
     planted = {
-        "scratch": lambda: scratch / _scratch_name(out_dir),
+        "scratch": lambda: scratch / _scratch_name(out_dir / WORK_FOLDER),
         "work": lambda: out_dir / WORK_FOLDER,
         "upload": lambda: local_folder(out_dir, scratch),
     }[place]()

@@ -47,7 +47,7 @@ def waiting(source: Path) -> None:
 def client():
     """Give a client of a cluster in this process, with one thread."""
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="2GB", **QUIET) as running,
+        LocalCluster(n_workers=1, threads_per_worker=1, memory_limit="10GB", **QUIET) as running,
         Client(running) as connected,
     ):
         yield connected

@@ -275,7 +275,7 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     places = starts[:-1].copy()
     loops.place_pairs(indices, indptr, weights, first_row, shift, bits, places, keys, kept)
     compare = comparison._Comparison(
-        None, None, None, shift, bits, "signed" if is_weighted else "comparison", None, 0
+        None, None, None, shift, bits, "signed" if is_weighted else "comparison", None, 0, None
     )
     entries = [
         (min(first_row + r, column), max(first_row + r, column), column < first_row + r)
