@@ -1,4 +1,4 @@
-"""Out-of-core export of AnnData neighbor graphs to the edge files of cellucid 0.0.9."""
+"""Out-of-core export of AnnData neighbor graphs: edge files of cellucid, Parquet, symmetric CSR."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ DIFFERENT = 3  # exit code
 @click.version_option(__version__, prog_name="cellgraph-dask")
 @verbose_option
 def cli() -> None:
-    """Export the neighbor graph of an AnnData store as edge files of cellucid 0.0.9."""
+    """Export the neighbor graph of an AnnData store, out of core, and check what was written."""
 
 
 def _check_keys(options: dict[str, Any]) -> None:

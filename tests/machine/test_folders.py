@@ -16,6 +16,7 @@ from cellgraph_dask.machine import folders
 from cellgraph_dask.machine.files import write_aside
 from cellgraph_dask.publish.output import local_folder
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
+from tests.helpers.flaky import Flaky
 from tests.helpers.outputs import URL
 from tests.helpers.stores import directed_graph, snapshot, write_store
 from tests.oracle import assert_exported
@@ -24,6 +25,12 @@ GRAPH = directed_graph()
 OTHER = 12345  # a user
 pytestmark = pytest.mark.usefixtures("leaves_scratch")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+
+
+@pytest.fixture(autouse=True)
+def _empty_storage():
+    """Other tests may have left an export at the same URL."""
+    Flaky.objects.clear()
 
 
 @pytest.fixture
