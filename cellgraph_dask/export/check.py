@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +38,7 @@ from ..source.matrix import Source
 from ..source.opening import open_source
 from ..source.spool import LazyMatrix, spool
 from ..source.stamps import Watch
+from ..stages import symmetry
 from ..stages.job import Job, partition_shift
 from ..stages.pipeline import run_stages, warm_up
 from ..stages.runs import Scratch
@@ -246,15 +247,15 @@ class _Check:
             tuple(broken), symmetric, equal, 0.0, 0,
         )  # fmt: skip
 
-    def _budget(self, job: Job) -> Budget:
-        warm_up(job)
+    def _budget(self, job: Job, load: Callable[[Job], None]) -> Budget:
+        load(job)
         reserved = round_reserved(resident_bytes())
         return Budget(self.limit, reserved, self.threads, True, cast(Product, _NoFiles()))
 
     def _look(self, source: Source) -> list[Look]:
         shift = partition_shift(source.n_cells)
         job = Job(source, Scratch(""), shift, "symmetric", "differ")
-        tuning = tune(job, self._budget(job))
+        tuning = tune(job, self._budget(job, symmetry.warm_up))
         blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
         seeds = np.frombuffer(os.urandom(24), np.uint64)
         largest = _LARGEST_FLOAT32 if self.target == "cellucid-0.9.5" else np.inf
@@ -269,7 +270,7 @@ class _Check:
         with self._folder() as folder:
             scratch = Scratch(str(folder))
             job = Job(source, scratch, shift, "general", "differ", weights=True)
-            tuning = tune(job, self._budget(job))
+            tuning = tune(job, self._budget(job, warm_up))
             blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
             needed, free = run_bytes(job, tuning, len(blocks)), free_bytes(folder)
             if needed > free:

@@ -187,6 +187,8 @@ def warm_up(job: Job) -> None:
                     *place, dst, kept, starts, src, row, kept, starts, starts[:, :1], ends, ends,
                     dst.copy(), kept, dst, kept, counts, 0, out, dst, np.zeros(2),
                 )  # fmt: skip
+    loops.count_destinations_of(src, dst, 0, 8, counts)  # where a partition is read in parts
+    loops.select_range(src, dst, 0, 0, 0, 0, counts)
     loops.count_values(dst, 8, counts)
     loops.count_values(src, 0, counts)
     loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))

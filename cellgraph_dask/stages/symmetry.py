@@ -67,6 +67,17 @@ def look(job: Job, seeds: NDArray[np.uint64], largest: float, block: Block) -> L
     )
 
 
+def warm_up(job: Job) -> None:
+    """Load (or compile) the loop of `look`."""
+    job.source.warm_up()
+    indices, weights = np.zeros(0, job.source.row_dtype), np.zeros(0)
+    none, sums = np.zeros(0, np.int64), np.zeros(2, np.uint64)
+    weighted_loops.look_at_entries(
+        indices, weights, weights.view(np.uint64), np.zeros(1, np.int64), 0, sums, weights, none,
+        none, none.reshape(0, 2), sums,
+    )  # fmt: skip
+
+
 def is_balanced(looks: Sequence[Look]) -> bool:
     """Whether every entry off the diagonal has a mirror image of the same weight."""
     return not any(sum(found.imbalance[half] for found in looks) & _MASK for half in (0, 1))
