@@ -20,9 +20,9 @@ import numpy as np
 from ..errors import SourceError
 from ..machine.buffers import Array
 from ..runtime.stage import ResumableExecutor, Stage
-from ..stages.job import EdgeSink, Job
+from ..stages.job import Job
 from ..stages.runs import Scratch, Written, holds
-from .parts import PieceSink, read_column
+from .parts import FromPieces, PieceSink, positions_of, read_column
 from .zarr_files import (
     CHUNK_VALUES,
     ArrayFiles,
@@ -113,39 +113,25 @@ def _integer(most: int) -> np.dtype[Any]:
     return np.dtype(np.int32 if most <= np.iinfo(np.int32).max else np.int64)
 
 
-class CsrDelivery:
+class CsrDelivery(FromPieces):
     """Makes the element of the files of pieces; a `Delivery`.
 
     Every worker sees `folder`, which becomes the element, and the job's scratch folder. The job has
     a rule, and finds edges in both directions.
     """
 
-    kind = "pieces"
-    scratch_bytes = 0
-
     def __init__(
         self, folder: Path, job: Job, executor: ResumableExecutor, *,
         dtype: np.dtype[Any], zarr_format: ZarrFormat,
     ) -> None:  # fmt: skip
-        self.sink: EdgeSink = RowSink(job.scratch, dtype)
+        super().__init__(RowSink(job.scratch, dtype), executor)
         n_cells = job.source.n_cells
         dtypes = tuple(job.edge_dtypes)
         self._target = _Target(job.scratch, folder, zarr_format, n_cells, dtypes, dtype)
-        self._executor = executor
-
-    def keep(self, sizes: dict[int, int]) -> None:
-        """Do nothing: pieces that an interrupted run has left are found by their names."""
-
-    def stop(self) -> None:
-        """Do nothing: no task waits."""
-
-    def close(self) -> None:
-        """Do nothing: no file is kept open."""
 
     def finish(self, counts: Sequence[int]) -> int:
         """Write the element from the pieces; return the bytes of its chunks."""
-        positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
-        target = replace(self._target, positions=positions)
+        target = replace(self._target, positions=positions_of(counts))
         shape = {"shape": [target.n_cells, target.n_cells]}
         documents = group_documents(target.zarr_format, encoding("csr_matrix", "0.1.0") | shape)
         write_documents(target.folder, documents)

@@ -28,12 +28,11 @@ from ..edge_pairs.parquet import (
     metadata_of,
     table_columns,
 )
-from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import fsync_folder
 from ..runtime.stage import ResumableExecutor, Stage
-from ..stages.job import EdgeSink, Job
-from .parts import COLUMNS, PieceSink, open_piece
+from ..stages.job import Job
+from .parts import COLUMNS, FromPieces, PieceSink, positions_of, read_column
 
 FILE_ROWS = 1 << 24  # about as many rows in a file
 
@@ -68,34 +67,27 @@ class Target:
         """The columns of a file."""
         return table_columns(self.job.source.n_cells, weighted=self.job.weights)
 
+    def read(self, column: str, start: int, stop: int) -> Array:
+        """Read a column of the rows ``[start, stop)`` into this thread's buffer for it."""
+        scratch, dtypes = self.job.scratch, self.job.edge_dtypes
+        name = f"parquet {column}"
+        return read_column(scratch, self.positions, dtypes, column, start, stop, name=name)
 
-class ParquetDelivery:
+
+class ParquetDelivery(FromPieces):
     """Makes a folder of Parquet files of the files of pieces; a `Delivery`.
 
     Every worker sees `folder` and the scratch folder of the job. After `finish`, `read_files` tells
     of the files.
     """
 
-    kind = "pieces"
-    scratch_bytes = 0
-
     def __init__(self, job: Job, folder: Path, executor: ResumableExecutor) -> None:
-        self.sink: EdgeSink = PieceSink(job.scratch)
+        super().__init__(PieceSink(job.scratch), executor)
         self._target = Target(job, folder)
-        self._executor = executor
-
-    def keep(self, sizes: dict[int, int]) -> None:
-        """Do nothing: pieces that an interrupted export has left are found by their names."""
-
-    def stop(self) -> None:
-        """Do nothing: no task waits."""
-
-    def close(self) -> None:
-        """Do nothing: no file is kept open."""
 
     def finish(self, counts: Sequence[int]) -> int:
         """Write the files from the pieces; return their bytes."""
-        positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
+        positions = positions_of(counts)
         metadata = _metadata(self._target.job, positions[-1])
         target = replace(self._target, positions=positions, metadata=tuple(metadata.items()))
         ranges = cut_files(target)
@@ -149,19 +141,12 @@ def cut_files(target: Target) -> list[FileRange]:
 
 def _border(target: Target, at: int) -> int:
     """Return the first row from `at` on that has another source than the row before it."""
-    source = _source_of(target, at - 1)
-    low, high = at, target.positions[-1]
-    while low < high:
-        middle = (low + high) // 2
-        if _source_of(target, middle) > source:
-            high = middle
-        else:
-            low = middle + 1
-    return low
 
+    def source_of(row: int) -> int:
+        return int(target.read("src", row, row + 1)[0])
 
-def _source_of(target: Target, row: int) -> int:
-    return int(_read(target, 0, row, row + 1)[0])
+    rows = range(target.positions[-1])
+    return bisect_right(rows, source_of(at - 1), lo=at, key=source_of)
 
 
 def write_file(target: Target, rows: FileRange) -> FileSummary:
@@ -171,8 +156,8 @@ def write_file(target: Target, rows: FileRange) -> FileSummary:
         for start in range(rows.start, rows.stop, target.row_group):
             stop = min(start + target.row_group, rows.stop)
             yield [
-                _signed(_read(target, side, start, stop), dtype)
-                for side, dtype in enumerate(target.columns.values())
+                _signed(target.read(name, start, stop), dtype)
+                for name, dtype in zip(COLUMNS, target.columns.values(), strict=False)
             ]
 
     path = target.folder / edges_name(rows.number)
@@ -193,20 +178,3 @@ def file_holds(target: Target, kept: tuple[FileRange, FileSummary]) -> bool:
     except OSError:
         return False
     return tuple(found) == tuple(summary)
-
-
-def _read(target: Target, side: int, start: int, stop: int) -> Array:
-    """Read a column of the rows ``[start, stop)`` from their pieces, into this thread's buffer."""
-    dtypes, name = target.job.edge_dtypes, COLUMNS[side]
-    out = buffers.take(f"parquet {name}", stop - start, dtypes[side])
-    number = bisect_right(target.positions, start) - 1
-    at = start
-    while at < stop:
-        begin, end = target.positions[number], target.positions[number + 1]
-        if end > at:
-            n = min(end, stop) - at
-            with open_piece(target.job.scratch, number, dtypes) as piece:
-                piece.read(0, name, at - begin, out[at - start : at - start + n])
-            at += n
-        number += 1
-    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..edge_pairs.parquet import (
 )
 from ..edge_pairs.provenance import Provenance
 from ..errors import InvalidExportError, OutputError
-from ..machine.files import named_disk_errors, opened, write_at
+from ..machine.files import named_disk_errors, write_aside
 from ..machine.remote import is_url
 from ..publish.whole import WholeOutput, work_beside
 from ..publish.work_folder import Place
@@ -170,8 +169,6 @@ def write_manifest(
         cells=cells,
     )
     aside = folder / f"{GRAPH}.part"
-    with opened(aside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY) as fd:
-        write_at(fd, table.to_json().encode(), 0)
-        os.fsync(fd)
+    write_aside(folder / GRAPH, table.to_json(), aside=aside)
     aside.replace(folder / GRAPH)
     return table

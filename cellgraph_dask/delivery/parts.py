@@ -63,6 +63,31 @@ def open_piece(scratch: Scratch, number: int, dtypes: Sequence[np.dtype[Any]]) -
     return RunReader(scratch.run("piece", number), [(columns, 1)])
 
 
+class FromPieces:
+    """What deliveries have in common that make files of the files of pieces; see `Delivery`."""
+
+    kind = "pieces"
+    scratch_bytes = 0
+
+    def __init__(self, sink: PieceSink, executor: ResumableExecutor) -> None:
+        self.sink: EdgeSink = sink
+        self._executor = executor
+
+    def keep(self, sizes: dict[int, int]) -> None:
+        """Do nothing: pieces that an interrupted run has left are found by their names."""
+
+    def stop(self) -> None:
+        """Do nothing: no task waits."""
+
+    def close(self) -> None:
+        """Do nothing: no file is kept open."""
+
+
+def positions_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Return the positions of the first edges of pieces, and the end, given their edges."""
+    return (0, *np.cumsum(counts, dtype=np.int64).tolist())
+
+
 class Stretch(NamedTuple):
     """Consecutive edges of the output, which one task writes.
 
@@ -95,36 +120,23 @@ class _Target:
         return self.scratch.run(f"deflated-{side}", stretch)
 
 
-class PieceDelivery:
+class PieceDelivery(FromPieces):
     """Makes edge files of the files of pieces; a `Delivery`.
 
     Every worker sees `folder`, where the edge files go, and the job's scratch, where the pieces
     are. `columns` are the dtypes of the edge files.
     """
 
-    kind = "pieces"
-    scratch_bytes = 0
-
     def __init__(
         self, folder: Path, job: Job, columns: Mapping[str, np.dtype[Any]],
         compression: int | None, executor: ResumableExecutor,
     ) -> None:  # fmt: skip
-        self.sink: EdgeSink = PieceSink(job.scratch)
+        super().__init__(PieceSink(job.scratch), executor)
         self._target = _Target(job.scratch, folder, columns, job.edge_dtypes, compression)
-        self._executor = executor
-
-    def keep(self, sizes: dict[int, int]) -> None:
-        """Do nothing: pieces that an interrupted export has left are found by their names."""
-
-    def stop(self) -> None:
-        """Do nothing: no task waits."""
-
-    def close(self) -> None:
-        """Do nothing: no file is kept open."""
 
     def finish(self, counts: Sequence[int]) -> int:
         """Write the edge files from the pieces; return their bytes."""
-        positions = (0, *np.cumsum(counts, dtype=np.int64).tolist())
+        positions = positions_of(counts)
         target = replace(self._target, positions=positions)
         n_edges, is_plain = positions[-1], target.compression is None
         sizes = {side: n_edges * dtype.itemsize for side, dtype in target.columns.items()}
@@ -257,14 +269,15 @@ def _read_edges(target: _Target, side: str, start: int, stop: int) -> Array:
 
 def read_column(
     scratch: Scratch, positions: Sequence[int], dtypes: Sequence[np.dtype[Any]], column: str,
-    start: int, stop: int,
+    start: int, stop: int, *, name: str = "stretch",
 ) -> Array:  # fmt: skip
     """Read a column of the edges ``[start, stop)`` from pieces whose columns have these dtypes.
 
-    `positions` are those of their first edges, and the end. The values are this thread's.
+    `positions` are those of their first edges, and the end. The values are in this thread's buffer
+    of that name and dtype.
     """
     stored = dtypes[COLUMNS.index(column)]
-    out = buffers.take(f"stretch {stored}", stop - start, stored)
+    out = buffers.take(f"{name} {stored}", stop - start, stored)
     number = bisect_right(positions, start) - 1
     at = start
     while at < stop:
