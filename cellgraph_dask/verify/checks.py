@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,12 @@ import numpy as np
 from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
 from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
-from ..errors import InvalidExportError, MemoryLimitError
+from ..errors import InvalidExportError
 from ..machine import buffers
 from ..machine.files import named_disk_errors
 from ..machine.memory import (
-    SLACK_BYTES,
-    format_bytes,
     peak_bytes,
     reset_peak,
-    resident_bytes,
-    round_reserved,
 )
 from ..machine.report import Report
 from ..machine.temporary import clear_dead, temporary_folder
@@ -47,6 +43,7 @@ from . import loops
 from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_embeddings
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
+from .limited import Limited
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
@@ -171,7 +168,7 @@ def _rule_of(provenance: Provenance | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Limited):
     """One verification."""
 
     out_dir: Path
@@ -280,33 +277,6 @@ class Check:
         fingerprint = source.fingerprint() if lasting else provenance.fingerprint
         differs = provenance.differs(source.origin.name, source.key, fingerprint)
         return [differs] if differs else []
-
-    @cached_property
-    def _reserved_first(self) -> int:
-        return round_reserved(resident_bytes())
-
-    def _reserved(self) -> int:
-        """Return what is taken: as at first, as long as half of the slack has room for the rest.
-
-        So the limit that a refusal named is not refused after all for a few pages more.
-        """
-        now = round_reserved(resident_bytes() - SLACK_BYTES // 2)
-        return max(self._reserved_first, now)
-
-    def available(self) -> int:
-        """Return the bytes that the step at hand may take."""
-        return self.limit - self._reserved() - SLACK_BYTES
-
-    def too_small(self, needed: int) -> MemoryLimitError:
-        """Return the refusal of a limit, as so many bytes are needed."""
-        reserved = self._reserved()
-        least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
-        return MemoryLimitError(
-            f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
-            f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {least // 10**6}MB (`memory_limit`).",
-            needed_bytes=least,
-        )
 
     def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
         components = self.components

@@ -22,18 +22,11 @@ import numpy as np
 
 from ..edge_pairs.format import Manifest
 from ..edge_pairs.reader import PlainEdges, open_plain
-from ..errors import DamagedGraphError, MemoryLimitError, SourceError
+from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import named_disk_errors, opened, write_at
-from ..machine.memory import (
-    SLACK_BYTES,
-    format_bytes,
-    peak_bytes,
-    reset_peak,
-    resident_bytes,
-    round_reserved,
-)
+from ..machine.memory import peak_bytes, reset_peak
 from ..machine.remote import local_path
 from ..machine.temporary import clear_dead, temporary_folder
 from ..runtime.progress import Progress, progress_bars
@@ -47,8 +40,9 @@ from . import loops
 from .api import allowed
 from .checks import VerifyReport
 from .comparison import prove_by_comparison
+from .limited import Limited
 from .pair_file import weight_dtype
-from .proof import Kind, check_cover, plan_proof, smallest_proof_bytes
+from .proof import Kind, ProofPlan, check_cover, plan_proof, smallest_proof_bytes
 
 _MASK = 2**64 - 1
 _WHY = {
@@ -146,7 +140,7 @@ class _Look(NamedTuple):
     problem: str | None
 
 
-class _Check:
+class _Check(Limited):
     """One verification of an element."""
 
     def __init__(
@@ -154,7 +148,7 @@ class _Check:
         folder: Path, progress: Progress,
     ) -> None:  # fmt: skip
         self._element, self._source, self._rule = element, source, rule
-        self._limit, self._threads = limit, threads
+        self.limit, self._threads = limit, threads
         self._folder, self._progress = folder, progress
 
     def run(self) -> tuple[list[str], int | None, int | None]:
@@ -193,27 +187,21 @@ class _Check:
             source.warm_up()
             loops.warm_up_proof(source.row_dtype, weight_dtype(source))
 
-    @property
-    def _available(self) -> int:
-        return self._limit - round_reserved(resident_bytes()) - SLACK_BYTES
-
     def _blocks(self) -> list[Block]:
         """Cut the element into blocks that fit the limit."""
-        plan = plan_proof(self._element, self._available, self._threads, _WEIGHTS)
-        if plan is None:
-            raise self._too_small(self._element)
-        blocks = cut_blocks(self._element, plan.block_entries, plan.block_rows)
-        check_cover(self._element, blocks)
+        blocks, plan = self._cut(self._element)
         self._block_threads = plan.threads
         return blocks
 
-    def _too_small(self, source: Source) -> MemoryLimitError:
-        needed = self._limit - self._available + smallest_proof_bytes(source, _WEIGHTS)
-        return MemoryLimitError(
-            f"the memory limit of {format_bytes(self._limit)} is too small: "
-            f"{-(-needed // 10**6)}MB will do (`memory_limit`).",
-            needed_bytes=needed,
-        )
+    def _cut(self, source: Source) -> tuple[list[Block], ProofPlan]:
+        """Cut a matrix into blocks that fit the limit."""
+        plan = plan_proof(source, self.available(), self._threads, _WEIGHTS)
+        if plan is None:
+            both = filter(None, (self._element, self._source))
+            raise self.too_small(max(smallest_proof_bytes(one, _WEIGHTS) for one in both))
+        blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
+        check_cover(source, blocks)
+        return blocks, plan
 
     def _look(self, blocks: list[Block]) -> list[_Look]:
         seeds = np.frombuffer(os.urandom(32), np.uint64)
@@ -228,11 +216,7 @@ class _Check:
     ) -> list[str]:
         """Compare the entries above the diagonal with the source; return what is wrong."""
         buffers.release()
-        plan = plan_proof(source, self._available, self._threads, _WEIGHTS)
-        if plan is None:
-            raise self._too_small(source)
-        its_blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
-        check_cover(source, its_blocks)
+        its_blocks, plan = self._cut(source)
         clear_dead(self._folder)
         with (
             temporary_folder(self._folder) as folder,
