@@ -21,8 +21,8 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 
 # Besides the rules, for a check: 0 where both directions are the same, 1 where only one of them is
 # there, 2 where both are there with different weights.
-Combination = Literal["ones", "max", "min", "mean", "sum", "fuzzy", "differ"]
-CODES: tuple[Combination, ...] = get_args(Combination)  # compiled loops know them by their place
+Combination = Rule | Literal["differ"]
+CODES: tuple[Combination, ...] = (*RULES, "differ")  # compiled loops know them by their place
 
 _MOST_EXACT = 2**53  # whole numbers up to here are the same in float64
 

@@ -225,6 +225,17 @@ def merge_weighted(
     return int(n)
 
 
+@compiled(int, int)
+def _hashes(i: Any, j: Any, bits: Any, seeds: Array) -> tuple[Any, Any]:
+    """Return both hashes of an entry with its weight's bits; those of its mirror image, negated."""
+    pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+    first = _mixed(pair + _mixed(bits, seeds[2]), seeds[0])
+    second = _mixed_again(first, seeds[1])
+    if j < i:
+        return np.uint64(0) - first, np.uint64(0) - second
+    return first, second
+
+
 @compiled(int, bool)
 def stream_entries(
     indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, whole: Array,
@@ -258,12 +269,7 @@ def stream_entries(
                 degrees[3] += 1
                 continue
             degree += 1
-            pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
-            first = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
-            second = _mixed_again(first, seeds[1])
-            if j < i:
-                first = np.uint64(0) - first
-                second = np.uint64(0) - second
+            first, second = _hashes(i, j, bits[e], seeds)
             a += first
             b += second
             if inside and whole[0] <= j < whole[1]:
@@ -330,12 +336,7 @@ def look_at_entries(
                     kind = NEGATIVE
                 elif w > largest[0]:
                     kind = TOO_LARGE
-                pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
-                first = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
-                second = _mixed_again(first, seeds[1])
-                if j < i:
-                    first = np.uint64(0) - first
-                    second = np.uint64(0) - second
+                first, second = _hashes(i, j, bits[e], seeds)
                 a += first
                 b += second
             if kind >= 0:
