@@ -13,7 +13,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..edge_pairs.format import Manifest, edge_columns, read_identity
+from ..edge_pairs.format import (
+    MOST_WEIGHTED_CELLS,
+    VIEWER_BYTES,
+    Manifest,
+    edge_columns,
+    read_identity,
+    viewer_bytes,
+)
 from ..edge_pairs.gzip_member import DeflatePart
 from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
@@ -27,9 +34,6 @@ from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
 from .edge_files import EdgeFiles, writer_bytes
 from .parts import PieceDelivery
-
-_MOST_WEIGHTED_CELLS = 2**32
-_VIEWER_BYTES = 2**29  # that the viewer of cellucid 0.9.1 to 0.9.4 takes for a graph
 
 
 class Closable(Delivery, Protocol):
@@ -162,18 +166,18 @@ class EdgePairs:
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
-        if self.weights and not 0 < n_cells <= _MOST_WEIGHTED_CELLS:
+        if self.weights and not 0 < n_cells <= MOST_WEIGHTED_CELLS:
             raise SourceError(
                 f"the matrix has {n_cells:,} cells; files with weights hold graphs of 1 to "
-                f"{_MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
+                f"{MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
             )
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
-        per_edge = 48 if self.index_dtype(n_cells).itemsize == 2 else 44
-        if not self.weights or per_edge * n_edges + 4 * n_cells <= _VIEWER_BYTES:
+        if not self.weights or viewer_bytes(n_cells, n_edges) <= VIEWER_BYTES:
             return []
-        most = (_VIEWER_BYTES - 4 * n_cells) // per_edge
+        alone = viewer_bytes(n_cells, 0)
+        most = (VIEWER_BYTES - alone) // (viewer_bytes(n_cells, 1) - alone)
         return [
             f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {max(most, 0):,} edges of "
             f"{n_cells:,} cells; this graph may have up to {n_edges:,}."

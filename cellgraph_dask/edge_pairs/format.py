@@ -50,6 +50,16 @@ def index_dtype(n_cells: int, *, weighted: bool = False) -> np.dtype[Any]:
     return np.dtype("<u4") if n_cells <= 4_294_967_295 + weighted else np.dtype("<u8")
 
 
+# What cellucid 0.9.1 to 0.9.4 takes: most cells, and bytes in the browser.
+MOST_WEIGHTED_CELLS = 2**32
+VIEWER_BYTES = 2**29
+
+
+def viewer_bytes(n_cells: int, n_edges: int) -> int:
+    """Return the bytes that a graph takes in the viewer of cellucid 0.9.1 to 0.9.4."""
+    return 4 * n_cells + n_edges * (48 if index_dtype(n_cells, weighted=True).itemsize == 2 else 44)
+
+
 def file_name(side: str, compression: int | None, tag: str = "") -> str:
     """Return the name of an edge file inside the folder.
 

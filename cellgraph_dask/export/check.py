@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 
 from ..delivery.products import Product
+from ..edge_pairs.format import MOST_WEIGHTED_CELLS, VIEWER_BYTES, viewer_bytes
 from ..errors import DiskSpaceError
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import (
@@ -48,7 +49,6 @@ Target = Literal["cellucid-0.0.9", "cellucid-0.9.4", "cellucid-0.9.5"]
 
 TARGETS: tuple[Target, ...] = get_args(Target)
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
-_VIEWER_BYTES = 2**29
 
 # What each reader takes besides finite weights.
 _REFUSED: dict[Target, tuple[str, ...]] = {
@@ -56,7 +56,9 @@ _REFUSED: dict[Target, tuple[str, ...]] = {
     "cellucid-0.9.4": ("negative", "zero", "diagonal", "repeated", "one-sided", "unequal"),
     "cellucid-0.9.5": ("negative", "diagonal", "one-sided", "unequal", "too large"),
 }
-_MOST_CELLS = {"cellucid-0.0.9": 2**63, "cellucid-0.9.4": 2**32, "cellucid-0.9.5": 2**31 - 1}
+_MOST_CELLS = {
+    "cellucid-0.0.9": 2**63, "cellucid-0.9.4": MOST_WEIGHTED_CELLS, "cellucid-0.9.5": 2**31 - 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -293,13 +295,12 @@ class _Check:
                 f"the graph has {source.n_cells:,} cells; the reader takes at most {most:,}.",
             )  # fmt: skip
         n_edges = source.n_entries // 2
-        per_edge = 48 if source.n_cells <= 65_536 else 44
-        n_bytes = per_edge * n_edges + 4 * source.n_cells
-        if self.target == "cellucid-0.9.4" and n_bytes > _VIEWER_BYTES:
+        n_bytes = viewer_bytes(source.n_cells, n_edges)
+        if self.target == "cellucid-0.9.4" and n_bytes > VIEWER_BYTES:
             yield BrokenRule(
                 "size", 1, None, None,
                 f"about {n_edges:,} edges take the viewer {format_bytes(n_bytes)}; it allows "
-                f"{format_bytes(_VIEWER_BYTES)}.",
+                f"{format_bytes(VIEWER_BYTES)}.",
             )  # fmt: skip
 
     def _of_entries(self, source: Source, looks: list[Look]) -> Iterator[BrokenRule]:
