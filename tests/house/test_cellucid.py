@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from cellgraph_dask import export_connectivities, plan_export, verify_export
 from cellgraph_dask.errors import OutputError
+from tests.helpers.cellucid import install, run_with
 from tests.helpers.stores import (
     directed_graph,
     snapshot,
@@ -222,19 +221,7 @@ print(len(_build_prepared_artifact_inventory(folder, _list_exported_datasets(fol
 @pytest.fixture(scope="module")
 def weighted(tmp_path_factory):
     """Return a function that runs a script with cellucid 0.9.4, which pip brings."""
-    site = tmp_path_factory.mktemp("cellucid-0.9.4")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-    got = subprocess.run([*pip, "cellucid==0.9.4"], capture_output=True, text=True, check=False)
-    assert got.returncode == 0, got.stderr
-
-    def run_script(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(site)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    return run_script
+    return partial(run_with, install("0.9.4", tmp_path_factory.mktemp("cellucid-0.9.4")))
 
 
 @pytest.mark.parametrize("graph", ["graph", "none"])

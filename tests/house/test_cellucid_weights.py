@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from scipy import sparse
 
 from cellgraph_dask import check_connectivities, export_connectivities, open_export, verify_export
 from cellgraph_dask.errors import OutputError, SourceError
+from tests.helpers.cellucid import install, run_with
 from tests.helpers.stores import snapshot, symmetric_graph, write_store
 
 pytestmark = pytest.mark.slow
@@ -98,17 +96,10 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def cellucid(tmp_path_factory):
     """Return a function that runs a script with cellucid 0.9.4, which pip brings."""
-    site = tmp_path_factory.mktemp("cellucid-0.9.4")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site)]
-    got = subprocess.run([*pip, "cellucid==0.9.4"], capture_output=True, text=True, check=False)
-    assert got.returncode == 0, got.stderr
+    site = install("0.9.4", tmp_path_factory.mktemp("cellucid-0.9.4"))
 
     def run_script(script: str, *arguments: object) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env=os.environ | {"PYTHONPATH": str(site)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        done = run_with(site, script, *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

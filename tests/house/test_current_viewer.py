@@ -23,6 +23,7 @@ from sklearn.neighbors import kneighbors_graph
 
 from cellgraph_dask import check_connectivities, symmetrize_connectivities
 from cellgraph_dask.stages.rules import RULES
+from tests.helpers.cellucid import install, run_with
 from tests.helpers.stores import chunk_file, snapshot, symmetric_graph, write_store
 
 pytestmark = pytest.mark.slow
@@ -56,18 +57,11 @@ writer.sparse_entries(writer.sparse_pointers(root, "graph", graph), graph, slice
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Return a folder with cellucid 0.9.5, which pip brings; what it needs is there."""
-    folder = tmp_path_factory.mktemp("cellucid-0.9.5")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
-    got = subprocess.run([*pip, "cellucid==0.9.5"], capture_output=True, text=True, check=False)
-    assert got.returncode == 0, got.stderr
-    return folder
+    return install("0.9.5", tmp_path_factory.mktemp("cellucid-0.9.5"))
 
 
 def with_cellucid(site, script, *arguments) -> str:
-    got = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    got = run_with(site, script, *arguments)
     assert got.returncode == 0, got.stderr
     return got.stdout
 
