@@ -152,8 +152,8 @@ def warm_up(job: Job) -> None:
             return
         weights = np.ones(2)
         weighted_loops.stream_entries(
-            indices, weights, weights.view(np.uint64), indptr, 0, counts[:2], 0, 0, seeds,
-            np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
+            indices, weights, weights.view(np.uint64), weights.copy(), indptr, 0, counts[:2], 0, 0,
+            seeds, np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
         )  # fmt: skip
         return
     src = np.zeros(2, np.uint16)

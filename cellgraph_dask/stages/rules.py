@@ -46,13 +46,12 @@ def check_weights(source: Source, rule: Combination, block: Block, entries: Bloc
     assert weights is not None
     if not weights.size or rule == "differ":
         return weights
-    low, high = weights.min(), weights.max()
     bad, why = None, ""
-    if low < 0:
+    if weights.min() < 0:
         bad, why = weights < 0, "weights must not be negative where they are combined"
-    elif rule == "fuzzy" and high > 1:
+    elif rule == "fuzzy" and weights.max() > 1:
         bad, why = weights > 1, "the rule fuzzy takes weights from 0 to 1"
-    elif weights.dtype.kind == "i" and high > _MOST_EXACT:
+    elif weights.dtype.kind == "i" and weights.max() > _MOST_EXACT:
         bad = weights.astype(np.float64).astype(np.int64) != weights
         why = "float64 does not hold this number exactly"
     if bad is not None and bad.any():
@@ -69,9 +68,8 @@ def check_weights(source: Source, rule: Combination, block: Block, entries: Bloc
 
 def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
     """Refuse edges whose weights are too large for float64, or repeats for the rule fuzzy."""
-    finite = np.isfinite(weights)
-    if not finite.all():
-        at = int(finite.argmin())
+    if weights.size and not weights.max() < np.inf:  # or it is NaN
+        at = int(np.isfinite(weights).argmin())
         if np.isnan(weights[at]):
             raise SourceError(
                 f"the repeated entries of cells ({src[at]}, {dst[at]}) in {source.key} add up to "

@@ -52,7 +52,7 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
     entries = job.source.read_block(block, weights=job.rule is not None)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
-    imbalance = np.zeros(4, np.uint64)
+    imbalance = np.zeros(3, np.uint64)
     degrees = np.zeros(4, np.int64)
     if job.rule is None:
         n, repeats = loops.stream_block(
@@ -65,12 +65,13 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
             check_diagonal(job.source, block, entries)
         weights = weights.astype(np.float64, copy=False)
         n, repeats = weighted_loops.stream_entries(
-            entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-            np.array([block.first_row + 1, block.last_row - 1]), job.both, CODES.index(job.rule),
-            seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
+            entries.indices, weights, weights.view(np.uint64), np.array([np.inf]), entries.indptr,
+            block.first_row, np.array([block.first_row + 1, block.last_row - 1]), job.both,
+            CODES.index(job.rule), seeds, buffers.take("row keys", size, np.int64), *out,
+            imbalance, degrees,
         )  # fmt: skip
     has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
-    if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
+    if repeats or imbalance[2] or (job.strict and has_diagonal):
         raise NotSymmetricError
     edges = [column[:n] for column in out]
     if job.rule is not None:
