@@ -28,7 +28,14 @@ from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
 from .csr import CsrDelivery, csr_bytes
 from .store_copy import StoreCopy
-from .zarr_files import ZarrFormat, encoding, group_documents, make_durable, write_documents
+from .zarr_files import (
+    ZarrFormat,
+    encoding,
+    group_documents,
+    make_durable,
+    warm_up,
+    write_documents,
+)
 
 _MOST_CELLS = 2**31 - 1  # that int32 indices tell apart
 _OBSP = "obsp"
@@ -47,7 +54,7 @@ class Element:
     copy: StoreCopy | None = field(default=None, repr=False)  # None: the store is there
 
     weights = both = in_pieces = True
-    preload = ()
+    preload = (warm_up,)
     reader = "cellucid-0.9.5"
     refuses_zeros = False
 

@@ -232,10 +232,11 @@ def _weigh(
 ) -> tuple[int, bool]:  # fmt: skip
     """Add the hashes of a block's entries with their weights to `imbalance`.
 
-    See `stream_entries`; `n_whole` rows from `first_whole` on are whole in the block. As in `loops._weigh` there are no branches, so that this becomes vector
-    code. Entries on the diagonal, zeros and what is not finite have no hash. Returned are how many
-    of these there are, and of negative weights and those above `largest`; and whether the columns
-    of a row do not rise strictly.
+    See `stream_entries`; `n_whole` rows from `first_whole` on are whole in the block. As in
+    `loops._weigh` there are no branches, so that this becomes vector code. Entries on the diagonal,
+    zeros and what is not finite have no hash. Returned are how many of these there are, and of
+    negative weights and those above `largest`; and whether the columns of a row do not rise
+    strictly.
     """
     sum_a = imbalance[0]
     sum_b = imbalance[1]
