@@ -90,10 +90,18 @@ def count_children(parent: Array, sizes: Array) -> None:
 
 @dataclass(frozen=True)
 class Components:
-    """The connected components of a graph, isolated cells among them."""
+    """The connected components of a graph, isolated cells among them.
+
+    Attributes
+    ----------
+    n_components : int
+        How many there are.
+    largest : int
+        Cells in the largest.
+    """
 
     n_components: int
-    largest: int  # cells in the largest
+    largest: int
 
 
 class Forests:
