@@ -197,6 +197,17 @@ class ArrayFiles:
             values = padded
         return write_file(self.path(number), self._encoded(values))
 
+    def read(self, number: int) -> Array:
+        """Return the values of a whole chunk of numbers of several bytes, as it was written."""
+        encoded = self.path(number).read_bytes()
+        if self.zarr_format == 2:
+            planes = np.frombuffer(zlib.decompress(encoded), np.uint8)
+            planes = planes.reshape(self.dtype.itemsize, -1)
+            return np.ascontiguousarray(planes.T).view(self.dtype).reshape(self.chunks)
+        from numcodecs import blosc
+
+        return np.frombuffer(blosc.decompress(encoded), self.dtype).reshape(self.chunks)
+
     def _encoded(self, values: Array) -> bytes:
         if self.is_text:
             return self._deflated(b"".join(_texts(values.ravel().tolist())))

@@ -6,11 +6,12 @@ pair is an edge if the rule gives more than 0. Both directions of an edge have t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import SourceError
+from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block, BlockEntries, Source
 from . import weighted_loops
@@ -79,3 +80,19 @@ def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
             f"the weights of cells ({src[at]}, {dst[at]}) in {source.key} come to a number that "
             "float64 does not hold. Scale the weights down."
         )
+
+
+def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the weights of edges in a narrow dtype; this thread's, until its next ones.
+
+    A SourceError names the first pair whose weight is lost.
+    """
+    narrow = buffers.take("narrow weights", weights.size, dtype)
+    at = weighted_loops.narrow(weights, narrow)
+    if at >= 0:
+        becomes = "infinite" if narrow[at] else "0"
+        raise SourceError(
+            f"the weight of cells ({src[at]}, {dst[at]}) is {weights[at]:g}, which would become "
+            f"{becomes} as {dtype.name}. Scale the weights, or write them as float64 (`dtype`)."
+        )
+    return narrow

@@ -19,7 +19,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
-from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, narrow_bytes, read_kept
 from .rules import CODES, check_diagonal, check_edges, check_weights
 
 MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
@@ -46,7 +46,7 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
     weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
-    return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
+    return read + n_entries * (2 * job.cell_dtype.itemsize + weights + narrow_bytes(job))
 
 
 class Streamed(NamedTuple):
@@ -92,17 +92,14 @@ def read_edges(job: Job, seeds: NDArray[np.uint64], block: Block) -> Streamed:
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
     edges, imbalance, degrees = read_edges(job, seeds, block)
-    columns = edges[: len(job.edge_dtypes)]
-    src, dst = columns[:2]
-    n = src.size
-    position = sink.place(block.number, n)
-    sink.write(position, *columns)
+    src, dst = edges[:2]
+    position, n, crc = deliver(job, sink, block.number, edges)
     return StreamSummary(
         first_row=block.first_row,
         last_row=block.last_row - 1,
         position=position,
         n_edges=n,
-        crc=edges_crc(*columns),
+        crc=crc,
         imbalance=imbalance,
         largest=int(degrees[0]),
         first=int(degrees[1]),

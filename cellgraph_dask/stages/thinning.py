@@ -33,7 +33,7 @@ from ..machine.files import opened, write_at
 from ..runtime.stage import ResumableExecutor, Stage
 from ..source.matrix import Block
 from . import thinning_loops as loops
-from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import prove_symmetry, read_edges
 from .wishes import Thinning
@@ -256,12 +256,10 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
         none, least = np.empty(0, np.uint64), np.zeros(1)
         n = loops.keep_edges(*edges, keys, least, keys[:0], edges[0][:0], none, 0)
         edges = [column[:n] for column in edges]
-    edges = edges[: len(rows.job.edge_dtypes)]
-    position = sink.place(block.number, edges[0].size)
-    sink.write(position, *edges)
+    position, n_edges, crc = deliver(rows.job, sink, block.number, edges)
     proof |= dict(zip(("largest", "first", "last"), after.tolist(), strict=True))
     return ThinSummary(
-        **proof, position=position, n_edges=edges[0].size, crc=edges_crc(*edges), n_rows=n_rows,
+        **proof, position=position, n_edges=n_edges, crc=crc, n_rows=n_rows,
         n_before=n_before, n_rows_before=n_rows_before, first_before=int(before[1]),
         last_before=int(before[2]), strongest=strongest,
     )  # fmt: skip

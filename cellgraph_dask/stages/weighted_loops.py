@@ -132,6 +132,23 @@ def _sort_weighted(
         weight[start + k] = sorted_weight[k]
 
 
+@compiled(int)
+def narrow(weights: Array, out: Array) -> int:
+    """Write weights (positive) in another dtype; return where the first becomes 0 or infinite.
+
+    That is -1 if there is none.
+    """
+    lost: Any = False
+    for k in range(weights.size):
+        out[k] = weights[k]
+        lost |= (out[k] == 0) | (out[k] == np.inf)
+    if lost:
+        for k in range(weights.size):
+            if out[k] == 0 or out[k] == np.inf:
+                return k
+    return -1
+
+
 @compiled(int, int)
 def first_on_diagonal(
     indices: Array, weights: Array, indptr: Array, first_row: int
@@ -359,7 +376,8 @@ def look_at_entries(
         _count_special(indices, rows, weights, largest, counts, firsts)
     if not unsorted:
         return True, True
-    return _count_repeats(indices, indptr, first_row, keys, counts, firsts)
+    first, last = _count_repeats(indices, indptr, first_row, keys, counts, firsts)
+    return bool(first), bool(last)
 
 
 @compiled()
