@@ -402,7 +402,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch, stage, inside):
     more = {"rule": "mean", "to_key": "mean", "threads": 1}
     symmetrize_connectivities(kept, wanted, **more)
 
-    task = {"split": "stages.pipeline.split", "write": "delivery.csr.write_chunk",
+    task = {"split": "stages.pipeline.split", "write": "delivery.zarr_files.write_file",
             "copy": "delivery.store_copy.copy_files"}[stage]  # fmt: skip
     module, _, name = f"cellgraph_dask.{task}".rpartition(".")
     right = getattr(importlib.import_module(module), name)
