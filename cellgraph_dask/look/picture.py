@@ -28,7 +28,7 @@ from ..source.columns import Column, ColumnReader, open_column
 from .edges import Edges, open_edges
 from .figure import MOST_DOTS, axes_pixels, save
 from .points import Places, Points, find_places, shown_range
-from .raster import Canvas, Drawing, Paint, Sums, datashader, drawing_bytes, pieces, warm_up
+from .raster import Canvas, Drawing, Paint, Sums, check_extra, drawing_bytes, pieces, warm_up
 from .scene import PlotReport, Scene
 from .shading import BACKGROUNDS, palette
 
@@ -71,7 +71,7 @@ def picture(
     check_threads(threads)
     limit = limit_bytes(memory_limit)
     reset_peak()
-    datashader()
+    check_extra()
     with progress_bars(progress) as bars, ExitStack() as stack:
         edges = stack.enter_context(open_edges(path, key, neighbors_key, storage_options))
         if edges.is_export and key != "connectivities":

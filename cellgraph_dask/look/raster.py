@@ -28,17 +28,16 @@ _MOST_HIGHLIGHTED = 100_000  # edges of the cells that are highlighted
 _EDGE_BYTES = 120  # of an edge that is drawn: its cells, ends, length, as datashader has them
 
 
-def datashader() -> Any:
-    """Return datashader; an OutputError if the extra for pictures is not installed."""
+def check_extra() -> None:
+    """Raise an OutputError if the extra for pictures is not installed."""
     try:
         import datashader
-        import matplotlib as _  # noqa: F401
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise OutputError(
             "pictures are drawn with datashader and matplotlib, which are not installed "
             "(pip install 'cellgraph-dask[plot]')."
         ) from error
-    return datashader
 
 
 @dataclass
@@ -112,9 +111,9 @@ def warm_up(n_sums: int) -> None:
 
 
 def _aggregate(canvas: Canvas, ends: dict[str, Array], brought: list[Array]) -> Any:
+    import datashader as ds
     import pandas as pd
 
-    ds = datashader()
     names = [f"sum{k}" for k in range(len(brought))]
     summary = {"counts": ds.count()} | {name: ds.sum(name) for name in names}
     frame = pd.DataFrame(ends | dict(zip(names, brought, strict=True)), copy=False)
