@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import InvalidExportError, OutputError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..runtime.progress import Progress
@@ -31,7 +31,7 @@ _EDGE_BYTES = 120  # of an edge that is drawn: its cells, ends, length, as datas
 def check_extra() -> None:
     """Raise an OutputError if the extra for pictures is not installed."""
     try:
-        import datashader
+        import datashader  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise OutputError(
@@ -178,6 +178,7 @@ class Drawing:
 
     def _draw_slab(self, src: Array, dst: Array) -> None:
         points, result = self._points, self.result
+        check_cells(src, dst, points.x.size)
         x0, x1, y0, y1 = points.x[src], points.x[dst], points.y[src], points.y[dst]
         lengths = _lengths(x0, x1, y0, y1)
         brought = [] if self._paint is None else self._paint.of_edges(src, dst)
@@ -197,6 +198,16 @@ class Drawing:
             room = _MOST_HIGHLIGHTED - sum(part.shape[1] for part in result.highlighted)
             if highlighted.size and room > 0:
                 result.highlighted.append(highlighted[:, :room])
+
+
+def check_cells(src: Array, dst: Array, n_cells: int) -> None:
+    """Refuse edges of cells that do not exist; nobody has checked those of an export."""
+    last = max(int(src.max(initial=0)), int(dst.max(initial=0)))
+    if last >= n_cells > 0 or min(int(src.min(initial=0)), int(dst.min(initial=0))) < 0:
+        raise InvalidExportError(
+            f"an edge is of cell {last}, but there are {n_cells} cells. The export is damaged; "
+            "`verify` says where."
+        )
 
 
 def pieces(points: Points) -> Iterator[tuple[Array, Array]]:
