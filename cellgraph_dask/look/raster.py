@@ -202,8 +202,10 @@ class Drawing:
 
 def check_cells(src: Array, dst: Array, n_cells: int) -> None:
     """Refuse edges of cells that do not exist; nobody has checked those of an export."""
-    last = max(int(src.max(initial=0)), int(dst.max(initial=0)))
-    if last >= n_cells > 0 or min(int(src.min(initial=0)), int(dst.min(initial=0))) < 0:
+    if not src.size:
+        return
+    last = max(int(src.max()), int(dst.max()))
+    if last >= n_cells or min(int(src.min()), int(dst.min())) < 0:
         raise InvalidExportError(
             f"an edge is of cell {last}, but there are {n_cells} cells. The export is damaged; "
             "`verify` says where."
