@@ -214,6 +214,8 @@ def _sentences(
             f"{text} % of the {what} are longer than the median pair of cells at random; by chance "
             "it would be 50 %."
         )
+        if share > 100 * _LIKE_CHANCE:
+            yield "So the graph does not look like one of these cells."
     if points.n_without_place:
         yield (
             f"Left out: {points.n_without_place:,} cells whose place is NaN or infinite, with "
@@ -233,6 +235,7 @@ def _composed(
         dots = x, y, np.zeros(0) if column is None else column.values
     places = np.stack([x[chosen], y[chosen]], axis=1)
     pairs = np.concatenate([np.empty((2, 0), np.int64), *sums.highlighted], axis=1)
+    pairs = pairs[:, np.lexsort(pairs[::-1])]  # threads are not in order
     lines = np.stack([np.stack([x[side], y[side]], axis=1) for side in pairs], axis=1)
     at = [np.minimum(np.searchsorted(chosen, side), max(chosen.size - 1, 0)) for side in pairs]
     owners = np.where(chosen[at[0]] == pairs[0], at[0], at[1]) if chosen.size else at[0]

@@ -46,6 +46,15 @@ def color_map(background: str, *, gray: bool) -> Any:
     return ListedColormap(whole(np.linspace(first, last, 256)), f"cellgraph-{name}")
 
 
+def number_colors(background: str) -> Any:
+    """Return the colors of numbers, without those that are lost on the background."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    first, last = (0.0, 0.92) if background == "white" else (0.15, 1.0)
+    return ListedColormap(colormaps["viridis"](np.linspace(first, last, 256)), "cellgraph-numbers")
+
+
 def backdrop(background: str) -> Array:
     """Return red, green and blue of a background."""
     return np.full(3, 1.0 if background == "white" else 0.0, np.float32)
