@@ -152,8 +152,7 @@ def _number_map(picture: Scene) -> Any:
 
     column = picture.column
     assert column is not None
-    sample = column.values[:: max(1, column.values.size // 1_000_000)]
-    sample = sample[np.isfinite(sample)]
+    sample = column.values[np.isfinite(column.values)]
     low, high = np.quantile(sample, [0.01, 0.99]) if sample.size else (0, 1)
     norm = Normalize(low, high if high > low else low + 1)
     return ScalarMappable(norm, number_colors(picture.report.background))
