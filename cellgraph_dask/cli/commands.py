@@ -21,6 +21,7 @@ from ..errors import redact, shown
 from ..machine.interrupts import holding
 from ..machine.memory import format_bytes
 from .failures import EXIT_CODES, INTERRUPTED, Commands
+from .look import plot
 from .options import (
     RULES,
     TARGETS,
@@ -32,10 +33,11 @@ from .options import (
     run_options,
     size_options,
     source_options,
+    thinning_options,
     verbose_option,
 )
 from .streams import finish, note_done, prepare
-from .words import describe_inspection, describe_plan, describe_verification
+from .words import describe_inspection, describe_plan, describe_thinned, describe_verification
 
 DIFFERENT = 3  # exit code
 
@@ -170,6 +172,8 @@ def export(
             f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
             f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
         )
+        if report.thinned is not None:
+            click.echo(describe_thinned(report.thinned))
         if report.kept_tasks:
             n = report.kept_tasks
             click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
@@ -272,6 +276,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
 @click.option("--rule", type=click.Choice(RULES),
               help="How the weights of both directions become one.  [default: they must be the "
                    "same]")  # fmt: skip
+@thinning_options
 @click.option("--to-key", default="connectivities", show_default=True, metavar="NAME",
               help="Name of the new matrix in obsp of DEST.")  # fmt: skip
 @click.option("--drop-diagonal", is_flag=True,
@@ -315,6 +320,8 @@ def symmetrize(
         f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
         f"obsp/{options['to_key']} of {report.out_dir}"
     )
+    if report.thinned is not None:
+        click.echo(describe_thinned(report.thinned))
 
 
 @cli.command(epilog=EXIT_CODES)
@@ -355,6 +362,9 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
     result = run_demo(directory, n_cells=cells)
     note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+
+
+cli.add_command(plot)
 
 
 def main() -> None:

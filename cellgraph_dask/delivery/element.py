@@ -105,7 +105,7 @@ class Element:
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
-        return []
+        return list(self.copy.notes) if self.copy else []
 
     def index_dtype(self, n_cells: int) -> np.dtype[Any]:
         """See `Product`."""
