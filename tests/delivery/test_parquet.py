@@ -37,10 +37,8 @@ def contents(folder):
 
 def read(folder):
     """Return the columns of all files together."""
-    tables = []
-    for path in sorted(folder.glob("edges-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            tables.append(file.read())
+    # ParquetFile.read of pyarrow 19 fails where there are no rows; read_table does not.
+    tables = [pq.read_table(path) for path in sorted(folder.glob("edges-*.parquet"))]
     return [
         np.concatenate([table[name].to_numpy() for table in tables])
         for name in tables[0].column_names
