@@ -15,6 +15,7 @@ from ..machine.memory import format_bytes
 from .cells import levels
 from .layout import children, get, is_array, told
 from .opening import Root, is_container, open_root
+from .selection import Selection
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
@@ -67,6 +68,15 @@ def stored_embeddings(
     names = sorted((name for name, problem in problems.items() if not problem), key=rank)
     found = [Embedding(f"{where}/{name}", partial(_take, arrays[name])) for name in names]
     return found, "; ".join(why[:3]) or f"{where} holds no embedding with a name such as X_umap"
+
+
+def restrict(embedding: Embedding, selection: Selection) -> Embedding:
+    """Return the same embedding of some cells, by their own numbers."""
+
+    def take(cells: Array) -> Array:
+        return embedding.take(selection.original(cells))
+
+    return embedding._replace(take=take)
 
 
 def _nearest(root: Any, key: str) -> tuple[str, Any]:
