@@ -21,6 +21,7 @@ from ..errors import redact, shown
 from ..machine.interrupts import holding
 from ..machine.memory import format_bytes
 from .failures import EXIT_CODES, INTERRUPTED, Commands
+from .look import plot
 from .options import (
     RULES,
     TARGETS,
@@ -361,6 +362,9 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
     result = run_demo(directory, n_cells=cells)
     note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+
+
+cli.add_command(plot)
 
 
 def main() -> None:

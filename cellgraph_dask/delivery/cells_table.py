@@ -20,10 +20,10 @@ from ..edge_pairs.format import cells_name
 from ..edge_pairs.parquet import CELLS, TableFile, table_columns
 from ..machine.buffers import Array
 from ..machine.files import append, opened
-from ..source.columns import ADVICE
 from ..source.embeddings import Embedding, stored_embeddings
 from ..source.names import LEAVE, Names, open_names
 from ..source.selection import Selection, lines_of
+from ..source.texts import ADVICE
 
 _AXES = ("x", "y", "z")
 _ROWS = 1 << 17  # of a row group

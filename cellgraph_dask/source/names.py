@@ -36,8 +36,8 @@ class Names:
             raise SourceError(
                 f"{path} cannot be read: it is not an array of {n_cells} values. {advice}"
             )
-        texts = [0, *(_unit(part) for part in parts.values() if not _is_number(part))]
-        numbers = [0, *(_unit(part) for part in parts.values() if _is_number(part))]
+        texts = [0, *(unit_of(part) for part in parts.values() if not _is_number(part))]
+        numbers = [0, *(unit_of(part) for part in parts.values() if _is_number(part))]
         n_categories = int(parts["categories"].shape[0]) if "codes" in parts else 0
         if max(*texts, n_categories) > _MOST_AT_ONCE or max(numbers) > _MOST_NUMBERS:
             raise SourceError(
@@ -65,10 +65,10 @@ class Names:
                 names = self._texts("values", start, stop)
             else:
                 categories = self._categories
-                codes = _values(self._parts["codes"], start, stop)
+                codes = read_values(self._parts["codes"], start, stop)
                 names = [categories[k] if 0 <= k < len(categories) else None for k in codes]
             if "mask" in self._parts:
-                mask = _values(self._parts["mask"], start, stop)
+                mask = read_values(self._parts["mask"], start, stop)
                 names = [None if gone else name for name, gone in zip(names, mask, strict=True)]
             return names
 
@@ -78,7 +78,7 @@ class Names:
             yield start, self.read(start, min(start + self.step, self.n_cells))
 
     def _texts(self, part: str, start: int, stop: int) -> list[str | None]:
-        return [_text(value) for value in _values(self._parts[part], start, stop)]
+        return [as_text(value) for value in read_values(self._parts[part], start, stop)]
 
 
 def parts_of(node: Node) -> dict[str, Node]:
@@ -94,7 +94,7 @@ def _is_number(node: Node) -> bool:
     return getattr(getattr(node, "dtype", None), "kind", "O") in "biuf"
 
 
-def _values(node: Any, start: int, stop: int) -> Any:
+def read_values(node: Any, start: int, stop: int) -> Any:
     """Return values of a one-dimensional array; those of a structured one are its index."""
     check = getattr(node, "check_codecs", None)
     if check is not None:
@@ -106,7 +106,8 @@ def _values(node: Any, start: int, stop: int) -> Any:
     return np.asarray(values).tolist()
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """Return a value that a text is stored as; None where it is missing."""
     try:
         if value is None or value != value:  # NaN stands for what is missing
             return None
@@ -115,7 +116,7 @@ def _text(value: Any) -> str | None:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _unit(node: Any) -> int:
+def unit_of(node: Any) -> int:
     """Return how many values are decoded at once."""
     chunks = getattr(node, "shards", None) or getattr(node, "chunks", None)
     return int(chunks[0]) if chunks else 0

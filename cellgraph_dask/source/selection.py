@@ -20,9 +20,9 @@ from ..errors import MemoryLimitError, OutputError, SourceError, shown
 from ..machine.buffers import Array
 from ..machine.memory import format_bytes, resident_bytes
 from ..machine.remote import local_path, plain_name
-from .columns import ADVICE, open_column
 from .names import Names, open_names
 from .opening import is_container
+from .texts import ADVICE, open_texts
 
 _OBS = "obs:"
 _MOST_LINE = 1 << 16  # bytes of a name in a file
@@ -180,7 +180,7 @@ def _of_column(
     if "=" not in told:
         raise SourceError(f"{text} does not name a value: give obs:COLUMN=VALUE.")
     bits, known, any_found = _Bits(n_cells), dict[str | None, bool](), False
-    with open_column(source, n_cells, told, options, key=key) as (column, value):
+    with open_texts(source, n_cells, told, options, key=key) as (column, value):
         check(column.n_bytes)
         for start, texts in column.steps():
             for found in set(texts) - known.keys():

@@ -17,12 +17,12 @@ from ..errors import InvalidExportError, SourceError
 from ..machine.files import named_disk_errors
 from ..runtime.progress import Progress
 from ..runtime.threads import compute_on_threads
-from ..source.columns import ADVICE
 from ..source.matrix import Source
 from ..source.names import open_names
 from ..source.selected import selected
 from ..source.selection import Selection, lines_of, select_cells
 from ..source.spool import LazyMatrix, spool
+from ..source.texts import ADVICE
 
 
 class Chosen(NamedTuple):

@@ -26,7 +26,7 @@ from scipy import sparse
 from cellgraph_dask.errors import MemoryLimitError, SourceError
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.runtime.threads import compute_on_threads
-from cellgraph_dask.source import columns, names, selection
+from cellgraph_dask.source import names, selection, texts
 from cellgraph_dask.source.matrix import Block
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.source.selected import selected
@@ -216,7 +216,7 @@ def test_the_memory_that_finding_cells_takes_is_counted(sources):
 
 def test_chunks_that_are_too_large_are_refused(sources, monkeypatch):
     monkeypatch.setattr(names, "_MOST_AT_ONCE", 3)
-    with pytest.raises(SourceError, match=rf"obs/text comes in chunks .* {columns.ADVICE}"):
+    with pytest.raises(SourceError, match=rf"obs/text comes in chunks .* {texts.ADVICE}"):
         chosen(sources["zarr 2"], "obs:text=g1")
     monkeypatch.setattr(names, "_MOST_NUMBERS", 3)
     with pytest.raises(SourceError, match="obs/integer comes in chunks of 40 values"):
