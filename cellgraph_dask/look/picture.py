@@ -210,9 +210,9 @@ def _sentences(
     """Say what the picture shows."""
     what_one, what = ("edge", "edges") if edges.is_export else ("entry", "entries")
     if share is not None:
-        text = f"{share:.2%}" if share < 0.1 else f"{share:.0%}"
+        text = f"{100 * share:.2f}" if share < 0.1 else f"{100 * share:.0f}"
         yield (
-            f"{text.replace('%', ' %')} of the {what} are longer than the median pair of cells at random; by chance "
+            f"{text} % of the {what} are longer than the median pair of cells at random; by chance "
             "it would be 50 %."
         )
         if _is_by_chance(share, sums.n_drawn - sums.n_without_place):

@@ -366,7 +366,8 @@ def test_memory_stays_within_the_limit(tmp_path, options):
     for side, cells in (("src", src), ("dst", dst)):
         cells.tofile(tmp_path / "out" / manifest.path(side))
     angle = np.linspace(0, 6, n)
-    cells = AnnData(obs=pd.DataFrame({"kind": pd.Categorical(np.arange(n) // 50_000)}))
+    kind = pd.Categorical(np.arange(n) // 50_000)
+    cells = AnnData(obs=pd.DataFrame({"kind": kind}, index=np.arange(n).astype(str)))
     cells.obsm["X_umap"] = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     cells.write_h5ad(tmp_path / "cells.h5ad")
 
