@@ -174,7 +174,7 @@ def test_the_readme_links_every_page_and_example() -> None:
 def _documented_options(section: str) -> set[str]:
     """Return the options in the first column of a section's table."""
     cells = re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE)
-    return set(re.findall(r"`(--?[a-z-]+)`", "\n".join(cells)))
+    return set(re.findall(r"`(--?[a-zA-Z-]+)`", "\n".join(cells)))
 
 
 def _options(command: click.Command) -> set[str]:
