@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from ..errors import shown
+from ..machine.amounts import counted
 from ..machine.interrupts import holding
-from ..machine.memory import format_bytes
 from . import starting  # noqa: F401 (its commands)
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, imports, what_is_left
@@ -33,7 +33,7 @@ from .options import (
     source_options,
 )
 from .streams import finish, note_done, prepare
-from .words import describe_inspection, describe_plan, describe_verification
+from .words import describe_inspection, describe_plan, describe_run, describe_verification
 
 DIFFERENT = 3  # exit code
 
@@ -102,13 +102,11 @@ def export(
     if as_json:
         click.echo(report.to_json())
     else:
-        click.echo(
-            f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
-            f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
-        )
+        click.echo(describe_run(report, "", report.out_dir))
         if report.kept_tasks:
-            n = report.kept_tasks
-            click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
+            kept = counted(report.kept_tasks, "finished task")
+            were = "was" if report.kept_tasks == 1 else "were"
+            click.echo(f"{kept} of the interrupted run {were} kept.")
 
 
 @cli.command(
@@ -259,11 +257,8 @@ def symmetrize(
     if as_json:
         click.echo(report.to_json())
         return
-    click.echo(
-        f"{report.n_edges:,} edges of {report.n_cells:,} cells, in both directions, in "
-        f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
-        f"obsp/{options['to_key']} of {report.out_dir}"
-    )
+    where = f"obsp/{options['to_key']} of {report.out_dir}"
+    click.echo(describe_run(report, ", in both directions,", where))
 
 
 @cli.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..machine.amounts import counted, format_time
 from ..machine.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +33,19 @@ def rows(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
 
 
+def edges_of_cells(report: Any) -> str:
+    """Return the size of a graph."""
+    return f"{counted(report.n_edges, 'edge')} of {counted(report.n_cells, 'cell')}"
+
+
+def describe_run(report: Any, in_between: str, where: str) -> str:
+    """Describe what an `ExportReport` says, in a line."""
+    return (
+        f"{edges_of_cells(report)}{in_between} in {format_time(report.seconds)}, peak memory "
+        f"{format_bytes(report.peak_memory_bytes)}: {where}"
+    )
+
+
 def describe_plan(plan: ExportPlan) -> str:
     """Return a plan for a person to read."""
     facts = [
@@ -39,8 +53,8 @@ def describe_plan(plan: ExportPlan) -> str:
         ("cells", f"{plan.n_cells:,}"),
         ("stored entries", f"{plan.n_entries:,}"),
         ("method", _METHODS[plan.method]),
-        ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-                 f"{plan.threads} threads"),
+        ("work", f"{counted(plan.n_blocks, 'block')}, {counted(plan.n_partitions, 'partition')}, "
+                 f"{counted(plan.threads, 'thread')}"),
         *_describe_files(plan),
         ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
                    f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
@@ -71,17 +85,17 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
         return []
     least, _, low, middle, high, _, most = report.degree_quantiles
     facts = [
-        ("graph", f"{report.n_edges:,} edges of {report.n_cells:,} cells"),
+        ("graph", edges_of_cells(report)),
         ("neighbors", f"{least:,} to {most:,} a cell, {report.mean_degree:.1f} on average; half of "
                       f"the cells have {low:,} to {high:,}, the median is {middle:,}"),
-        ("isolated", f"{report.n_isolated:,} cells without neighbors"),
+        ("isolated", f"{counted(report.n_isolated, 'cell')} without neighbors"),
     ]  # fmt: skip
     if report.n_components is None:
         facts.append(("components", "not counted (--components counts them, if memory allows)"))
     elif report.n_components > 1:
         facts.append(
-            ("components", f"{report.n_components:,}, the largest of {report.largest_component:,} "
-                           "cells")
+            ("components", f"{report.n_components:,}, the largest of "
+                           f"{counted(report.largest_component, 'cell')}")
         )  # fmt: skip
     else:
         facts.append(("components", "1: the graph is connected"))
@@ -106,11 +120,14 @@ def describe_verification(out_dir: str, report: Any) -> str:
         facts.append(("edges", _PROOFS[report.proof].format(matrix)))
     facts += describe_graph(report)
     facts.append(
-        ("time", f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}")
+        (
+            "time",
+            f"{format_time(report.seconds)}, peak memory {format_bytes(report.peak_memory_bytes)}",
+        )
     )
     first = (
-        f"{out_dir} is sound: {report.n_edges:,} edges of {report.n_cells:,} cells, at most "
-        f"{report.max_neighbors:,} neighbors."
+        f"{out_dir} is sound: {edges_of_cells(report)}, at most "
+        f"{counted(report.max_neighbors, 'neighbor')}."
     )
     return f"{first}\n{rows(facts)}"
 
@@ -149,7 +166,7 @@ def describe_inspection(report: Any) -> str:
             ("format", f"{matrix.format}, {' by '.join(f'{n:,}' for n in matrix.shape)}"),
         ]
         if matrix.n_entries is not None:
-            chunk = f"{matrix.chunk:,} entries" if matrix.chunk else "none"
+            chunk = counted(matrix.chunk, "entry") if matrix.chunk else "none"
             shard = f" in shards of {matrix.shard:,}" if matrix.shard else ""
             facts += [
                 ("stored entries", f"{matrix.n_entries:,}"),

@@ -21,6 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from zlib_ng import zlib_ng
 
+from ..machine.amounts import counted
 from ..machine.files import append
 
 JOURNAL = "journal"
@@ -100,8 +101,9 @@ class ResumableExecutor:
             done=lambda key, value: self.journal.add(label, _number(key), value),
         )
         log.info(
-            "stage %s: %d tasks, %s %s, %.2f s%s", stage.name, len(keys), f"{sum(sizes):,}",
-            stage.unit, time.perf_counter() - began, f"; {len(kept)} were kept" if kept else "",
+            "stage %s: %s, %s %s, %.2f s%s", stage.name, counted(len(keys), "task"),
+            f"{sum(sizes):,}", stage.unit, time.perf_counter() - began,
+            f"; kept: {len(kept):,}" if kept else "",
         )  # fmt: skip
         summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
         return [summaries[number] for number in numbers]

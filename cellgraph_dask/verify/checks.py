@@ -28,6 +28,7 @@ from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.memory import (
     peak_bytes,
@@ -216,7 +217,7 @@ class Check(Limited):
         if source is not None and source.n_cells != manifest.n_cells:
             problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
-                f"{source.path} has {source.n_cells} rows."
+                f"{source.path} has {counted(source.n_cells, 'row')}."
             )
             return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
@@ -374,7 +375,7 @@ class Check(Limited):
         """Hold the sampled edges against the best embedding that can be read; or say why not."""
         reasons = []
         if found.samples.shape[1] < LEAST_SAMPLES:
-            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+            return None, (f"alignment: too few edges to tell ({found.samples.shape[1]})",)
         stored = None
         if self.stored is not None:
             stored = partial(self.stored, manifest.n_cells, max(self.available(), 0) // 4)

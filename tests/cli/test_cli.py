@@ -7,6 +7,7 @@ import re
 
 import pytest
 import zarr
+from scipy.sparse import csr_matrix
 
 from cellgraph_dask._version import __version__
 from tests.helpers.command import run, run_process
@@ -268,3 +269,25 @@ def test_verbose_shows_where_an_error_comes_from(tmp_path, source, verbose):
     assert ("Traceback" in outcome.stderr) == verbose
     assert ("ChunkError" in outcome.stderr) == verbose  # the cause
     assert not (tmp_path / "out").exists()
+
+
+def test_one_is_singular(tmp_path):
+    """One edge of two cells, one cell alone: no "1 edges" in anything that is printed."""
+    pair = csr_matrix(([1.0, 1.0], ([0, 1], [1, 0])), shape=(2, 2), dtype="f4")
+    lonely = csr_matrix(([1.0, 1.0], ([0, 1], [1, 0])), shape=(3, 3), dtype="f4")
+    for name, graph in (("pair", pair), ("lonely", lonely)):
+        source, out = write_store(tmp_path / f"{name}.zarr", graph), tmp_path / name
+        said = [
+            run("plan", source, "--threads", 1),
+            run("export", source, out, "--threads", 1, "-v"),
+            run("verify", out, "--source", source),
+            run("inspect", out),
+            run("inspect", source),
+            run("symmetrize", source, tmp_path / f"{name}2.zarr"),
+        ]
+        text = "\n".join(outcome.stdout + outcome.stderr for outcome in said)
+        assert all(outcome.exit_code == 0 for outcome in said)
+        assert not re.findall(r"(?<![\d,.])1 (?:\w+ )?(?:\w+s|entries|were|are)\b", text)
+        assert "1 edge of" in text
+        assert "at most 1 neighbor." in text
+    assert "1 cell without neighbors" in text
