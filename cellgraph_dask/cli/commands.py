@@ -13,7 +13,9 @@ import click
 from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
+from ..source.listing import matrices
 from . import starting  # noqa: F401 (its commands)
+from .completion import FILES, FOLDERS, KEYS, names
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, imports, what_is_left
 from .help import MATRIX, WRITTEN, under
@@ -45,8 +47,8 @@ DIFFERENT = 3  # exit code
     cellgraph-dask plan atlas.h5ad exports/atlas --compression 6 --json
     """,
 )
-@click.argument("source")
-@click.argument("out_dir", required=False)
+@click.argument("source", shell_complete=FILES)
+@click.argument("out_dir", required=False, shell_complete=FOLDERS)
 @run_options
 @output_option
 @cluster_options
@@ -74,8 +76,8 @@ def plan(
     cellgraph-dask export s3://lab/a.zarr out --storage-options '{"anon": true}'
     """,
 )
-@click.argument("source")
-@click.argument("out_dir")
+@click.argument("source", shell_complete=FILES)
+@click.argument("out_dir", shell_complete=FOLDERS)
 @run_options
 @again_options
 @output_option
@@ -117,10 +119,10 @@ def export(
     cellgraph-dask verify viewer.zarr --source atlas.zarr --rule max
     """,
 )
-@click.argument("out_dir")
+@click.argument("out_dir", shell_complete=FOLDERS)
 @under(
     MATRIX,
-    click.option("--source", metavar="SOURCE",
+    click.option("--source", metavar="SOURCE", shell_complete=FILES,
                  help="Prove that the edges are exactly those of a matrix of this store."),
 )  # fmt: skip
 @key_option
@@ -131,7 +133,7 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
-@click.option("--to-key", metavar="NAME",
+@click.option("--to-key", metavar="NAME", shell_complete=names(matrices, "out_dir"),
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
@@ -180,7 +182,7 @@ def _verified(place: str, options: dict[str, Any]) -> Any:
     cellgraph-dask check atlas.h5ad --key distances --for cellucid-0.9.4
     """,
 )
-@click.argument("source")
+@click.argument("source", shell_complete=FILES)
 @key_option
 @source_options
 @click.option("--for", "target", type=click.Choice(TARGETS), default=TARGETS[-1], show_default=True,
@@ -214,8 +216,8 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     cellgraph-dask symmetrize atlas.zarr viewer.zarr --key distances --rule min
     """,
 )
-@click.argument("source")
-@click.argument("dest")
+@click.argument("source", shell_complete=FILES)
+@click.argument("dest", shell_complete=FOLDERS)
 @key_option
 @source_options
 @under(
@@ -269,10 +271,10 @@ def symmetrize(
     cellgraph-dask inspect atlas.zarr --key distances --json
     """,
 )
-@click.argument("path")
+@click.argument("path", shell_complete=FILES)
 @under(
     MATRIX,
-    click.option("--key", metavar="NAME",
+    click.option("--key", metavar="NAME", shell_complete=KEYS,
                  help="Only this matrix of a store; with slashes, a path inside it."),
 )  # fmt: skip
 @source_options

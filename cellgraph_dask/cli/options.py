@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..machine.memory import parse_bytes
+from .completion import GRAPHS, KEYS
 from .failures import VERBOSE, Commands
 from .help import CLUSTER, MATRIX, MESSAGES, RUN, SIZES, WRITTEN, together, under
 
@@ -70,11 +71,12 @@ verbose_option = under(
 key_option = under(
     MATRIX,
     click.option("--key", default="connectivities", show_default=True, metavar="NAME",
+                 shell_complete=KEYS,
                  help="Matrix in obsp; with slashes, a path inside the store."),
 )  # fmt: skip
 source_options = under(
     MATRIX,
-    click.option("--neighbors-key", metavar="NAME",
+    click.option("--neighbors-key", metavar="NAME", shell_complete=GRAPHS,
                  help="Instead of --key: one of scanpy's neighbor graphs, by its name in uns."),
     click.option("--storage-options", type=_Json(), metavar="JSON",
                  help="For fsspec, if the source is a URL: endpoint, credentials and so on."),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import click
 
+from .completion import FOLDERS, SHELLS, script
 from .failures import INTERRUPTED
 from .group import cli
-from .options import json_option
+from .options import json_option, verbose_option
 from .streams import note_done
 
 
@@ -19,7 +22,7 @@ from .streams import note_done
     cellgraph-dask demo /scratch/demo --cells 1000000
     """,
 )
-@click.argument("directory", required=False, metavar="[DIR]")
+@click.argument("directory", required=False, metavar="[DIR]", shell_complete=FOLDERS)
 @click.option(
     "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,
     help="Number of cells.",
@@ -34,3 +37,28 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
     result = run_demo(directory, n_cells=cells)
     note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+
+
+@cli.command(
+    short_help="Print the script that completes commands in a shell.",
+    examples="""
+    cellgraph-dask completion bash
+    cellgraph-dask completion fish
+    """,
+)
+@click.argument("shell", required=False, type=click.Choice(list(SHELLS)))
+@verbose_option
+def completion(shell: str | None) -> None:
+    """Print the script with which SHELL completes commands, options, paths and keys.
+
+    By default it is that of $SHELL. To have it in every session, add the line to the file:
+
+    \b
+    ~/.bashrc                  eval "$(cellgraph-dask completion bash)"
+    ~/.zshrc                   eval "$(cellgraph-dask completion zsh)"
+    ~/.config/fish/config.fish cellgraph-dask completion fish | source
+    """  # noqa: D301 (a backspace, which keeps click from wrapping)
+    shell = shell or Path(os.environ.get("SHELL", "")).name
+    if shell not in SHELLS:
+        raise click.UsageError(f"name a shell: {', '.join(SHELLS)}")
+    click.echo(script(cli, shell))

@@ -220,9 +220,10 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     inside = [_connectivities_of(root, f"{table}/uns/{neighbors_key}") for table in tables(root)]
     keys = [key for key in inside if key is not None]
     elsewhere = f" Its tables and modalities have them: {', '.join(keys)}." if keys else ""
+    hint = suggestion(near(neighbors_key, names))
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
-        f"{', '.join(names) or 'nothing'}.{suggestion(near(neighbors_key, names))}{elsewhere} Name one "
+        f"{', '.join(names) or 'nothing'}.{hint}{elsewhere} Name one "
         f"with `neighbors_key`, or the matrix itself with `key`{f' {keys[0]}' if keys else ''}."
     )
 

@@ -45,7 +45,7 @@ LIBRARIES = {
         "demo",
     },
     "numcodecs": {"source/codecs", "delivery/zarr_files"},
-    "h5py": {"source/hdf5", "source/hdf5_datasets", "source/opening"},
+    "h5py": {"source/hdf5", "source/hdf5_datasets", "source/listing", "source/opening"},
     "anndata": {"demo", "delivery/store_copy"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/spool", "edge_pairs/graph", "demo"},
