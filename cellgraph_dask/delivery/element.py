@@ -26,6 +26,7 @@ from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
 from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
+from ..stages.wishes import ALL, Thinning
 from .csr import CsrDelivery, csr_bytes
 from .store_copy import StoreCopy
 from .zarr_files import ZarrFormat, encoding, group_documents, make_durable, write_documents
@@ -45,6 +46,7 @@ class Element:
     zarr_format: ZarrFormat = 2
     group: str = ""  # path of the AnnData in the store
     copy: StoreCopy | None = field(default=None, repr=False)  # None: the store is there
+    thinning: Thinning = ALL
 
     weights = both = in_pieces = True
     preload = ()
@@ -77,7 +79,7 @@ class Element:
         return {
             "rule": self.wanted, "to_key": self.to_key, "drop_diagonal": self.drop_diagonal,
             "dtype": self.dtype, "zarr_format": self.zarr_format,
-        }  # fmt: skip
+        } | self.thinning.options  # fmt: skip
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""

@@ -18,6 +18,7 @@ from ..edge_pairs.format import (
     VIEWER_BYTES,
     Manifest,
     edge_columns,
+    most_viewer_edges,
     read_identity,
     viewer_bytes,
 )
@@ -33,6 +34,7 @@ from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
 from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
+from ..stages.wishes import ALL, Thinning
 from .edge_files import EdgeFiles, writer_bytes
 from .parts import PieceDelivery
 
@@ -46,6 +48,10 @@ class Closable(Delivery, Protocol):
 
 class Product(Protocol):
     """What is made of a graph; a frozen value."""
+
+    @property
+    def thinning(self) -> Thinning:
+        """Which edges are kept."""
 
     @property
     def rule(self) -> Rule | None:
@@ -136,17 +142,22 @@ class EdgePairs:
 
     compression: int | None = None
     weights: bool = False
-    wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
+    wanted: Rule | None = None  # None if weights matter: the matrix must be symmetric in them
     both: bool = False
+    thinning: Thinning = ALL
 
-    reader = "cellucid-0.9.4"
     refuses_diagonal = is_inside = in_pieces = False
     preload = ()
 
     @property
+    def reader(self) -> str:
+        """See `Product`."""
+        return "cellucid-0.9.4" if self.weights else "cellucid-0.9.5"
+
+    @property
     def refuses_zeros(self) -> bool:
         """See `Product`."""
-        return self.is_strict
+        return self.is_strict and self.weights
 
     @property
     def rule(self) -> Rule | None:
@@ -156,14 +167,14 @@ class EdgePairs:
     @property
     def is_strict(self) -> bool:
         """See `Product`."""
-        return self.weights and self.wanted is None
+        return (self.weights or bool(self.thinning)) and self.wanted is None
 
     @property
     def options(self) -> dict[str, Any]:
         """See `Product`; a plain export has nothing to tell of weights."""
         weights = {"weights": self.weights} if self.weights else {}
         rule = {"rule": self.wanted} if self.weights or self.wanted is not None else {}
-        return {"compression": self.compression} | weights | rule
+        return {"compression": self.compression} | weights | rule | self.thinning.options
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
@@ -177,12 +188,10 @@ class EdgePairs:
         """See `Product`."""
         if not self.weights or viewer_bytes(n_cells, n_edges) <= VIEWER_BYTES:
             return []
-        alone = viewer_bytes(n_cells, 0)
-        most = (VIEWER_BYTES - alone) // (viewer_bytes(n_cells, 1) - alone)
         return [
             f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most "
-            f"{counted(max(most, 0), 'edge')} of {counted(n_cells, 'cell')}; this graph may have "
-            f"up to {n_edges:,}."
+            f"{counted(most_viewer_edges(n_cells), 'edge')} of {counted(n_cells, 'cell')}; this "
+            f"graph may have up to {n_edges:,}."
         ]
 
     def _columns(self, n_cells: int) -> dict[str, np.dtype[Any]]:

@@ -35,6 +35,7 @@ from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.rules import RULES
 from ..stages.runs import Scratch
+from ..stages.thinning import Thinned
 from .check import Target, broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
@@ -72,6 +73,8 @@ class ExportReport(Report):
         Tasks of an interrupted run that did not have to be done again.
     warnings : tuple of str
         What the user should know about the matrix, as in the plan.
+    thinned : Thinned or None
+        What thinning has done; None if all edges were kept.
     """
 
     out_dir: str
@@ -90,6 +93,7 @@ class ExportReport(Report):
     symmetric: bool
     kept_tasks: int
     warnings: tuple[str, ...] = ()
+    thinned: Thinned | None = None
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
@@ -301,6 +305,7 @@ def _report(
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
         warnings=prepared.job.source.notes,
+        thinned=outcome.thinned,
     )
 
 

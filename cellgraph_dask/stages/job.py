@@ -14,6 +14,7 @@ from ..machine.buffers import Array
 from ..source.matrix import Source
 from .rules import Combination
 from .runs import Scratch
+from .wishes import ALL, Thinning
 
 Method = Literal["symmetric", "general", "signed"]
 
@@ -28,7 +29,8 @@ class Job:
     may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
     edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
     rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal; weights
-    on the diagonal, which are no edges, are an error with `refuse_diagonal`.
+    on the diagonal, which are no edges, are an error with `refuse_diagonal`. Of the edges, those
+    are kept that `thinning` says; then there is a rule.
     """
 
     source: Source
@@ -40,6 +42,7 @@ class Job:
     both: bool = False
     strict: bool = False
     refuse_diagonal: bool = False
+    thinning: Thinning = ALL
 
     @property
     def edge_dtypes(self) -> list[np.dtype[Any]]:
@@ -98,6 +101,7 @@ class Tuning:
     shift: int  # a partition is ``2**shift`` sources
     threads: int  # that work at once
     count_degrees: bool = False  # whether they share a counter for each cell in memory
+    count_components: bool = False  # whether thinning counts components, in memory
 
     @property
     def piece_partitions(self) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..edge_pairs.components import cell_dtype
 from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
 from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
@@ -48,7 +49,6 @@ from .limited import Limited
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
-from .statistics import cell_dtype
 
 # From the number of cells, and the most bytes to be read at once.
 StoredEmbeddings = Callable[[int, int], Stored]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..edge_pairs.components import Components, Forests, forest_bytes
 from ..edge_pairs.format import Manifest
 from ..edge_pairs.reader import (
     SLAB_EDGES,
@@ -30,16 +31,7 @@ from ..runtime.progress import Progress
 from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from . import loops
-from .statistics import (
-    Components,
-    DegreeCounts,
-    Degrees,
-    Forests,
-    ListedEnds,
-    are_few,
-    degree_bytes,
-    forest_bytes,
-)
+from .statistics import DegreeCounts, Degrees, ListedEnds, are_few, degree_bytes
 
 _STRETCH_EDGES = 1 << 22  # edges of a plain file that one task looks at
 _LEAST_CELLS = 1 << 20  # cells whose degrees are counted in one pass, where memory is short
@@ -168,7 +160,8 @@ def _first_pass(
     if plan.n_samples:
         yield partial(_pick, _picks(manifest.n_edges, plan.n_samples), notes)
     if notes.forests is not None:
-        yield notes.forests.add
+        forests = notes.forests
+        yield lambda slab: forests.add(slab.src, slab.dst)
 
 
 def _run_pass(
