@@ -22,7 +22,7 @@ def scaled(value: float, units: tuple[str, ...], digits: int = 1) -> str:
 def format_rate(per_second: float, unit: str) -> str:
     """Return a rate: ``"3.1 M edges/s"``."""
     digits = 1 if per_second >= 1000 else 0
-    return f"{scaled(per_second, ('', 'k', 'M', 'G'), digits)} {unit}/s"
+    return f"{scaled(per_second, ('', 'k', 'M', 'G'), digits)} {unit}".rstrip() + "/s"
 
 
 def format_time(seconds: float) -> str:
@@ -33,3 +33,10 @@ def format_time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{left:02} min"
     return f"{minutes // 60:,}:{minutes % 60:02} h"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as a clock shows it: ``"0:12"``, ``"12:05"``, ``"2:03:05"``."""
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

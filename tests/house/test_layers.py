@@ -70,6 +70,7 @@ LIBRARIES = {
         "cli/starting",
     },
     "rich": {"runtime/progress"},
+    "IPython": {"runtime/progress"},
     "isal": {"edge_pairs/gzip_member", "source/codecs", "delivery/zarr_files"},
     "pyarrow": {"edge_pairs/parquet_io"},
     "sparse": {"source/blocks"},
