@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ..machine.amounts import counted, format_time
+from ..machine.amounts import blocks, counted, format_time
 from ..machine.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
         ("graph", edges_of_cells(report)),
         ("neighbors", f"{least:,} to {most:,} a cell, {report.mean_degree:.1f} on average; half of "
                       f"the cells have {low:,} to {high:,}, the median is {middle:,}"),
+        *_run_of_blocks(report.degree_histogram, most),
         ("isolated", f"{counted(report.n_isolated, 'cell')} without neighbors"),
     ]  # fmt: skip
     if report.n_components is None:
@@ -110,6 +112,23 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
         )  # fmt: skip
     facts += [("not checked", text) for text in report.unchecked]
     return facts
+
+
+def _run_of_blocks(
+    histogram: tuple[tuple[int, int], ...] | None, largest: int
+) -> list[tuple[str, str]]:
+    """Draw degrees in a line, if standard output can show it."""
+    drawn = blocks([n for _, n in histogram or ()])
+    try:
+        drawn.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        return []
+    if histogram is None or len(histogram) < 2:
+        return []
+    first, second, last = (histogram[k][0] for k in (0, 1, -1))
+    end = last + second - first - 1
+    more = f"{last:,} and more" if largest > end else f"{end:,}"
+    return [("degrees", f"{drawn}  cells with {first:,} to {more} neighbors")]
 
 
 def describe_verification(out_dir: str, report: Any) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
 
 def counted(n: int, one: str, many: str = "") -> str:
     """Return a count with its noun: ``"1 edge"``, ``"2,000 edges"``, ``"3 entries"``."""
@@ -17,6 +21,12 @@ def scaled(value: float, units: tuple[str, ...], digits: int = 1) -> str:
             break
         value /= 1000
     return f"{text} {unit}".rstrip()
+
+
+def blocks(counts: Sequence[int]) -> str:
+    """Return counts as a run of blocks, ``"▁▂▆█▃"``; only where nothing is, it is flat."""
+    most = max(counts, default=0)
+    return "".join(_BLOCKS[-(-n * (len(_BLOCKS) - 1) // most) if n else 0] for n in counts)
 
 
 def format_rate(per_second: float, unit: str) -> str:

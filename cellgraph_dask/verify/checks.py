@@ -82,6 +82,9 @@ class VerifyReport(Report):
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
+    degree_histogram : tuple of (int, int) or None
+        Ranges of degrees, each as its smallest degree and the cells in it; all of one width, but
+        the last one takes the largest hundredth too.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
     provenance : Provenance or None
@@ -110,6 +113,7 @@ class VerifyReport(Report):
     n_isolated: int | None = None
     mean_degree: float | None = None
     degree_quantiles: tuple[int, ...] | None = None
+    degree_histogram: tuple[tuple[int, int], ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
     provenance: Provenance | None = None
@@ -265,6 +269,7 @@ class Check(Limited):
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
+            degree_histogram=found.degrees.histogram(),
             n_components=found.components.n_components if found.components else None,
             largest_component=found.components.largest if found.components else None,
         )

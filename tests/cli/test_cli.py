@@ -291,3 +291,15 @@ def test_one_is_singular(tmp_path):
         assert "1 edge of" in text
         assert "at most 1 neighbor." in text
     assert "1 cell without neighbors" in text
+
+
+def test_degrees_are_drawn_where_they_can_be(tmp_path, source, monkeypatch):
+    run("export", source, tmp_path / "out")
+    for command in ("verify", "inspect"):
+        line = re.search(r"^degrees: +(.*)$", run(command, tmp_path / "out").stdout, re.M)[1]
+        assert re.fullmatch(r"[▁▂▃▄▅▆▇█]+  cells with \d+ to \d+( and more)? neighbors", line)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    plain = run_process("verify", tmp_path / "out")
+    assert plain.exit_code == 0
+    assert "degrees:" not in plain.stdout
+    assert "u258" not in plain.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cellgraph_dask.machine.amounts import counted, format_rate, format_time
+from cellgraph_dask.machine.amounts import blocks, clock, counted, format_rate, format_time
 from cellgraph_dask.machine.memory import format_bytes
 
 
@@ -44,3 +44,18 @@ def test_rates(rate, text):
 )  # fmt: skip
 def test_durations(seconds, text):
     assert format_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("counts", "drawn"),
+    [([], ""), ([0, 0], "▁▁"), ([5], "█"), ([0, 1, 500, 1000], "▁▂▅█"), ([7, 6, 1], "█▇▂")],
+)
+def test_a_run_of_blocks(counts, drawn):
+    assert blocks(counts) == drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (12, "0:12"), (725, "12:05"), (7385, "2:03:05")]
+)
+def test_a_clock(seconds, text):
+    assert clock(seconds) == text
