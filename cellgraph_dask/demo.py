@@ -26,6 +26,8 @@ _N_DIMENSIONS = 3
 class DemoResult(Report):
     """What the demo made: an AnnData store, and a report of its export."""
 
+    _title = "Demo"
+
     store: str
     report: ExportReport
 

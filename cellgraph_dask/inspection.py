@@ -81,6 +81,8 @@ class InspectReport(Report):
         Of a scratch folder: the files in it, and their size together.
     """
 
+    _title = "What is there"
+
     path: str
     kind: str
     zarr_format: int | None = None

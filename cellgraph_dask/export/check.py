@@ -113,6 +113,8 @@ class CheckReport(Report):
         Most resident bytes of this process.
     """
 
+    _title = "Check"
+
     ok: bool
     target: Target
     source: str

@@ -77,6 +77,8 @@ class ExportReport(Report):
         What thinning has done; None if all edges were kept.
     """
 
+    _title = "Export"
+
     out_dir: str
     n_cells: int
     n_edges: int

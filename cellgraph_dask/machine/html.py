@@ -24,9 +24,10 @@ def listed(texts: Iterable[str], color: str = "inherit") -> str:
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Return names and values in two columns."""
+    name_style = f"{_CELL};font-weight:400;opacity:.75;min-width:10em"
     rows = "".join(
-        f'<tr style="background:none"><th scope="row" style="{_CELL};font-weight:400;'
-        f'opacity:.75">{escape(name)}</th><td style="{_CELL}">{escape(value)}</td></tr>'
+        f'<tr style="background:none"><th scope="row" style="{name_style}">{escape(name)}</th>'
+        f'<td style="{_CELL}">{escape(value)}</td></tr>'
         for name, value in pairs
     )
     return f'<table style="border:none;border-collapse:collapse">{rows}</table>' if rows else ""
@@ -51,6 +52,6 @@ def bar(parts: Iterable[tuple[float, str]], whole: float, text: str) -> str:
     )
     return (
         f'<div role="img" aria-label="{escape(text)}" title="{escape(text)}" '
-        f'style="height:12px;max-width:30em;margin:4px 0;background:{GRAY};border-radius:3px;'
-        f'overflow:hidden;font-size:0;white-space:nowrap">{filled}</div>'
+        f'style="height:12px;max-width:480px;margin:4px 0;background:{GRAY};border-radius:3px;'
+        f'overflow:hidden;font-size:12px;white-space:nowrap">{filled}</div>'
     )

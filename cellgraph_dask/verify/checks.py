@@ -101,6 +101,8 @@ class VerifyReport(Report):
         Resident memory: allowed, and measured.
     """
 
+    _title = "Verification"
+
     ok: bool
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
