@@ -33,9 +33,16 @@ from .options import (
     scratch_option,
     size_options,
     source_options,
+    thinning_options,
 )
 from .streams import finish, note_done, prepare
-from .words import describe_inspection, describe_plan, describe_run, describe_verification
+from .words import (
+    describe_inspection,
+    describe_plan,
+    describe_run,
+    describe_thinned,
+    describe_verification,
+)
 
 DIFFERENT = 3  # exit code
 
@@ -105,6 +112,8 @@ def export(
         click.echo(report.to_json())
     else:
         click.echo(describe_run(report, "", report.out_dir))
+        if report.thinned is not None:
+            click.echo(describe_thinned(report.thinned))
         if report.kept_tasks:
             kept = counted(report.kept_tasks, "finished task")
             were = "was" if report.kept_tasks == 1 else "were"
@@ -232,6 +241,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     click.option("--zarr-format", type=click.Choice(["2", "3"]),
                  help="Of a new store.  [default: that of SOURCE, or 2]"),
 )  # fmt: skip
+@thinning_options
 @size_options
 @scratch_option("beside DEST")
 @again_options
@@ -261,6 +271,8 @@ def symmetrize(
         return
     where = f"obsp/{options['to_key']} of {report.out_dir}"
     click.echo(describe_run(report, ", in both directions,", where))
+    if report.thinned is not None:
+        click.echo(describe_thinned(report.thinned))
 
 
 @cli.command(

@@ -12,10 +12,11 @@ import click
 from ..machine.memory import parse_bytes
 from .completion import GRAPHS, KEYS
 from .failures import VERBOSE, Commands
-from .help import CLUSTER, MATRIX, MESSAGES, RUN, SIZES, WRITTEN, together, under
+from .help import CLUSTER, EDGES, MATRIX, MESSAGES, RUN, SIZES, WRITTEN, together, under
 
 # Not imported: help has to be quick.
 RULES = ("ones", "max", "min", "mean", "sum", "fuzzy")
+STRONGEST = ("largest", "smallest")
 TARGETS = ("cellucid-0.0.9", "cellucid-0.9.4", "cellucid-0.9.5")
 
 
@@ -27,6 +28,17 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             return parse_bytes(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Edges(click.ParamType):  # type: ignore[type-arg]
+    name = "edges"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "viewer":
+            return "viewer"
+        return int(click.IntRange(1).convert(value, param, ctx))
 
 
 class _Json(click.ParamType):  # type: ignore[type-arg]
@@ -104,6 +116,19 @@ def scratch_option(where: str, needed: str = "") -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
+thinning_options = under(
+    EDGES,
+    click.option("--min-weight", type=click.FloatRange(0), metavar="W",
+                 help="Keep edges with a weight of at least W."),
+    click.option("--top-k", type=click.IntRange(1), metavar="K",
+                 help="Keep an edge if it is among the K strongest of either of its cells."),
+    click.option("--max-edges", type=_Edges(), metavar="N|viewer",
+                 help="Keep the N strongest edges, or as many as the viewer of cellucid 0.9.1 to "
+                      "0.9.4 draws."),
+    click.option("--strongest", type=click.Choice(STRONGEST),
+                 help="Which weights make the strongest edges; needed for distances.  [default: "
+                      "largest]"),
+)  # fmt: skip
 run_options = together(
     key_option,
     source_options,
@@ -123,6 +148,7 @@ run_options = together(
                      help="Of Parquet: write cells.parquet too, with the names of the cells and "
                           "the embedding."),
     ),
+    thinning_options,
     size_options,
     scratch_option("beside the output"),
 )  # fmt: skip

@@ -80,6 +80,20 @@ def _describe_files(plan: ExportPlan) -> list[tuple[str, str]]:
     ]
 
 
+def describe_thinned(thinned: Any) -> str:
+    """Say what thinning has left out."""
+    became = counted(thinned.n_became_isolated, "cell")
+    text = f"Left out: {counted(thinned.n_dropped, 'edge')}; {became} without neighbors since then"
+    if thinned.before is None or thinned.after is None:
+        return f"{text}. Components were not counted."
+    before, after = thinned.before, thinned.after
+    return (
+        f"{text}. The graph had {counted(before.n_components, 'component')}, the largest of "
+        f"{counted(before.largest, 'cell')}; it has {after.n_components:,} now, the largest of "
+        f"{after.largest:,}."
+    )
+
+
 def describe_graph(report: Any) -> list[tuple[str, str]]:
     """Describe the graph of a `VerifyReport`, as names and values."""
     if report.degree_quantiles is None:
