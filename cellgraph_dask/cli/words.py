@@ -142,7 +142,7 @@ def _run_of_blocks(
     first, second, last = (histogram[k][0] for k in (0, 1, -1))
     end = last + second - first - 1
     more = f"{last:,} and more" if largest > end else f"{end:,}"
-    return [("degrees", f"{drawn}  cells with {first:,} to {more} neighbors")]
+    return [("degrees", f"{drawn}  from {first:,} to {more}")]
 
 
 def describe_verification(out_dir: str, report: Any) -> str:

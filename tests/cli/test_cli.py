@@ -116,7 +116,7 @@ def test_plan_for_people(tmp_path, source, monkeypatch):
     before = snapshot(tmp_path)
     outcome = run("plan", source)
     assert outcome.exit_code == 0
-    for words in ("cells:", "stored entries:", "blocks", "partitions", "uint16, plain",
+    for words in ("cells:", "stored entries:", "1 block, ", "partition", "uint16, plain",
                   "projected", "limit", "scratch:", "free"):  # fmt: skip
         assert words in outcome.stdout
     assert "Warning" not in outcome.stdout
@@ -297,7 +297,7 @@ def test_degrees_are_drawn_where_they_can_be(tmp_path, source, monkeypatch):
     run("export", source, tmp_path / "out")
     for command in ("verify", "inspect"):
         line = re.search(r"^degrees: +(.*)$", run(command, tmp_path / "out").stdout, re.M)[1]
-        assert re.fullmatch(r"[▁▂▃▄▅▆▇█]+  cells with \d+ to \d+( and more)? neighbors", line)
+        assert re.fullmatch(r"[▁▂▃▄▅▆▇█]+  from \d+ to \d+( and more)?", line)
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     plain = run_process("verify", tmp_path / "out")
     assert plain.exit_code == 0
