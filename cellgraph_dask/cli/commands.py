@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..source.listing import matrices
 from . import starting  # noqa: F401 (its commands)
 from .completion import FILES, FOLDERS, KEYS, names
 from .failures import INTERRUPTED
-from .group import check_keys, cli, client, imports, what_is_left
+from .group import check_keys, cli, client, command_to_resume, imports, what_is_left
 from .help import MATRIX, WRITTEN, under
 from .options import (
     RULES,
@@ -302,6 +303,9 @@ def inspect(context: click.Context, /, path: str, as_json: bool, **options: Any)
 
     report = inspect_path(path, **options)
     click.echo(report.to_json() if as_json else describe_inspection(report))
+    if report.run is not None and not report.running and not as_json:
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # it may be anybody's
+            click.echo(f"Resume with:\n{command_to_resume(report.run)}")
     export = report.export
     if export is not None and not as_json:
         cli.print_all("Wrong", export.problems)

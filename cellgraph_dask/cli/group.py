@@ -6,8 +6,9 @@ import gc
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -94,6 +95,28 @@ def without_secrets(words: Sequence[str]) -> Iterator[str]:
         elif word != "--resume":
             yield redact(word)
         before = word
+
+
+def command_to_resume(run: Mapping[str, Any]) -> str:
+    """Return the command that resumes a run, given its record; it may be anybody's."""
+    options: dict[str, Any] = dict(run["options"])
+    name = "symmetrize" if "to_key" in options else "export"
+    key = str(run["key"])
+    options["key"] = key.removeprefix("obsp/") if key.count("/") == 1 else key
+    scratch = Path(str(run["scratch"])).parent
+    if scratch.name.startswith("cellgraph-dask-"):
+        options["scratch_dir"] = str(scratch.parent)
+    words = ["cellgraph-dask", name, str(run["source"]), str(run["out_dir"])]
+    for option in cli.commands[name].params:
+        value = options.get(option.name or "")
+        if value in (None, False) or value == option.default:
+            continue
+        words += [option.opts[0]] if value is True else [option.opts[0], str(value)]
+    plain = ["".join(c if c.isprintable() else "?" for c in word) for word in words]
+    command = shlex.join([*plain, "--resume"])
+    if any("://" in word for word in words[2:4]):
+        command += "\nwith the storage options that it had, if any"
+    return command
 
 
 def what_is_left(out_dir: str, scratch_dir: str | None) -> str:

@@ -165,6 +165,21 @@ def describe_verification(out_dir: str, report: Any) -> str:
     return f"{first}\n{rows(facts)}"
 
 
+def _describe_state(report: Any) -> list[tuple[str, str]]:
+    """Say how far a run has come, and whether it is running."""
+    facts = []
+    *before, last = report.stages or (None,)
+    if before:
+        done = ", ".join(f"{stage.name} ({counted(stage.total, 'task')})" for stage in before)
+        facts.append(("done", done))
+    if last is not None:
+        where = "is at" if report.running else "stopped at"
+        facts.append((where, f"{last.name}: {last.done:,} of {counted(last.total, 'task')} done"))
+    if report.running:
+        facts.append(("running", f"yes: {report.run['process']}"))
+    return facts
+
+
 def describe_inspection(report: Any) -> str:
     """Describe an `InspectReport`."""
     if report.kind == "export":
@@ -173,13 +188,15 @@ def describe_inspection(report: Any) -> str:
         lines = [head, *filter(None, [rows(describe_graph(export))])]
         if report.run:
             started = report.run.get("started", "at an unknown time")
-            lines.append(
-                f"A run to replace it, started {started}, was interrupted or is still running."
-            )
+            states = {True: "is running", False: "was interrupted"}
+            state = states.get(report.running, "was interrupted or is still running")
+            lines.append(f"A run to replace it, started {started}, {state}.")
+            lines += filter(None, [rows(_describe_state(report))])
         return "\n".join(lines)
     if report.kind == "scratch":
         run = report.run or {}
         facts = [(name.replace("_", " "), str(run[name])) for name in _OF_RUNS if name in run]
+        facts += _describe_state(report)
         facts.append(("files", f"{report.n_files:,}, {format_bytes(report.n_bytes)} together"))
         head = f"{report.path} is the scratch folder of a run" + (
             ":" if run else " that left no record."
