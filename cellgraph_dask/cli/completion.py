@@ -8,10 +8,12 @@ without signs that mean something to a shell are offered.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +26,7 @@ from click.shell_completion import (
     add_completion_class,
 )
 
+from ..machine.folders import read_plain
 from ..machine.remote import is_url, local_path, plain_name
 from ..source import listing
 
@@ -31,6 +34,7 @@ PROGRAM, VARIABLE = "cellgraph-dask", "_CELLGRAPH_DASK_COMPLETE"
 
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem[str]]]
 
+_MOST_BYTES = 2**20
 _START_ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }"
 _PLAIN = re.compile(r"[\w.+@%/-]+")  # names that mean nothing else to any shell
 
@@ -56,7 +60,7 @@ def names(find: Callable[[listing.Names], list[str]], *of: str) -> Completion:
         with suppress(Exception):  # of whatever is there
             name = plain_name(os.path.expandvars(store or ""))
             if name and not is_url(name):
-                with listing.listing(local_path(name)) as store_names:
+                with listing.listing(_source_of(local_path(name))) as store_names:
                     found = find(store_names)
                 found += [f"obsp/{key}" for key in found if "/" in incomplete and "/" not in key]
                 return [
@@ -67,6 +71,15 @@ def names(find: Callable[[listing.Names], list[str]], *of: str) -> Completion:
         return []
 
     return complete
+
+
+def _source_of(path: Path) -> Path:
+    """Return the store that an export was made from, if it is one and tells; else the path."""
+    for file in ("connectivity/provenance.json", "_graph.json"):
+        with suppress(OSError):
+            source = json.loads(read_plain(path / file, most=_MOST_BYTES)).get("source")
+            return Path(source) if isinstance(source, str) else path
+    return path
 
 
 def _given(ctx: click.Context, name: str) -> str | None:

@@ -18,9 +18,9 @@ SECTIONS = {
     "See what was made": ("verify", "plot", "report"),
     "Start": ("demo", "completion"),
 }
-MATRIX, EDGES, WRITTEN, RUN, SIZES, CLUSTER, MESSAGES = (
-    "Which matrix", "Which edges", "What is written", "How it is run", "Memory and threads",
-    "Dask cluster", "Messages",
+PICTURE, MATRIX, EDGES, WRITTEN, RUN, SIZES, CLUSTER, MESSAGES = (
+    "The picture", "Which matrix", "Which edges", "What is written", "How it is run",
+    "Memory and threads", "Dask cluster", "Messages",
 )  # fmt: skip
 _OTHERS, _OPTIONS = "Other commands", "Options"
 _RANGE = re.compile(r"  \[\d+<=x<=\d+\]")  # which a metavar tells, or nobody reaches

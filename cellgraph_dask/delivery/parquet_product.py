@@ -33,6 +33,7 @@ from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
 from .cells_table import CellsTable
 from .parquet import ParquetDelivery, parquet_bytes, read_files
+from .parts import pieces_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ParquetFolder:
 
     reader = "cellucid-0.9.4"
     refuses_zeros = refuses_diagonal = is_inside = False
-    in_pieces = True
+    weight_dtype = "float64"
     preload = (parquet_io.warm_up,)
 
     @property
@@ -92,6 +93,10 @@ class ParquetFolder:
         """See `Product`."""
         columns = table_columns(n_cells, weighted=self.weights)
         return n_edges * sum(dtype.itemsize for dtype in columns.values())
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`."""
+        return pieces_bytes(job, n_edges)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""

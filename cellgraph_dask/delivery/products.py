@@ -36,7 +36,7 @@ from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
 from .edge_files import EdgeFiles, writer_bytes
-from .parts import PieceDelivery
+from .parts import PieceDelivery, pieces_bytes
 
 
 class Closable(Delivery, Protocol):
@@ -78,12 +78,12 @@ class Product(Protocol):
         """Whether it is put into the very store that the matrix is in."""
 
     @property
-    def in_pieces(self) -> bool:
-        """Whether all edges are in temporary files before it is made of them."""
-
-    @property
     def weights(self) -> bool:
         """Whether edges are delivered with weights."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """Dtype of the weights in the files."""
 
     @property
     def both(self) -> bool:
@@ -108,6 +108,9 @@ class Product(Protocol):
 
     def output_bytes(self, n_cells: int, n_edges: int) -> int:
         """Return the most bytes of the files, without compression."""
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """Return the most bytes of the temporary files that it is made of."""
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """Return the memory it takes when each thread delivers `n` edges at once."""
@@ -146,7 +149,8 @@ class EdgePairs:
     both: bool = False
     thinning: Thinning = ALL
 
-    refuses_diagonal = is_inside = in_pieces = False
+    refuses_diagonal = is_inside = False
+    weight_dtype = "float64"
     preload = ()
 
     @property
@@ -204,6 +208,13 @@ class EdgePairs:
     def output_bytes(self, n_cells: int, n_edges: int) -> int:
         """See `Product`."""
         return n_edges * sum(dtype.itemsize for dtype in self._columns(n_cells).values())
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`: pieces, and the spool of compressed parts."""
+        parts = (
+            self.output_bytes(job.source.n_cells, n_edges) if self.compression is not None else 0
+        )
+        return parts + (pieces_bytes(job, n_edges) if on_cluster else 0)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""

@@ -72,7 +72,7 @@ class ExportReport(Report):
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
     warnings : tuple of str
-        What the user should know about the matrix, as in the plan.
+        What the user should know about the matrix and what is made of it, as in the plan.
     thinned : Thinned or None
         What thinning has done; None if all edges were kept.
     """
@@ -306,7 +306,10 @@ def _report(
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
-        warnings=prepared.job.source.notes,
+        warnings=(
+            *prepared.job.source.notes,
+            *options.product.warnings(plan.n_cells, outcome.n_edges),
+        ),
         thinned=outcome.thinned,
     )
 

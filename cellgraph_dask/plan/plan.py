@@ -64,7 +64,7 @@ def prepare(
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(
         source, Scratch(""), shift, method, product.rule, product.weights, product.both,
-        product.refuses_zeros, product.refuses_diagonal, product.thinning,
+        product.refuses_zeros, product.refuses_diagonal, product.thinning, product.weight_dtype,
     )  # fmt: skip
     budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:
@@ -236,10 +236,7 @@ def make_plan(
         scratch += thinning_scratch(job, n_edges)
         n_edges = min(n_edges, (job.thinning.max_edges or n_edges) * job.n_directions)
     output = product.output_bytes(source.n_cells, n_edges)
-    if n_workers or product.in_pieces:  # parts before they become edge files
-        scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
-    if compression is not None:
-        scratch += output  # the spool of compressed parts
+    scratch += product.scratch_bytes(job, n_edges, on_cluster=n_workers > 0)
     return ExportPlan(
         source=source.path,
         key=source.key,

@@ -68,7 +68,7 @@ def graphs(names: Names) -> list[str]:
 def embeddings(names: Names) -> list[str]:
     """Return what is in `obsm`, with what is most likely an embedding first."""
     paths = ["obsm", *(f"{table}/obsm" for table in _tables(names))]
-    found = {name: None for path in paths for name in names(path)}
+    found = {name for path in paths for name in names(path)}
     return sorted(found, key=lambda name: (not name.startswith("X_"), name))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -42,6 +43,9 @@ def folder(tmp_path_factory) -> Path:
     with h5py.File(folder / "old.h5ad", "w") as file:
         file.create_group("uns/neighbors/connectivities")
         file.create_group("uns/neighbors/params")
+    for name, text in (("made", json.dumps({"source": os.fspath(store)})), ("broken", "{")):
+        (folder / name / "connectivity").mkdir(parents=True)
+        (folder / name / "connectivity/provenance.json").write_text(text)
     (folder / "broken.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     os.mkfifo(folder / "pipe")
     command = folder / "bin/cellgraph-dask"
@@ -92,6 +96,10 @@ def offered(monkeypatch, *words: str) -> list[str]:
         ("verify out --source|", ["file,"]),
         ("export cells.zarr out --scratch-dir|", ["dir,"]),
         ("export --rule|me", ["plain,mean"]),
+        ("plot cells.zarr --embedding|", ["plain,X_pca", "plain,X_umap", "plain,spatial"]),
+        ("plot made --embedding|X_u", ["plain,X_umap"]),  # of the source that it names
+        ("plot made --color|", ["plain,cell_type"]),
+        ("plot broken --color|", []),
         # What cannot be looked at offers nothing, and says nothing.
         ("export nothing.zarr --key|", []),
         ("export broken.h5ad --key|", []),
@@ -107,16 +115,6 @@ def test_what_is_offered(folder, monkeypatch, capfd, line, expected):
     found = [word for word in offered(monkeypatch, *before.split(), last) if word]
     assert found == expected  # so nothing that a shell would run or take apart
     assert capfd.readouterr() == ("", "")
-
-
-def test_embeddings_and_columns(folder, monkeypatch):
-    from cellgraph_dask.source import listing
-
-    with listing.listing(folder / "cells.zarr") as names:
-        assert listing.embeddings(names) == ["X_pca", "X_umap", "spatial"]
-        assert listing.columns(names) == ["cell_type"]
-    with listing.listing(folder / "both.h5mu") as names:
-        assert listing.embeddings(names) == []
 
 
 def test_it_is_quick_and_imports_nothing_heavy(folder):

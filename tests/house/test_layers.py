@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
     {"plan"},
     {"export"},
     {"inspection"},
+    {"look"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},
@@ -49,7 +50,9 @@ LIBRARIES = {
     "anndata": {"demo", "delivery/store_copy"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/spool", "edge_pairs/graph", "demo"},
-    "pandas": {"demo"},
+    "pandas": {"demo", "look/raster"},
+    "datashader": {"look/raster"},
+    "matplotlib": {"look/raster", "look/figure", "look/shading", "look/opened"},
     "numba": {"machine/compiled"},
     "llvmlite": {"machine/compiled"},
     "dask": {"source/blocks", "source/spool", "edge_pairs/graph", "runtime/threads"},
@@ -66,6 +69,7 @@ LIBRARIES = {
         "cli/failures",
         "cli/group",
         "cli/help",
+        "cli/look",
         "cli/options",
         "cli/starting",
     },
@@ -78,7 +82,7 @@ LIBRARIES = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse", "fsspec", "pyarrow")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec", "pyarrow", "matplotlib", "datashader")  # fmt: skip
 
 
 def name_of(path: Path) -> str:
