@@ -26,7 +26,6 @@ from click.shell_completion import (
     add_completion_class,
 )
 
-from ..machine.folders import read_plain
 from ..machine.remote import is_url, local_path, plain_name
 from ..source import listing
 
@@ -75,10 +74,9 @@ def names(find: Callable[[listing.Names], list[str]], *of: str) -> Completion:
 
 def _source_of(path: Path) -> Path:
     """Return the store that an export was made from, if it is one and tells; else the path."""
-    for file in ("connectivity/provenance.json", "_graph.json"):
-        with suppress(OSError):
-            source = json.loads(read_plain(path / file, most=_MOST_BYTES)).get("source")
-            return Path(source) if isinstance(source, str) else path
+    for file in (path / "connectivity/provenance.json", path / "_graph.json"):
+        if file.is_file() and file.stat().st_size <= _MOST_BYTES:
+            return Path(json.loads(file.read_bytes())["source"])
     return path
 
 
