@@ -20,21 +20,33 @@ from .streams import note_done
     examples="""
     cellgraph-dask demo
     cellgraph-dask demo /scratch/demo --cells 1000000
+    cellgraph-dask demo pbmc --pbmc
     """,
 )
 @click.argument("directory", required=False, metavar="[DIR]", shell_complete=FOLDERS)
-@click.option(
-    "--cells", type=click.IntRange(2), metavar="N", default=100_000, show_default=True,
-    help="Number of cells.",
-)  # fmt: skip
+@click.option("--cells", type=click.IntRange(2), metavar="N",
+              help="Number of cells.  [default: 100000]")  # fmt: skip
+@click.option("--pbmc", is_flag=True,
+              help="Take blood cells instead: pbmc68k_reduced, which scanpy has.")  # fmt: skip
+@click.option("--picture/--no-picture", default=None,
+              help="Draw the graph.  [default: if the extra plot is installed]")  # fmt: skip
 @json_option
 @click.pass_context
-def demo(context: click.Context, /, directory: str | None, cells: int, as_json: bool) -> None:
-    """Make a small AnnData store in DIR, export its graph, and check the export."""
+def demo(
+    context: click.Context, /, directory: str | None, cells: int | None, pbmc: bool,
+    picture: bool | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a small AnnData store in DIR, export its graph, check and draw it, and tell how.
+
+    Each step is told as it begins, with its command.
+    """
+    if pbmc and cells is not None:
+        raise click.UsageError("--cells is for cells that are made; --pbmc has its own")
     from ..demo import run_demo
 
     context.meta[INTERRUPTED] = lambda: "The folder of the demo may be left behind."
-    result = run_demo(directory, n_cells=cells)
+    say = (lambda _: None) if as_json else click.echo
+    result = run_demo(directory, n_cells=cells or 100_000, pbmc=pbmc, picture=picture, say=say)
     note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 
 import pytest
 import zarr
 from scipy.sparse import csr_matrix
 
+from cellgraph_dask import demo
 from cellgraph_dask._version import __version__
 from tests.helpers.command import run, run_process
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -205,23 +208,52 @@ def test_unknown_command():
 
 
 def test_demo(tmp_path):
-    outcome = run("demo", tmp_path / "demo", "--cells", 300)
+    outcome = run("demo", tmp_path / "demo", "--cells", 300, "--no-picture")
     assert outcome.exit_code == 0
     assert outcome.stderr == ""
     for words in ("300 cells", "15 nearest neighbors", "edges", "Checked", "Next:"):
         assert words in outcome.stdout
     assert read_export(tmp_path / "demo/export").manifest["n_cells"] == 300
-    # What it says to try next works, the limit that it names in a process of its own.
+    # What it says it does is what a user can do, and so is what it says to try next.
+    done = re.findall(r"^   \$ cellgraph-dask (.*)$", outcome.stdout, re.M)
+    assert [command.split()[0] for command in done] == ["export", "verify"]
+    assert run(*done[0].split(), "--force").exit_code == 0
     commands = re.findall(r"^  cellgraph-dask (.*)$", outcome.stdout, re.M)
     assert [command.split()[0] for command in commands] == ["plan", "export", "verify"]
-    for command in commands:
+    for command in [done[1], *commands]:  # the limit that it names in a process of its own
         assert run_process(*command.split()).exit_code == 0, command
+
+
+@pytest.mark.slow
+def test_demo_with_cells_of_scanpy_and_a_picture(tmp_path):
+    pytest.importorskip("datashader")
+    outcome = run_process("demo", tmp_path / "a demo", "--pbmc")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "700 cells" in outcome.stdout
+    assert read_export(tmp_path / "a demo/export").manifest["n_cells"] == 700
+    assert (tmp_path / "a demo/graph.png").read_bytes().startswith(b"\x89PNG")
+    command = re.search(r"^   \$ cellgraph-dask (plot .*)$", outcome.stdout, re.M)[1]
+    assert shlex.split(command)[1] == str(tmp_path / "a demo/export")
+    assert run(*shlex.split(command)).exit_code == 1  # it is there already
+
+
+def test_demo_without_what_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)  # as if it were not installed
+    outcome = run("demo", tmp_path / "pbmc", "--pbmc")
+    assert outcome.exit_code == 1
+    assert "the cells of --pbmc come with scanpy, which is not installed" in outcome.stderr
+    assert "pip install scanpy" in outcome.stderr
+    assert run("demo", tmp_path / "both", "--pbmc", "--cells", 100).exit_code == 2
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    outcome = run("demo", tmp_path / "plain", "--cells", 50)
+    assert outcome.exit_code == 0
+    assert "4. No picture: `pip install 'cellgraph-dask[plot]'` adds" in outcome.stdout
 
 
 def test_demo_as_json_in_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("cellgraph-demo-1", "cellgraph-demo-2"):
-        outcome = run("demo", "--cells", 50, "--json")
+        outcome = run("demo", "--cells", 50, "--json", "--no-picture")
         result = json.loads(outcome.stdout)
         assert result["store"] == f"{name}/cells.zarr"
         assert result["report"]["n_cells"] == 50

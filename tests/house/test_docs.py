@@ -91,7 +91,7 @@ def test_example_runs_in_an_empty_folder_and_prints_a_few_lines(
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a folder where `cellgraph-dask demo` has been run."""
     folder = tmp_path_factory.mktemp("demo")
-    _run_python("-m", "cellgraph_dask", "demo", "--cells", "3000", folder=folder)
+    _run_python("-m", "cellgraph_dask", "demo", "--cells", "3000", "--no-picture", folder=folder)
     return folder
 
 

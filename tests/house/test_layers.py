@@ -78,7 +78,7 @@ LIBRARIES = {
     "isal": {"edge_pairs/gzip_member", "source/codecs", "delivery/zarr_files"},
     "pyarrow": {"edge_pairs/parquet_io"},
     "sparse": {"source/blocks"},
-    "scanpy": set(),
+    "scanpy": {"demo"},
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
