@@ -29,6 +29,7 @@ from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.memory import (
     peak_bytes,
@@ -81,6 +82,9 @@ class VerifyReport(Report):
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
+    degree_histogram : tuple of (int, int) or None
+        Ranges of degrees, each as its smallest degree and the cells in it; all of one width, but
+        the last one takes the largest hundredth too.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
     provenance : Provenance or None
@@ -97,6 +101,8 @@ class VerifyReport(Report):
         Resident memory: allowed, and measured.
     """
 
+    _title = "Verification"
+
     ok: bool
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -109,6 +115,7 @@ class VerifyReport(Report):
     n_isolated: int | None = None
     mean_degree: float | None = None
     degree_quantiles: tuple[int, ...] | None = None
+    degree_histogram: tuple[tuple[int, int], ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
     provenance: Provenance | None = None
@@ -216,7 +223,7 @@ class Check(Limited):
         if source is not None and source.n_cells != manifest.n_cells:
             problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
-                f"{source.path} has {source.n_cells} rows."
+                f"{source.path} has {counted(source.n_cells, 'row')}."
             )
             return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
@@ -264,6 +271,7 @@ class Check(Limited):
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
+            degree_histogram=found.degrees.histogram(),
             n_components=found.components.n_components if found.components else None,
             largest_component=found.components.largest if found.components else None,
         )
@@ -374,7 +382,7 @@ class Check(Limited):
         """Hold the sampled edges against the best embedding that can be read; or say why not."""
         reasons = []
         if found.samples.shape[1] < LEAST_SAMPLES:
-            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+            return None, (f"alignment: too few edges to tell ({found.samples.shape[1]})",)
         stored = None
         if self.stored is not None:
             stored = partial(self.stored, manifest.n_cells, max(self.available(), 0) // 4)

@@ -24,6 +24,7 @@ from ..edge_pairs.format import Manifest
 from ..edge_pairs.reader import PlainEdges, open_plain
 from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.files import named_disk_errors, opened, write_at
 from ..machine.memory import peak_bytes, reset_peak
@@ -158,8 +159,8 @@ class _Check(Limited):
             return [f"{element.key} is not a CSR matrix with float weights."], None, None
         if source is not None and source.n_cells != element.n_cells:
             return [
-                f"{element.key} has {element.n_cells} cells, but {source.key} of {source.path} has "
-                f"{source.n_cells}."
+                f"{element.key} has {counted(element.n_cells, 'cell')}, but {source.key} of "
+                f"{source.path} has {source.n_cells}."
             ], None, None  # fmt: skip
         self._warm_up()
         largest = 0
