@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .export.symmetrize import symmetrize_connectivities as symmetrize_connectivities
     from .inspection import InspectReport as InspectReport
     from .inspection import inspect_path as inspect_path
+    from .look.report import GraphReport as GraphReport
+    from .look.report import report_export as report_export
     from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.api import verify_export as verify_export
@@ -28,6 +30,7 @@ _HOME = {
     "ExportPlan": "plan.plan",
     "ExportReport": "export.run",
     "ExportedGraph": "edge_pairs.graph",
+    "GraphReport": "look.report",
     "InspectReport": "inspection",
     "VerifyReport": "verify.checks",
     "check_connectivities": "export.check",
@@ -36,6 +39,7 @@ _HOME = {
     "open_export": "edge_pairs.graph",
     "plan_export": "export.api",
     "read_connectivities": "source.blocks",
+    "report_export": "look.report",
     "symmetrize_connectivities": "export.symmetrize",
     "verify_element": "verify.element",
     "verify_export": "verify.api",

@@ -34,6 +34,7 @@ from .options import (
     source_options,
     verbose_option,
 )
+from .reporting import report
 from .streams import finish, note_done, prepare
 from .words import describe_inspection, describe_plan, describe_verification
 
@@ -355,6 +356,9 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
     result = run_demo(directory, n_cells=cells)
     note_done()
     click.echo(json.dumps(result.to_dict()) if as_json else result.describe())
+
+
+cli.add_command(report)
 
 
 def main() -> None:

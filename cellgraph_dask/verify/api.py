@@ -13,7 +13,7 @@ from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path, local_path
-from ..runtime.progress import progress_bars
+from ..runtime.progress import Progress, progress_bars
 from ..runtime.threads import check_threads, default_threads
 from ..source.embeddings import stored_embeddings
 from ..source.matrix import Source
@@ -22,6 +22,7 @@ from ..source.stamps import Watch
 from .alignment import Stored
 from .checks import VerifyReport, verify
 from .files import is_export
+from .observer import Observer
 from .parquet import verify_table
 
 
@@ -74,6 +75,22 @@ def verify_export(
     OutputError, DiskSpaceError
         If the scratch folder cannot be written.
     """
+    with progress_bars(progress) as bars:
+        return observe_export(
+            out_dir, bars, None, source=source, key=key, neighbors_key=neighbors_key,
+            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
+            scratch_dir=scratch_dir, components=components,
+            output_storage_options=output_storage_options,
+        )  # fmt: skip
+
+
+def observe_export(
+    out_dir: str | Path, progress: Progress, observer: Observer | None, *,
+    source: str | Path | None, key: str, neighbors_key: str | None, storage_options:
+    Mapping[str, Any] | None, memory_limit: int | str | None, threads: int | None, scratch_dir:
+    str | Path | None, components: bool | None, output_storage_options: Mapping[str, Any] | None,
+) -> VerifyReport:  # fmt: skip
+    """Do what `verify_export` does, and tell an observer what comes to be seen."""
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
     matrix: Source | None = None
@@ -94,7 +111,7 @@ def verify_export(
     def stored(n_cells: int, most_bytes: int) -> Stored:
         return stored_embeddings(source, n_cells, storage_options, key=key, most_bytes=most_bytes)
 
-    with progress_bars(progress) as bars, ExitStack() as stack:
+    with ExitStack() as stack:
         if watch is not None:
             stack.enter_context(watch)
         if isinstance(path, Path):
@@ -107,13 +124,14 @@ def verify_export(
         check = verify_table if is_parquet(folder) else verify
         report = check(
             folder,
-            bars,
+            progress,
             source=matrix,
             limit=limit,
             threads=n_threads,
             scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
             stored=stored if source is not None else None,
+            observer=observer,
         )
         if watch is not None:
             watch.check()

@@ -30,6 +30,7 @@ from ..runtime.progress import Progress
 from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from . import loops
+from .observer import Observer
 from .statistics import (
     Components,
     DegreeCounts,
@@ -56,6 +57,7 @@ class SurveyPlan:
     n_samples: int = 0  # edges to pick at random
     seeds: Array | None = None  # four random uint64: sum up hashes of the edges with them
     shift: int | None = None  # note where the edges of every 2**shift sources begin
+    observer: Observer | None = None  # is shown all edges
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def _first_pass(
         yield partial(_pick, _picks(manifest.n_edges, plan.n_samples), notes)
     if notes.forests is not None:
         yield notes.forests.add
+    if plan.observer is not None:
+        yield plan.observer.look
 
 
 def _run_pass(

@@ -122,8 +122,17 @@ def degree_bytes(n_cells: int, n_edges: int, threads: int) -> tuple[int, int]:
 class Components:
     """The connected components of a graph, isolated cells among them."""
 
-    n_components: int
-    largest: int  # cells in the largest
+    sizes: dict[int, int]  # for each number of cells, the components of so many
+
+    @property
+    def n_components(self) -> int:
+        """Number of components."""
+        return sum(self.sizes.values())
+
+    @property
+    def largest(self) -> int:
+        """Cells in the largest; 0 without cells."""
+        return max(self.sizes, default=0)
 
 
 class Forests:
@@ -151,10 +160,14 @@ class Forests:
                 parents = other.parent[start : start + _SLICE]
                 cells = np.arange(start, start + parents.size, dtype=parents.dtype)
                 loops.unite(parents, cells, first.parent, first.settled)
-        n_components = loops.flatten(first.parent)
+        loops.flatten(first.parent)
         sizes = others[0].parent if others else np.empty_like(first.parent)
         loops.count_children(first.parent, sizes)
-        return Components(n_components, int(sizes.max(initial=0)))
+        found: Counter[int] = Counter()
+        for start in range(0, n_cells, _SLICE):
+            part = sizes[start : start + _SLICE]
+            _tally(part[part > 0], found)
+        return Components(dict(found))
 
 
 def forest_bytes(n_cells: int, n_forests: int) -> int:

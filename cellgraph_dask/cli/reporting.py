@@ -1,0 +1,69 @@
+"""The command that makes a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..errors import shown
+from .failures import EXIT_CODES, Commands
+from .options import (
+    json_option,
+    key_option,
+    output_option,
+    progress_option,
+    size_options,
+    source_options,
+)
+from .streams import note_done
+
+_WRONG = 3  # exit code
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("path")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE",
+              help="The page, such as report.html; with --json it may be left out.")  # fmt: skip
+@click.option("--source", metavar="SOURCE",
+              help="Prove that the edges are exactly those of this matrix, and look for "
+                   "embeddings there.")  # fmt: skip
+@key_option
+@source_options
+@size_options
+@click.option(
+    "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
+    help="Folder for temporary files, if any are needed.  [default: in PATH]",
+)  # fmt: skip
+@click.option("--components/--no-components", default=None,
+              help="Count connected components.  [default: up to 16 million edges]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@output_option
+@json_option
+@progress_option
+@click.pass_context
+def report(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
+    """Verify the export in PATH, and report what its graph is like in one HTML page.
+
+    The page needs no network and no other file. Exit with 3 if anything is wrong; the page is
+    written all the same, and says so.
+    """
+    if options["neighbors_key"] is not None and options["key"] != "connectivities":
+        raise click.UsageError("give --key or --neighbors-key, not both")
+    if options["output"] is None and not as_json:
+        raise click.UsageError("name the page with -o, such as -o report.html, or give --json")
+    from ..look.report import report_export
+
+    found = report_export(path, **options)
+    note_done()
+    commands = context.find_root().command
+    assert isinstance(commands, Commands)
+    if as_json:
+        click.echo(found.to_json())
+    else:
+        for verdict in found.verdicts:
+            click.echo(f"{verdict.question} {verdict.answer}. {verdict.text}")
+        click.echo(f"Report: {shown(options['output'])}")
+    commands.print_all("Wrong", found.verification.problems)
+    commands.print_all("Warning", found.verification.warnings)
+    context.exit(0 if found.ok else _WRONG)

@@ -1,0 +1,210 @@
+"""A report of an export: what it is, whether it is right, and what its graph is like."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._version import __version__
+from ..edge_pairs.format import MANIFEST, read_manifest
+from ..edge_pairs.parquet import GRAPH, is_parquet, read_graph_table
+from ..errors import InvalidExportError, OutputError
+from ..machine.files import absolute, fsync_folder, named_disk_errors, write_aside
+from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
+from ..runtime.progress import progress_bars
+from ..verify.api import observe_export
+from ..verify.checks import VerifyReport
+from .page import page
+from .report_facts import Seen, Stages, StageTime
+from .report_values import FileSize, GraphFacts
+from .report_verdicts import ceilings, verdicts
+
+_SUFFIXES = (".html", ".htm")
+_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow")
+
+
+@dataclass(frozen=True)
+class GraphReport(GraphFacts):
+    """A report of an export; its attributes are those of `GraphFacts`, and plain values."""
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page, which needs nothing else."""
+        return page(self)
+
+    def save(self, output: str | Path, *, force: bool = False) -> None:
+        """Write the page to a file, whose name ends in ``.html``.
+
+        An OutputError says that the file is there already, which `force` replaces, or that it
+        cannot be written; a DiskSpaceError that the disk is full.
+        """
+        target = _target(output, force=force)
+        aside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
+        with named_disk_errors(target.parent):
+            try:
+                write_aside(target, self.to_html(), aside=aside)
+                aside.replace(target)
+                fsync_folder(target.parent)
+            finally:
+                aside.unlink(missing_ok=True)
+
+
+def report_export(
+    path: str | Path,
+    output: str | Path | None = None,
+    *,
+    source: str | Path | None = None,
+    key: str = "connectivities",
+    neighbors_key: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    scratch_dir: str | Path | None = None,
+    components: bool | None = None,
+    force: bool = False,
+    progress: bool | None = False,
+    output_storage_options: Mapping[str, Any] | None = None,
+) -> GraphReport:
+    """Verify an export, and report what its graph is like: as one HTML page, and as facts.
+
+    Parameters
+    ----------
+    path
+        Folder of the export, or its URL.
+    output
+        The file of the page, whose name ends in ``.html``; None to write none.
+    source, key, neighbors_key, storage_options
+        The store and matrix that the export was made of, as for `verify_export`.
+    memory_limit, threads, scratch_dir, components
+        As for `verify_export`.
+    force
+        Whether to replace `output` if it is there.
+    progress, output_storage_options
+        As for `verify_export`; the options are for the URL of the export.
+
+    Returns
+    -------
+    GraphReport
+        `ok` is False if anything is wrong, which the page says too.
+
+    Raises
+    ------
+    OutputError, DiskSpaceError
+        If the page cannot be written; before all work, if it is there already.
+    InvalidExportError, SourceError, DamagedGraphError, MemoryLimitError
+        As for `verify_export`.
+    """
+    if output is not None:
+        _target(output, force=force)
+    seen = Seen()
+    with progress_bars(progress) as bars:
+        stages = Stages(bars)
+        verified = observe_export(
+            path, stages, seen, source=source, key=key, neighbors_key=neighbors_key,
+            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
+            scratch_dir=scratch_dir, components=components,
+            output_storage_options=output_storage_options,
+        )  # fmt: skip
+        times = stages.times()
+    report = _report(find_path(path, output_storage_options), verified, seen, times, source)
+    if output is not None:
+        report.save(output, force=force)
+    return report
+
+
+def _report(
+    place: AnyPath, verified: VerifyReport, seen: Seen, times: tuple[StageTime, ...], source: Any
+) -> GraphReport:
+    stored = _stored(place)
+    graph = None if verified.n_cells is None else (verified.n_cells, verified.n_edges or 0)
+    name = None if source is None else str(plain_name(source))
+    return GraphReport(
+        path=str(place),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        ok=verified.ok,
+        format=stored.format,
+        weighted=stored.weighted,
+        compression=stored.compression,
+        files=stored.files,
+        verdicts=verdicts(
+            verified, differences=seen.differences, source=name, format=stored.format,
+            weighted=bool(stored.weighted),
+        ),
+        ceilings=ceilings(*graph) if graph is not None else (),
+        degrees=seen.degree_histogram(),
+        component_sizes=seen.component_histogram(),
+        lengths=seen.lengths(),
+        weights=seen.weights(),
+        stages=times,
+        versions=_versions(),
+        verification=verified,
+    )  # fmt: skip
+
+
+class _Stored(NamedTuple):
+    """How the edges are stored, as far as the manifest tells."""
+
+    format: str | None = None
+    weighted: bool | None = None
+    compression: int | None = None
+    files: tuple[FileSize, ...] = ()
+
+
+def _stored(place: AnyPath) -> _Stored:
+    with suppress(InvalidExportError, OSError):
+        if is_parquet(place):
+            table = read_graph_table(place)
+            names = [GRAPH, *(file.name for file in table.all_files)]
+            return _Stored("Parquet", table.weighted, None, _sizes(place, names))
+        manifest = read_manifest(place)
+        names = [MANIFEST, *(manifest.path(side) for side in manifest.columns)]
+        return _Stored("edge files", manifest.weighted, manifest.compression, _sizes(place, names))
+    return _Stored()
+
+
+def _sizes(place: AnyPath, names: list[str]) -> tuple[FileSize, ...]:
+    found = []
+    for name in names:
+        n_bytes = None
+        if isinstance(place, Path):
+            with suppress(OSError):
+                n_bytes = (place / name).stat().st_size
+        found.append(FileSize(name, n_bytes))
+    return tuple(found)
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what has made the report, as far as it is installed."""
+    found = {"cellgraph_dask": __version__, "Python": platform.python_version()}
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _target(output: str | Path, *, force: bool) -> Path:
+    """Return where a page goes; an OutputError says that it cannot go there."""
+    if is_url(plain_name(output)):
+        raise OutputError(f"{output} is a URL; a report is written to a file on this machine.")
+    target = absolute(local_path(output))
+    if target.suffix.lower() not in _SUFFIXES:
+        raise OutputError(
+            f"{output} does not end in .html; give the report a name such as report.html."
+        )
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder of {output} is not there; make it first.")
+    if os.path.lexists(target):
+        if not target.is_file() or target.is_symlink():
+            raise OutputError(f"{output} is no file; give the report another name.")
+        if not force:
+            raise OutputError(
+                f"{output} exists already; give the report another name, or replace the file with "
+                "`force=True`."
+            )
+    return target
