@@ -9,6 +9,7 @@ import click
 from ..errors import shown
 from .failures import EXIT_CODES, Commands
 from .options import (
+    RULES,
     json_option,
     key_option,
     output_option,
@@ -37,13 +38,18 @@ _WRONG = 3  # exit code
 )  # fmt: skip
 @click.option("--components/--no-components", default=None,
               help="Count connected components.  [default: up to 16 million edges]")  # fmt: skip
+@click.option("--to-key", metavar="NAME",
+              help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
+                   "connectivities]")  # fmt: skip
+@click.option("--rule", type=click.Choice(RULES),
+              help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the file if it is there.")
 @output_option
 @json_option
 @progress_option
 @click.pass_context
 def report(context: click.Context, /, path: str, as_json: bool, **options: Any) -> None:
-    """Verify the export in PATH, and report what its graph is like in one HTML page.
+    """Verify the export or store in PATH, and report what its graph is like in one HTML page.
 
     The page needs no network and no other file. Exit with 3 if anything is wrong; the page is
     written all the same, and says so.
@@ -52,8 +58,13 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
         raise click.UsageError("give --key or --neighbors-key, not both")
     if options["output"] is None and not as_json:
         raise click.UsageError("name the page with -o, such as -o report.html, or give --json")
-    from ..look.report import report_export
+    from ..look.report import is_store, report_export
 
+    if is_store(path):
+        if options["output_storage_options"] is not None:
+            raise click.UsageError("--output-storage-options are for exports")
+    elif options["to_key"] is not None or options["rule"] is not None:
+        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
     found = report_export(path, **options)
     note_done()
     commands = context.find_root().command

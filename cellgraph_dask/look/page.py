@@ -61,7 +61,7 @@ def page(report: GraphFacts) -> str:
         ("check", "This verification", _check(report)),
     ]
     level = "good" if report.ok else "bad"
-    verdict = "The export is sound." if report.ok else "Something is wrong with this export."
+    verdict = "The graph is sound." if report.ok else "Something is wrong with this graph."
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
     body = "".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{content}</section>\n'
@@ -207,7 +207,7 @@ def _weights(report: GraphFacts) -> str:
     weights = report.weights
     if weights is None:
         return _none(
-            report, "This export has no weights."
+            report, "The edges have no weights."
             if report.weighted is False
             else "There are no edges.",
         )  # fmt: skip
@@ -240,22 +240,25 @@ def _viewers(report: GraphFacts) -> str:
 
 def _origin(report: GraphFacts) -> str:
     found = report.verification
-    made = found.provenance
+    made, rows, said = found.provenance, [], ""
     if made is None:
-        return "<p>The export does not say what it was made from.</p>"
-    rows = [
-        ("Source", made.source),
-        ("Matrix", made.key),
-        ("Fingerprint of the source", made.fingerprint or "none was taken"),
-        ("Exported by", f"cellgraph_dask {made.version}"),
-    ]
-    rows += [(f"Option {name}", _option(value)) for name, value in made.options.items()]
+        said = "<p>It does not say what it was made from.</p>"
+    else:
+        rows = [
+            ("Source", made.source),
+            ("Matrix", made.key),
+            ("Fingerprint of the source", made.fingerprint or "none was taken"),
+            ("Exported by", f"cellgraph_dask {made.version}"),
+        ]
+        rows += [(f"Option {name}", _option(value)) for name, value in made.options.items()]
     if found.source is not None:
         rows.append(("Compared with", f"{found.key} of {found.source}"))
-    return _pairs("What the export says it was made from", rows)
+    return said + (_pairs("What it was made from", rows) if rows else "")
 
 
 def _files(report: GraphFacts) -> str:
+    if report.format == "store":
+        return "<p>The graph is a matrix in a store.</p>"
     if not report.files:
         return "<p>The manifest could not be read, so the files are not known.</p>"
     kind = report.format or ""

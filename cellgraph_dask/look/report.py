@@ -21,6 +21,7 @@ from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
 from ..runtime.progress import progress_bars
 from ..verify.api import observe_export
 from ..verify.checks import VerifyReport
+from ..verify.element import observe_element
 from .page import page
 from .report_facts import Seen, Stages, StageTime
 from .report_values import FileSize, GraphFacts
@@ -67,6 +68,8 @@ def report_export(
     threads: int | None = None,
     scratch_dir: str | Path | None = None,
     components: bool | None = None,
+    to_key: str | None = None,
+    rule: str | None = None,
     force: bool = False,
     progress: bool | None = False,
     output_storage_options: Mapping[str, Any] | None = None,
@@ -76,13 +79,17 @@ def report_export(
     Parameters
     ----------
     path
-        Folder of the export, or its URL.
+        Folder of the export, or its URL; or a zarr store that `symmetrize_connectivities` has
+        written.
     output
         The file of the page, whose name ends in ``.html``; None to write none.
     source, key, neighbors_key, storage_options
         The store and matrix that the export was made of, as for `verify_export`.
     memory_limit, threads, scratch_dir, components
         As for `verify_export`.
+    to_key, rule
+        Of a store: the matrix in its `obsp`, by default "connectivities", and the rule that it was
+        made with, as for `verify_element`.
     force
         Whether to replace `output` if it is there.
     progress, output_storage_options
@@ -102,26 +109,37 @@ def report_export(
     """
     if output is not None:
         _target(output, force=force)
+    in_store = is_store(path)
+    if not in_store and (to_key is not None or rule is not None):
+        raise ValueError("to_key and rule are for stores that symmetrize has written")
+    if in_store and output_storage_options is not None:
+        raise ValueError("output_storage_options are for exports at a URL, not for stores")
     seen = Seen()
     with progress_bars(progress) as bars:
         stages = Stages(bars)
-        verified = observe_export(
+        observe = observe_export
+        options: dict[str, Any] = {"output_storage_options": output_storage_options}
+        if in_store:
+            observe = observe_element
+            options = {"to_key": to_key or "connectivities", "rule": rule}
+        verified = observe(
             path, stages, seen, source=source, key=key, neighbors_key=neighbors_key,
             storage_options=storage_options, memory_limit=memory_limit, threads=threads,
-            scratch_dir=scratch_dir, components=components,
-            output_storage_options=output_storage_options,
+            scratch_dir=scratch_dir, components=components, **options,
         )  # fmt: skip
         times = stages.times()
-    report = _report(find_path(path, output_storage_options), verified, seen, times, source)
+    place = find_path(path, output_storage_options)
+    stored = _Stored("store", weighted=True) if in_store else _stored(place)
+    report = _report(place, stored, verified, seen, times, source)
     if output is not None:
         report.save(output, force=force)
     return report
 
 
 def _report(
-    place: AnyPath, verified: VerifyReport, seen: Seen, times: tuple[StageTime, ...], source: Any
-) -> GraphReport:
-    stored = _stored(place)
+    place: AnyPath, stored: _Stored, verified: VerifyReport, seen: Seen, times:
+    tuple[StageTime, ...], source: Any,
+) -> GraphReport:  # fmt: skip
     graph = None if verified.n_cells is None else (verified.n_cells, verified.n_edges or 0)
     name = None if source is None else str(plain_name(source))
     return GraphReport(
@@ -154,6 +172,14 @@ class _Stored(NamedTuple):
     weighted: bool | None = None
     compression: int | None = None
     files: tuple[FileSize, ...] = ()
+
+
+def is_store(path: Any) -> bool:
+    """Whether there is a zarr store in a folder, and not an export."""
+    return not is_url(plain_name(path)) and any(
+        os.path.isfile(local_path(path) / name)  # noqa: PTH113 (which raises nothing)
+        for name in (".zgroup", "zarr.json")
+    )
 
 
 def _stored(place: AnyPath) -> _Stored:

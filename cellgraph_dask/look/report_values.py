@@ -30,8 +30,9 @@ class GraphFacts(Report):
         When the report was made: ISO 8601, UTC.
     ok : bool
         Whether nothing is wrong.
-    format : {"edge files", "Parquet"} or None
-        How the edges are stored; None, as all that follows, where it could not be found out.
+    format : {"edge files", "Parquet", "store"} or None
+        How the edges are stored, "store" being a matrix in one; None, as all that follows, where it
+        could not be found out.
     weighted : bool or None
         Whether the edges have weights.
     compression : int or None

@@ -96,21 +96,27 @@ def verdicts(
     `differences` from the source are None if the edges were not compared; `source` is what the user
     named as such; `format` and `weighted` are as in a `GraphReport`.
     """
-    answers = [_sound(report), _equal(report, differences, source)]
+    answers = [_sound(report, in_store=format == "store"), _equal(report, differences, source)]
     answers += [_aligned(report), _connected(report)]
     if report.n_cells is not None and report.n_edges is not None:
-        viewer = None if format == "Parquet" else _WEIGHTED if weighted else _PLAIN
+        viewer = _WEIGHTED if weighted else _PLAIN
+        viewer = {"Parquet": None, "store": _CURRENT}.get(format or "", viewer)
         answers.append(_size(report.n_cells, report.n_edges, viewer))
     return tuple(answers)
 
 
-def _sound(report: VerifyReport) -> Verdict:
-    question = "Is the export sound?"
+def _sound(report: VerifyReport, *, in_store: bool) -> Verdict:
+    question = "Is it sound?"
     if report.ok:
         text = (
             f"Manifest, sizes, and the order of all {_n(report.n_edges, 'edge')} are as the format "
             "wants them."
         )
+        if in_store:
+            text = (
+                f"Columns rise in each row, and both directions of all "
+                f"{_n(report.n_edges, 'edge')} have the same positive weight."
+            )
         if report.warnings:
             return Verdict(question, "warning", "Yes, with a warning", text)
         return Verdict(question, "good", "Yes", text)
@@ -180,6 +186,13 @@ def _size(n_cells: int, n_edges: int, viewer: str | None) -> Verdict:
     if viewer == _PLAIN:
         text = f"The viewer of {viewer} sets no limit; this graph has {size}."
         return Verdict(question, "good", "Yes", text)
+    if viewer == _CURRENT:
+        text = (
+            f"{viewer} reads {size} from the store, a part at a time. Numbers of up to "
+            f"{_MOST_CURRENT_CELLS:,} cells fit; more of its limits is not known."
+        )
+        return Verdict(question, "good" if n_cells <= _MOST_CURRENT_CELLS else "warning",
+                       "Yes" if n_cells <= _MOST_CURRENT_CELLS else "No", text)  # fmt: skip
     needed, allowed = (format_bytes(n) for n in (viewer_bytes(n_cells, n_edges), VIEWER_BYTES))
     text = f"{size} take {needed} in the browser; {viewer} allows {allowed}."
     if all(limit.fits for limit in ceilings(n_cells, n_edges) if limit.viewer == viewer):

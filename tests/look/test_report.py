@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cellgraph_dask import export_connectivities, report_export
+from cellgraph_dask import export_connectivities, report_export, symmetrize_connectivities
 from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.edge_pairs.reader import Slab
 from cellgraph_dask.errors import DiskSpaceError, InvalidExportError, OutputError
@@ -168,7 +168,7 @@ def test_a_damaged_export_is_reported_and_exits_with_3(exports, store, tmp_path)
     outcome = run("report", folder, "--source", store, "-o", page)
     assert outcome.exit_code == 3
     assert "Wrong: edge " in outcome.stderr
-    assert "Something is wrong with this export." in page.read_text()
+    assert "Something is wrong with this graph." in page.read_text()
     assert "What is wrong" in page.read_text()
     outcome = run("report", folder, "--json")
     assert outcome.exit_code == 3
@@ -203,6 +203,37 @@ def test_a_graph_without_edges(tmp_path):
     assert report.lengths is None
 
 
+def test_a_store_that_symmetrize_has_written(store, tmp_path):
+    made = tmp_path / "viewer.zarr"
+    symmetrize_connectivities(store, made, to_key="new")
+    report = report_export(made, tmp_path / "report.html", source=store, to_key="new")
+    edges = report_export(tmp_path / "viewer.zarr", to_key="new")
+    export_connectivities(store, tmp_path / "export", weights=True)
+    export = report_export(tmp_path / "export", source=store)
+    for found in (report, edges):
+        assert (found.ok, found.format, found.weighted, found.files) == (True, "store", True, ())
+        for fact in ("degrees", "component_sizes", "lengths", "weights"):
+            assert getattr(found, fact) == getattr(export, fact)
+        assert found.verification.alignment == export.verification.alignment
+    assert [v.answer for v in report.verdicts] == ["Yes", "Yes", "Yes", "No", "Yes"]
+    assert edges.verdicts[1].answer == "Not checked"
+    assert "a matrix in a store" in (tmp_path / "report.html").read_text()
+    outcome = run("report", made, "--to-key", "new", "--source", store, "--rule", "max", "--json")
+    assert outcome.exit_code == 0
+    assert run("report", made, "--to-key", "none", "--json").exit_code == 1
+    assert run("report", tmp_path / "export", "--to-key", "new", "--json").exit_code == 2
+    with pytest.raises(ValueError, match="symmetrize"):
+        report_export(tmp_path / "export", rule="max")
+
+
+def test_a_matrix_that_is_not_symmetric(store, tmp_path):
+    other = write_store(tmp_path / "s.zarr", sparse.triu(graph()).tocsr())
+    report = report_export(other, source=store)
+    assert not report.ok
+    assert report.verdicts[0].answer == "No"
+    assert report.degrees is None
+
+
 def test_nothing_of_an_export_is_an_error_and_writes_nothing(tmp_path):
     with pytest.raises(InvalidExportError):
         report_export(tmp_path, tmp_path / "report.html")
@@ -217,7 +248,7 @@ def test_the_command_needs_a_page_or_json(exports, store, tmp_path):
     page = tmp_path / "report.html"
     outcome = run("report", exports["gzip"], "--source", store, "-o", page)
     assert outcome.exit_code == 0
-    assert "Is the export sound? Yes. " in outcome.stdout
+    assert "Is it sound? Yes. " in outcome.stdout
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert json.loads(run("report", exports["gzip"], "--json").stdout)["ok"]
 
