@@ -21,6 +21,7 @@ from ..errors import redact, shown
 from ..machine.interrupts import holding
 from ..machine.memory import format_bytes
 from .failures import EXIT_CODES, INTERRUPTED, Commands
+from .look import plot
 from .options import (
     RULES,
     TARGETS,
@@ -359,6 +360,7 @@ def demo(context: click.Context, /, directory: str | None, cells: int, as_json: 
 
 
 cli.add_command(report)
+cli.add_command(plot)
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ _WRONG = 3  # exit code
 )  # fmt: skip
 @click.option("--components/--no-components", default=None,
               help="Count connected components.  [default: up to 16 million edges]")  # fmt: skip
+@click.option("--picture/--no-picture", default=None,
+              help="Draw all edges, as plot does.  [default: if that is possible]")  # fmt: skip
 @click.option("--to-key", metavar="NAME",
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip

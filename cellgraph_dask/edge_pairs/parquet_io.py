@@ -280,3 +280,25 @@ def check_cells(path: Path, n_cells: int) -> None:
                 raise InvalidExportError(f"{path} has {start} cells instead of {n_cells}.")
         finally:
             source.close()
+
+
+def embedding_of(path: Path) -> str | None:
+    """Return the name of the embedding that a table of cells holds, if it holds one."""
+    pa = pyarrow()
+    with _named_errors(path):
+        schema = pa.parquet.read_schema(path)
+        name = (schema.metadata or {}).get(b"embedding")
+        return name.decode(errors="replace") if name and {"x", "y"} <= set(schema.names) else None
+
+
+def read_places(path: Path, n_at_once: int) -> Iterator[Array]:
+    """Yield where the cells are by a table of cells, ``(n, 2)``, in their order."""
+    pa = pyarrow()
+    with _named_errors(path):
+        source = pa.OSFile(str(path))
+        try:
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
+            for batch in file.iter_batches(n_at_once, columns=["x", "y"], use_threads=False):
+                yield np.stack([batch.column(k).to_numpy() for k in range(2)], axis=1)
+        finally:
+            source.close()

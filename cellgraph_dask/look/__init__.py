@@ -1,6 +1,6 @@
-"""What a graph looks like: a report of an export, for people who look before they read.
+"""Looking at a graph: pictures of all its edges, and a report of an export as a page.
 
-It reads what is there and has it verified; it changes nothing but the file that it was asked for.
+It reads exports and stores. It never makes an edge, and writes nothing but what is looked at.
 """
 
-__all__ = ["report"]
+__all__ = ["files", "opened", "picture", "report"]

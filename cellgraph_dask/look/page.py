@@ -8,6 +8,7 @@ tells browsers to load and run nothing, should that ever fail.
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -51,6 +52,7 @@ def page(report: GraphFacts) -> str:
         ("glance", "At a glance", _glance(report)),
         *_texts("problems", "What is wrong", report.verification.problems),
         *_texts("warnings", "Warnings", report.verification.warnings),
+        ("picture", "Picture", _picture(report)),
         ("neighbors", "Neighbors of a cell", _degrees(report)),
         ("components", "Connected components", _components(report)),
         ("lengths", "Lengths of the edges", _lengths(report)),
@@ -134,6 +136,30 @@ def _glance(report: GraphFacts) -> str:
     )
     figures_list = f'<dl class="figures">{known}</dl>' if known else ""
     return f'<ul class="verdicts">{items}</ul>{figures_list}'
+
+
+def _picture(report: GraphFacts) -> str:
+    shown = report.picture
+    if shown is None or not report.images:
+        return f'<p class="note">There is no picture: {text(report.no_picture)}.</p>'
+    light, *others = [b64encode(image).decode() for image in report.images]
+    sources = "".join(
+        '<source media="screen and (prefers-color-scheme: dark)" '
+        f'srcset="data:image/png;base64,{dark}">'
+        for dark in others
+    )
+    width, height = shown.size
+    what = "edges" if shown.kind == "export" else "stored entries"
+    alternative = (
+        f"{shown.n_drawn:,} {what} of {shown.n_cells:,} cells, drawn as lines over "
+        f"{shown.embedding} and shaded by their density."
+    )
+    warnings = "".join(f"<p>{text(one)}</p>" for one in shown.warnings)
+    return (
+        f'<figure><picture>{sources}<img src="data:image/png;base64,{light}" width="{width}" '
+        f'height="{height}" alt="{text(alternative)}"></picture><figcaption>'
+        f"{text(alternative)} {text(shown.caption)}</figcaption></figure>{warnings}"
+    )
 
 
 def _degrees(report: GraphFacts) -> str:
@@ -288,6 +314,16 @@ def _check(report: GraphFacts) -> str:
         )
         for stage in report.stages
     ]
+    if report.picture is not None:
+        drawn = report.picture
+        rows.append(
+            (
+                "drawing the picture",
+                f"{drawn.n_drawn:,} {'edges' if drawn.kind == 'export' else 'entries'}",
+                f"{drawn.seconds:,.2f} s",
+                format_bytes(drawn.peak_memory_bytes),
+            )
+        )
     heads = ("Stage", "Amount", "Time", "Most memory until then")
     said = (
         f"It took {found.seconds:,.2f} s and at most {format_bytes(found.peak_memory_bytes)} of "

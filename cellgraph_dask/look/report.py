@@ -24,11 +24,12 @@ from ..verify.checks import VerifyReport
 from ..verify.element import observe_element
 from .page import page
 from .report_facts import Seen, Stages, StageTime
+from .report_picture import Drawn, draw
 from .report_values import FileSize, GraphFacts
 from .report_verdicts import ceilings, verdicts
 
 _SUFFIXES = (".html", ".htm")
-_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow")
+_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "datashader", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def report_export(
     components: bool | None = None,
     to_key: str | None = None,
     rule: str | None = None,
+    picture: bool | None = None,
     force: bool = False,
     progress: bool | None = False,
     output_storage_options: Mapping[str, Any] | None = None,
@@ -90,6 +92,8 @@ def report_export(
     to_key, rule
         Of a store: the matrix in its `obsp`, by default "connectivities", and the rule that it was
         made with, as for `verify_element`.
+    picture
+        Whether to draw all edges, as `plot_graph` does; None for "if that is possible".
     force
         Whether to replace `output` if it is there.
     progress, output_storage_options
@@ -103,7 +107,8 @@ def report_export(
     Raises
     ------
     OutputError, DiskSpaceError
-        If the page cannot be written; before all work, if it is there already.
+        If the page cannot be written; before all work, if it is there already, or if a picture is
+        wanted and the extra `plot` is not installed.
     InvalidExportError, SourceError, DamagedGraphError, MemoryLimitError
         As for `verify_export`.
     """
@@ -114,6 +119,10 @@ def report_export(
         raise ValueError("to_key and rule are for stores that symmetrize has written")
     if in_store and output_storage_options is not None:
         raise ValueError("output_storage_options are for exports at a URL, not for stores")
+    if picture:
+        from .raster import datashader
+
+        datashader()
     seen = Seen()
     with progress_bars(progress) as bars:
         stages = Stages(bars)
@@ -130,7 +139,19 @@ def report_export(
         times = stages.times()
     place = find_path(path, output_storage_options)
     stored = _Stored("store", weighted=True) if in_store else _stored(place)
-    report = _report(place, stored, verified, seen, times, source)
+    drawn = Drawn(why="it was not wanted")
+    if seen.degrees is None:
+        drawn = Drawn(why="the edges are not well-formed, or could not be read")
+    elif picture is not False:
+        remote = is_url(plain_name(path))
+        drawn = draw(
+            path, source=source if not in_store else None,
+            key=(to_key or "connectivities") if in_store else key,
+            neighbors_key=None if in_store else neighbors_key,
+            storage_options=output_storage_options if remote else storage_options,
+            memory_limit=memory_limit, threads=threads, progress=progress,
+        )  # fmt: skip
+    report = _report(place, stored, verified, seen, times, source, drawn)
     if output is not None:
         report.save(output, force=force)
     return report
@@ -138,7 +159,7 @@ def report_export(
 
 def _report(
     place: AnyPath, stored: _Stored, verified: VerifyReport, seen: Seen, times:
-    tuple[StageTime, ...], source: Any,
+    tuple[StageTime, ...], source: Any, drawn: Drawn,
 ) -> GraphReport:  # fmt: skip
     graph = None if verified.n_cells is None else (verified.n_cells, verified.n_edges or 0)
     name = None if source is None else str(plain_name(source))
@@ -159,9 +180,12 @@ def _report(
         component_sizes=seen.component_histogram(),
         lengths=seen.lengths(),
         weights=seen.weights(),
+        picture=drawn.report,
+        no_picture=drawn.why,
         stages=times,
         versions=_versions(),
         verification=verified,
+        images=drawn.images,
     )  # fmt: skip
 
 
@@ -229,8 +253,5 @@ def _target(output: str | Path, *, force: bool) -> Path:
         if not target.is_file() or target.is_symlink():
             raise OutputError(f"{output} is no file; give the report another name.")
         if not force:
-            raise OutputError(
-                f"{output} exists already; give the report another name, or replace the file with "
-                "`force=True`."
-            )
+            raise OutputError(f"{output} is there already. Replace it with `force=True`.")
     return target

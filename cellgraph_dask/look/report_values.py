@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..machine.report import Report
 from ..verify.checks import VerifyReport
 from .report_facts import Histogram, Lengths, StageTime, Weights
 from .report_verdicts import Ceiling, Verdict
+from .scene import PlotReport
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class GraphFacts(Report):
         How long sampled edges and random pairs are in the embedding of the alignment.
     weights : Weights or None
         The weights of the edges.
+    picture : PlotReport or None
+        What the picture shows.
+    no_picture : str or None
+        Why there is none.
     stages : tuple of StageTime
         Time and memory of the verification, by stage.
     versions : dict
@@ -73,6 +79,15 @@ class GraphFacts(Report):
     component_sizes: Histogram | None
     lengths: Lengths | None
     weights: Weights | None
+    picture: PlotReport | None
+    no_picture: str | None
     stages: tuple[StageTime, ...]
     versions: dict[str, str]
     verification: VerifyReport
+    images: tuple[bytes, ...] = field(default=(), repr=False)  # PNG, on white and on black
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, without the bytes of the picture."""
+        found = super().to_dict()
+        del found["images"]
+        return found

@@ -40,7 +40,7 @@ class Names:
                 f"the names of the cells, {path}, cannot be read: {n_cells} texts are needed. "
                 f"{_LEAVE}"
             )
-        self.n_at_once = max(_unit(part) for part in self._parts.values())
+        self.n_at_once = max(unit_of(part) for part in self._parts.values())
         n_categories = int(self._parts["categories"].shape[0]) if "codes" in self._parts else 0
         if max(self.n_at_once, n_categories) > _MOST_AT_ONCE:
             raise SourceError(
@@ -56,18 +56,18 @@ class Names:
                 names = self._texts("values", start, stop)
             else:
                 categories = self._texts("categories", 0, int(self._parts["categories"].shape[0]))
-                codes = np.asarray(_values(self._parts["codes"], start, stop))
+                codes = np.asarray(read_values(self._parts["codes"], start, stop))
                 names = [categories[k] if 0 <= k < len(categories) else None for k in codes]
             if "mask" in self._parts:
-                mask = np.asarray(_values(self._parts["mask"], start, stop), bool)
+                mask = np.asarray(read_values(self._parts["mask"], start, stop), bool)
                 names = [None if gone else name for name, gone in zip(names, mask, strict=True)]
             return names
 
     def _texts(self, part: str, start: int, stop: int) -> list[str | None]:
-        return [_text(value) for value in _values(self._parts[part], start, stop)]
+        return [as_text(value) for value in read_values(self._parts[part], start, stop)]
 
 
-def _values(node: Any, start: int, stop: int) -> Any:
+def read_values(node: Any, start: int, stop: int) -> Any:
     """Return values of a one-dimensional array; those of a structured one are its index."""
     check = getattr(node, "check_codecs", None)
     if check is not None:
@@ -79,13 +79,14 @@ def _values(node: Any, start: int, stop: int) -> Any:
     return np.asarray(values).tolist()
 
 
-def _text(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
+    """Return a value that a text is stored as; None where it is missing."""
     if value is None or value != value:  # NaN stands for what is missing
         return None
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _unit(node: Any) -> int:
+def unit_of(node: Any) -> int:
     """Return how many values are decoded at once."""
     chunks = getattr(node, "shards", None) or getattr(node, "chunks", None)
     return int(chunks[0]) if chunks else 0

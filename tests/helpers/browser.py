@@ -88,11 +88,12 @@ class Tab:
         return answer["result"].get("value")
 
     def requests(self) -> list[str]:
-        """Return the URLs that the page has asked for."""
+        """Return the URLs that the page has asked for; what is in the page itself is none."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
             if event["method"] == "Network.requestWillBeSent"
+            and not event["params"]["request"]["url"].startswith("data:")
         ]
 
     def complaints(self) -> list[str]:

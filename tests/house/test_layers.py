@@ -23,10 +23,11 @@ FLOORS: list[set[str]] = [
     {"edge_pairs", "runtime"},
     {"publish", "source"},
     {"stages", "verify"},
-    {"delivery", "look"},
+    {"delivery"},
     {"plan"},
     {"export"},
     {"inspection"},
+    {"look"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},
@@ -49,7 +50,9 @@ LIBRARIES = {
     "anndata": {"demo", "delivery/store_copy"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/spool", "edge_pairs/graph", "demo"},
-    "pandas": {"demo"},
+    "pandas": {"demo", "look/raster"},
+    "datashader": {"look/raster"},
+    "matplotlib": {"look/raster", "look/figure", "look/shading", "look/opened"},
     "numba": {"machine/compiled"},
     "llvmlite": {"machine/compiled"},
     "dask": {"source/blocks", "source/spool", "edge_pairs/graph", "runtime/threads"},
@@ -60,7 +63,7 @@ LIBRARIES = {
         "export/run",
         "export/symmetrize",
     },
-    "click": {"cli/commands", "cli/failures", "cli/options", "cli/reporting"},
+    "click": {"cli/commands", "cli/failures", "cli/look", "cli/options", "cli/reporting"},
     "rich": {"runtime/progress"},
     "isal": {"edge_pairs/gzip_member", "source/codecs", "delivery/zarr_files"},
     "pyarrow": {"edge_pairs/parquet_io"},
@@ -69,7 +72,7 @@ LIBRARIES = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse", "fsspec", "pyarrow")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec", "pyarrow", "matplotlib", "datashader")  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -64,12 +64,12 @@ class Parsed(HTMLParser):
 def report(store):  # noqa: F811
     """Give the report of an export with everything."""
     export_connectivities(store, store.parent / "export", weights=True)
-    return report_export(store.parent / "export", source=store)
+    return report_export(store.parent / "export", source=store, picture=False)
 
 
 SECTIONS = [
-    "At a glance", "Neighbors of a cell", "Connected components", "Lengths of the edges", "Weights",
-    "Size, and what viewers take", "Where it comes from", "Files", "This verification",
+    "At a glance", "Picture", "Neighbors of a cell", "Connected components", "Lengths of the edges",
+    "Weights", "Size, and what viewers take", "Where it comes from", "Files", "This verification",
 ]  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def browser(tmp_path_factory):
 def pages(report, store, tmp_path_factory):  # noqa: F811
     """Give the files of some pages: one with everything, one of a damaged export."""
     folder = tmp_path_factory.mktemp("pages")
-    report.save(folder / "sound.html")
+    report_export(store.parent / "export", folder / "sound.html", source=store)
     shutil.copytree(store.parent / "export", folder / "export")
     path = folder / "export/connectivity/edges.dst.bin"
     path.write_bytes(bytes(path.stat().st_size))

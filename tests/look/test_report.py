@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy import sparse
 
-from cellgraph_dask import export_connectivities, report_export, symmetrize_connectivities
+import cellgraph_dask
+from cellgraph_dask import export_connectivities, symmetrize_connectivities
 from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.edge_pairs.reader import Slab
 from cellgraph_dask.errors import DiskSpaceError, InvalidExportError, OutputError
@@ -26,6 +29,10 @@ from cellgraph_dask.verify.statistics import Components, Degrees
 from tests.helpers.command import run
 from tests.helpers.stores import write_store
 from tests.oracle import oracle_edges
+
+# Pictures are slow.
+report_export = partial(cellgraph_dask.report_export, picture=False)
+command = partial(run, "report", "--no-picture")
 
 FORMATS = {
     "plain": {},
@@ -165,12 +172,12 @@ def damaged(exports, folder):
 
 def test_a_damaged_export_is_reported_and_exits_with_3(exports, store, tmp_path):
     folder, page = damaged(exports, tmp_path / "export"), tmp_path / "report.html"
-    outcome = run("report", folder, "--source", store, "-o", page)
+    outcome = command(folder, "--source", store, "-o", page)
     assert outcome.exit_code == 3
     assert "Wrong: edge " in outcome.stderr
     assert "Something is wrong with this graph." in page.read_text()
     assert "What is wrong" in page.read_text()
-    outcome = run("report", folder, "--json")
+    outcome = command(folder, "--json")
     assert outcome.exit_code == 3
     found = json.loads(outcome.stdout)
     assert found["verdicts"][0]["answer"] == "No"
@@ -218,10 +225,21 @@ def test_a_store_that_symmetrize_has_written(store, tmp_path):
     assert [v.answer for v in report.verdicts] == ["Yes", "Yes", "Yes", "No", "Yes"]
     assert edges.verdicts[1].answer == "Not checked"
     assert "a matrix in a store" in (tmp_path / "report.html").read_text()
-    outcome = run("report", made, "--to-key", "new", "--source", store, "--rule", "max", "--json")
+    outcome = run(
+        "report",
+        "--no-picture",
+        made,
+        "--to-key",
+        "new",
+        "--source",
+        store,
+        "--rule",
+        "max",
+        "--json",
+    )
     assert outcome.exit_code == 0
-    assert run("report", made, "--to-key", "none", "--json").exit_code == 1
-    assert run("report", tmp_path / "export", "--to-key", "new", "--json").exit_code == 2
+    assert command(made, "--to-key", "none", "--json").exit_code == 1
+    assert command(tmp_path / "export", "--to-key", "new", "--json").exit_code == 2
     with pytest.raises(ValueError, match="symmetrize"):
         report_export(tmp_path / "export", rule="max")
 
@@ -238,19 +256,66 @@ def test_nothing_of_an_export_is_an_error_and_writes_nothing(tmp_path):
     with pytest.raises(InvalidExportError):
         report_export(tmp_path, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
-    assert run("report", tmp_path, "-o", tmp_path / "report.html").exit_code == 1
+    assert command(tmp_path, "-o", tmp_path / "report.html").exit_code == 1
 
 
 def test_the_command_needs_a_page_or_json(exports, store, tmp_path):
-    assert run("report", exports["plain"]).exit_code == 2
-    wrong = run("report", exports["plain"], "--json", "--key", "a", "--neighbors-key", "b")
+    assert command(exports["plain"]).exit_code == 2
+    wrong = run(
+        "report", "--no-picture", exports["plain"], "--json", "--key", "a", "--neighbors-key", "b"
+    )
     assert wrong.exit_code == 2
     page = tmp_path / "report.html"
-    outcome = run("report", exports["gzip"], "--source", store, "-o", page)
+    outcome = command(exports["gzip"], "--source", store, "-o", page)
     assert outcome.exit_code == 0
     assert "Is it sound? Yes. " in outcome.stdout
     assert page.read_text().startswith("<!DOCTYPE html>")
-    assert json.loads(run("report", exports["gzip"], "--json").stdout)["ok"]
+    assert json.loads(command(exports["gzip"], "--json").stdout)["ok"]
+
+
+# The picture
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "parquet"])
+def test_a_report_has_the_picture(exports, name):
+    pytest.importorskip("datashader")
+    report = cellgraph_dask.report_export(exports[name], picture=True)
+    assert report.no_picture is None
+    assert report.picture.n_drawn == report.verification.n_edges
+    assert report.picture.embedding == "obsm/X_umap"
+    assert len(set(report.images)) == 2
+    assert all(image.startswith(b"\x89PNG") for image in report.images)
+    page = report.to_html()
+    assert page.count("data:image/png;base64,") == 2
+    assert report.picture.caption.replace("'", "&#x27;") in page
+    found = json.loads(report.to_json())
+    assert "images" not in found
+    assert found["picture"]["n_drawn"] == report.verification.n_edges
+
+
+@pytest.mark.slow
+def test_what_keeps_from_drawing_is_told(exports, monkeypatch):
+    pytest.importorskip("datashader")
+    report = cellgraph_dask.report_export(exports["plain"], source=graph(), picture=True)
+    assert report.picture is None
+    assert "no embedding" in report.no_picture
+    assert "There is no picture: " in report.to_html()
+
+
+def test_without_the_extra_there_is_a_report_and_no_picture(exports, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datashader", None)
+    report = cellgraph_dask.report_export(exports["plain"])
+    assert report.ok
+    assert "pip install" in report.no_picture
+    assert "pip install" in report.to_html()
+    with pytest.raises(OutputError, match="not installed"):
+        cellgraph_dask.report_export(exports["plain"], picture=True)
+
+
+def test_damaged_edges_are_not_drawn(exports, tmp_path):
+    folder = damaged(exports, tmp_path / "export")
+    assert "not well-formed" in cellgraph_dask.report_export(folder).no_picture
 
 
 # The file
@@ -269,7 +334,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(exports, tmp_path):
     (tmp_path / "link.html").symlink_to(there)
     (tmp_path / "folder.html").mkdir()
     for name, force, message in [
-        ("there.html", False, "exists already"),
+        ("there.html", False, "is there already"),
         ("report.txt", True, "does not end in .html"),
         ("no/report.html", True, "is not there"),
         ("link.html", True, "is no file"),
