@@ -64,6 +64,8 @@ class GraphFacts(Report):
         Of this package, Python and libraries, with which the report was made.
     verification : VerifyReport
         All else that the verification found.
+    images : tuple of bytes
+        The picture as PNG, on white and on black; empty without one.
     """
 
     path: str
@@ -84,7 +86,7 @@ class GraphFacts(Report):
     stages: tuple[StageTime, ...]
     versions: dict[str, str]
     verification: VerifyReport
-    images: tuple[bytes, ...] = field(default=(), repr=False)  # PNG, on white and on black
+    images: tuple[bytes, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, without the bytes of the picture."""
