@@ -62,8 +62,11 @@ def page(report: GraphFacts) -> str:
         ("files", "Files", _files(report)),
         ("check", "This verification", _check(report)),
     ]
-    level = "good" if report.ok else "bad"
-    verdict = "The graph is sound." if report.ok else "Something is wrong with this graph."
+    level, verdict = "good", "The graph is sound."
+    if not report.ok:
+        level, verdict = "bad", "Something is wrong with this graph."
+    elif report.verification.warnings:
+        level, verdict = "warning", "The graph is sound, but look at the warnings."
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
     body = "".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{content}</section>\n'

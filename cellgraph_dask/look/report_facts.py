@@ -22,7 +22,7 @@ from ..verify.observer import Observer
 from ..verify.statistics import Components, Degrees
 
 MOST_BINS = 40
-_TAIL = 0.001  # of the cells may have more neighbors than the bins of one width reach
+_TAIL = 0.01  # of the cells may have more neighbors than the bins of one width reach
 _SLICE = 1 << 14  # weights that are looked at in one go
 _SHIFT = 49  # bits of a weight that its bin leaves out: eight bins for each power of two
 _PER_OCTAVE = 1 << (52 - _SHIFT)
