@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -126,7 +126,7 @@ def report_export(
     seen = Seen()
     with progress_bars(progress) as bars:
         stages = Stages(bars)
-        observe = observe_export
+        observe: Callable[..., VerifyReport] = observe_export
         options: dict[str, Any] = {"output_storage_options": output_storage_options}
         if in_store:
             observe = observe_element

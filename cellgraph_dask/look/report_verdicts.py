@@ -99,8 +99,9 @@ def verdicts(
     answers = [_sound(report, in_store=format == "store"), _equal(report, differences, source)]
     answers += [_aligned(report), _connected(report)]
     if report.n_cells is not None and report.n_edges is not None:
-        viewer = _WEIGHTED if weighted else _PLAIN
-        viewer = {"Parquet": None, "store": _CURRENT}.get(format or "", viewer)
+        viewer: str | None = _WEIGHTED if weighted else _PLAIN
+        if format in ("Parquet", "store"):
+            viewer = _CURRENT if format == "store" else None
         answers.append(_size(report.n_cells, report.n_edges, viewer))
     return tuple(answers)
 

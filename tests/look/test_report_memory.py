@@ -15,7 +15,7 @@ from tests.helpers.command import run_process
 @pytest.mark.slow
 def test_a_report_keeps_to_the_limit_that_a_refusal_names(tmp_path):
     store = tmp_path / "s.zarr"
-    make_store(store, n_cells=200_000, n_neighbors=15)
+    make_store(store, n_cells=50_000, n_neighbors=15)
     export_connectivities(store, tmp_path / "out", weights=True)
 
     def reported(limit):
