@@ -11,12 +11,21 @@ import numpy as np
 
 from ..machine.buffers import Array
 from .scene import Scene
-from .shading import color_map, density_image, distinct, equalized, mixed_image, palette
+from .shading import (
+    color_map,
+    density_image,
+    distinct,
+    equalized,
+    mixed_image,
+    number_colors,
+    palette,
+)
 
 MOST_DOTS = 20_000  # cells that are drawn themselves; more would cover the edges
 _MOST_NAMED = 24  # categories in the legend
 _LEFT, _RIGHT, _RIGHT_COLORED, _TOP, _BOTTOM = 0.04, 0.12, 0.2, 0.075, 0.1
 _COLUMNS = 120  # characters of a line of the caption, at the default size
+_ALARM = "#d62728"
 _SOURCE_SHOWN = 70  # characters
 
 
@@ -82,18 +91,22 @@ def draw_on(picture: Scene, axes: Any) -> None:
         side.set_alpha(0.3)
     axes.set_title(_title(picture), loc="left", color=ink, fontsize=13)
     lines = textwrap.wrap(report.caption, _COLUMNS)
-    axes.set_xlabel("\n".join([f"{report.embedding} [0]", *lines]), color=ink, loc="left")
+    told = _ALARM if report.warnings else ink
+    axes.set_xlabel("\n".join([f"{report.embedding} [0]", *lines]), color=told, loc="left")
     axes.set_ylabel(f"{report.embedding} [1]", color=ink, loc="bottom")
     if column is not None and column.categories:
         _draw_legend(picture, axes, ink)
     elif column is not None:
         _draw_scale(axes, _number_map(picture), column.name, ink, None)
     elif values.size:
-        ticks = np.unique([1, *(10.0 ** np.arange(1, 10)), values[-1]])
+        ticks = np.unique([values[0], *(10.0 ** np.arange(1, 10)), values[-1]])
         ticks = ticks[(ticks >= values[0]) & (ticks <= values[-1])]
+        places = np.interp(ticks, values, ranks)
+        kept = np.append(np.diff(places) > 0.04, True)  # those before are too near to be read
+        ticks, places = ticks[kept], places[kept]
         _draw_scale(
             axes, _density_map(report.background, gray), f"{_what(picture)} at a pixel", ink,
-            {float(np.interp(t, values, ranks)): f"{int(t):,}" for t in ticks},
+            {float(p): f"{int(t):,}" for p, t in zip(places, ticks, strict=True)},
         )  # fmt: skip
 
 
@@ -139,10 +152,10 @@ def _number_map(picture: Scene) -> Any:
 
     column = picture.column
     assert column is not None
-    sample = column.values[:: max(1, column.values.size // 1_000_000)]
-    sample = sample[np.isfinite(sample)]
+    sample = column.values[np.isfinite(column.values)]
     low, high = np.quantile(sample, [0.01, 0.99]) if sample.size else (0, 1)
-    return ScalarMappable(Normalize(low, high if high > low else low + 1), "viridis")
+    norm = Normalize(low, high if high > low else low + 1)
+    return ScalarMappable(norm, number_colors(picture.report.background))
 
 
 def _density_map(background: str, gray: bool) -> Any:
@@ -157,7 +170,7 @@ def _draw_dots(picture: Scene, axes: Any, ink: str) -> None:
     if picture.dots is None:
         return
     x, y, values = picture.dots
-    colors: Any = ink
+    colors: Any = "gray" if picture.report.cells else ink
     if picture.column is not None and picture.column.categories:
         colors = palette(picture.column)[values]
     elif picture.column is not None:
@@ -191,7 +204,7 @@ def _draw_legend(picture: Scene, axes: Any, ink: str) -> None:
     assert column is not None
     colors = palette(column)
     named = column.categories[:_MOST_NAMED]
-    labels = [textwrap.shorten(name, 26, placeholder="…") or "(empty)" for name in named]
+    labels = [textwrap.shorten(name, 25, placeholder="…") or "(empty)" for name in named]
     handles = [Line2D([], [], color=c, linewidth=4) for c in colors[: len(named)]]
     rest = len(column.categories) - len(named)
     handles.append(Line2D([], [], color=colors[-1], linewidth=4))

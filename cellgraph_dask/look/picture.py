@@ -28,12 +28,13 @@ from ..source.columns import Column, ColumnReader, open_column
 from .edges import Edges, open_edges
 from .figure import MOST_DOTS, axes_pixels, save
 from .points import Places, Points, find_places, shown_range
-from .raster import Canvas, Drawing, Paint, Sums, datashader, drawing_bytes, pieces, warm_up
+from .raster import Canvas, Drawing, Paint, Sums, check_extra, drawing_bytes, pieces, warm_up
 from .scene import PlotReport, Scene
 from .shading import BACKGROUNDS, palette
 
 SIZE = (1200, 1000)
 _SIZES = (200, 20_000)  # pixels of a side
+_SAMPLE = 1_000_000  # cells
 _LIKE_CHANCE = 0.35  # of the edges are longer than the median random pair: so are shuffled ones
 _MOST_HIGHLIGHTED = 1000  # cells
 _PIXEL_BYTES = 64  # of a pixel while the picture is made: densities, colors, what is written
@@ -71,7 +72,7 @@ def picture(
     check_threads(threads)
     limit = limit_bytes(memory_limit)
     reset_peak()
-    datashader()
+    check_extra()
     with progress_bars(progress) as bars, ExitStack() as stack:
         edges = stack.enter_context(open_edges(path, key, neighbors_key, storage_options))
         if edges.is_export and key != "connectivities":
@@ -154,13 +155,13 @@ def _fitting_threads(
     reserved = round_reserved(resident_bytes())
     n_cells = edges.n_cells
     held = 8 * n_cells + (0 if reader is None else 4 * n_cells) + n_cells
-    n_pixels = canvas.width * canvas.height
-    making = _FIGURE_BYTES + _PIXEL_BYTES * max(n_pixels, size[0] * size[1])
+    n_pixels = max(canvas.width * canvas.height, size[0] * size[1])
+    making = _FIGURE_BYTES + n_pixels * _PIXEL_BYTES
     reading = max(places.n_bytes, 0 if reader is None else reader.n_bytes)
     n_sums = 0 if reader is None else 3
     for n in range(threads, 0, -1):
-        most = max(drawing_bytes(edges, canvas, n_sums, n), making, reading)
-        needed = reserved + SLACK_BYTES + held + most
+        drawing = held + max(drawing_bytes(edges, canvas, n_sums, n), reading)
+        needed = reserved + SLACK_BYTES + max(drawing, making + n_pixels * (4 + 8 * n_sums))
         if needed <= limit:
             return n
     least = -(-needed // 10**6) * 10**6
@@ -214,6 +215,8 @@ def _sentences(
             f"{text} % of the {what} are longer than the median pair of cells at random; by chance "
             "it would be 50 %."
         )
+        if share > 100 * _LIKE_CHANCE:
+            yield "So the graph does not look like one of these cells."
     if points.n_without_place:
         yield (
             f"Left out: {points.n_without_place:,} cells whose place is NaN or infinite, with "
@@ -231,8 +234,11 @@ def _composed(
     x, y, dots = points.x, points.y, None
     if 0 < x.size <= MOST_DOTS:
         dots = x, y, np.zeros(0) if column is None else column.values
+    if column is not None:  # of numbers some are enough for the scale
+        column = replace(column, values=column.values[:: x.size // _SAMPLE + 1].copy())
     places = np.stack([x[chosen], y[chosen]], axis=1)
     pairs = np.concatenate([np.empty((2, 0), np.int64), *sums.highlighted], axis=1)
+    pairs = pairs[:, np.lexsort(pairs[::-1])]  # threads are not in order
     lines = np.stack([np.stack([x[side], y[side]], axis=1) for side in pairs], axis=1)
     at = [np.minimum(np.searchsorted(chosen, side), max(chosen.size - 1, 0)) for side in pairs]
     owners = np.where(chosen[at[0]] == pairs[0], at[0], at[1]) if chosen.size else at[0]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import InvalidExportError, OutputError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..runtime.progress import Progress
@@ -28,17 +28,16 @@ _MOST_HIGHLIGHTED = 100_000  # edges of the cells that are highlighted
 _EDGE_BYTES = 120  # of an edge that is drawn: its cells, ends, length, as datashader has them
 
 
-def datashader() -> Any:
-    """Return datashader; an OutputError if the extra for pictures is not installed."""
+def check_extra() -> None:
+    """Raise an OutputError if the extra for pictures is not installed."""
     try:
-        import datashader
-        import matplotlib as _  # noqa: F401
+        import datashader  # noqa: F401
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise OutputError(
             "pictures are drawn with datashader and matplotlib, which are not installed "
             "(pip install 'cellgraph-dask[plot]')."
         ) from error
-    return datashader
 
 
 @dataclass
@@ -112,9 +111,9 @@ def warm_up(n_sums: int) -> None:
 
 
 def _aggregate(canvas: Canvas, ends: dict[str, Array], brought: list[Array]) -> Any:
+    import datashader as ds
     import pandas as pd
 
-    ds = datashader()
     names = [f"sum{k}" for k in range(len(brought))]
     summary = {"counts": ds.count()} | {name: ds.sum(name) for name in names}
     frame = pd.DataFrame(ends | dict(zip(names, brought, strict=True)), copy=False)
@@ -179,6 +178,7 @@ class Drawing:
 
     def _draw_slab(self, src: Array, dst: Array) -> None:
         points, result = self._points, self.result
+        check_cells(src, dst, points.x.size)
         x0, x1, y0, y1 = points.x[src], points.x[dst], points.y[src], points.y[dst]
         lengths = _lengths(x0, x1, y0, y1)
         brought = [] if self._paint is None else self._paint.of_edges(src, dst)
@@ -198,6 +198,18 @@ class Drawing:
             room = _MOST_HIGHLIGHTED - sum(part.shape[1] for part in result.highlighted)
             if highlighted.size and room > 0:
                 result.highlighted.append(highlighted[:, :room])
+
+
+def check_cells(src: Array, dst: Array, n_cells: int) -> None:
+    """Refuse edges of cells that do not exist; nobody has checked those of an export."""
+    if not src.size:
+        return
+    last = max(int(src.max()), int(dst.max()))
+    if last >= n_cells or min(int(src.min()), int(dst.min())) < 0:
+        raise InvalidExportError(
+            f"an edge is of cell {last}, but there are {n_cells} cells. The export is damaged; "
+            "`verify` says where."
+        )
 
 
 def pieces(points: Points) -> Iterator[tuple[Array, Array]]:

@@ -46,25 +46,38 @@ def color_map(background: str, *, gray: bool) -> Any:
     return ListedColormap(whole(np.linspace(first, last, 256)), f"cellgraph-{name}")
 
 
+def number_colors(background: str) -> Any:
+    """Return the colors of numbers, without those that are lost on the background."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    first, last = (0.0, 0.92) if background == "white" else (0.15, 1.0)
+    return ListedColormap(colormaps["viridis"](np.linspace(first, last, 256)), "cellgraph-numbers")
+
+
 def backdrop(background: str) -> Array:
     """Return red, green and blue of a background."""
     return np.full(3, 1.0 if background == "white" else 0.0, np.float32)
 
 
 def density_image(density: Array, counts: Array, background: str, *, gray: bool) -> Array:
-    """Return the picture of how many edges there are at each pixel: (rows, columns, 3) uint8."""
-    table = np.round(color_map(background, gray=gray)(np.arange(256))[:, :3] * 255).astype(np.uint8)
+    """Return the picture of how many edges there are at each pixel: (rows, columns, 4) uint8."""
+    table = np.round(color_map(background, gray=gray)(np.arange(256)) * 255).astype(np.uint8)
     image: Array = table[(density * 255).astype(np.uint8)]
-    image[counts == 0] = np.round(backdrop(background) * 255)
+    image[counts == 0, :3] = np.round(backdrop(background) * 255)
     return image
 
 
 def mixed_image(density: Array, counts: Array, colors: Array, background: str) -> Array:
-    """Return the picture of colors, ``(rows, columns, 3)`` from 0 to 1, stronger where denser."""
-    strength = (_FAINTEST + (1 - _FAINTEST) * density)[..., None] * (counts > 0)[..., None]
-    colors *= strength
-    colors += (1 - strength) * backdrop(background)
-    return np.asarray(colors * 255 + 0.5).astype(np.uint8)
+    """Return the picture of colors, ``(rows, columns, 3)`` from 0 to 1, stronger where denser.
+
+    It is of red, green, blue and opacity, uint8.
+    """
+    strength = (_FAINTEST + (1 - _FAINTEST) * density) * (counts > 0)
+    image = np.full((*counts.shape, 4), 255, np.uint8)
+    for k, behind in enumerate(backdrop(background)):
+        image[..., k] = (behind + strength * (colors[..., k] - behind)) * 255 + 0.5
+    return image
 
 
 def palette(column: Column) -> Array:

@@ -39,7 +39,8 @@ class Column:
 class ColumnReader:
     """A column that has been found; good as long as what it is in is open.
 
-    `n_bytes` are the most that reading it takes, with what comes out.
+    `n_bytes` are the most that reading it takes, with what comes out; `is_coded` tells categories
+    from numbers.
     """
 
     def __init__(self, root: Root, level: str, name: str, node: Any, n_cells: int) -> None:
@@ -63,8 +64,8 @@ class ColumnReader:
                 f"{self._path} has chunks of {self._at_once} values; up to "
                 f"{format_bytes(_MOST_CHUNK_BYTES)} are read at once. Write it in smaller ones."
             )
-        is_coded = self._are_texts or "categories" in self._parts or kind == "b"
-        self.n_bytes = n_cells * (2 if is_coded else 4) + self._at_once * (2 * item + 16)
+        self.is_coded = self._are_texts or "categories" in self._parts or kind == "b"
+        self.n_bytes = n_cells * (2 if self.is_coded else 4) + self._at_once * (2 * item + 16)
 
     def _take_apart(self, node: Any) -> dict[str, Any]:
         """Return codes and categories, or values, and the mask where something is missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from matplotlib.image import imread
 from scipy.sparse import csr_matrix
 
 from cellgraph_dask import export_connectivities, open_export, plot_graph
-from cellgraph_dask.errors import MemoryLimitError, OutputError, SourceError
+from cellgraph_dask.errors import InvalidExportError, MemoryLimitError, OutputError, SourceError
 from cellgraph_dask.look import edges as look_edges
 from cellgraph_dask.look import raster
 from cellgraph_dask.look.figure import new_axes
@@ -306,6 +307,16 @@ def test_a_limit_that_is_too_small_names_one_that_will_do(folder):
     with pytest.raises(MemoryLimitError, match="too small for this picture") as refused:
         drawn(folder / "plain", memory_limit="50MB")
     assert drawn(folder / "plain", memory_limit=refused.value.needed_bytes).report.n_drawn == 1191
+
+
+def test_edges_of_cells_that_do_not_exist_are_refused(folder, tmp_path):
+    shutil.copytree(folder / "plain", tmp_path / "out")
+    path = tmp_path / "out/connectivity/edges.dst.bin"
+    raw = np.fromfile(path, "<u2")
+    raw[-1] = 400
+    raw.tofile(path)
+    with pytest.raises(InvalidExportError, match="an edge is of cell 400, but there are 400 cells"):
+        drawn(tmp_path / "out")
 
 
 @pytest.mark.parametrize("size", ["12", "30000", "1200x", "x"])
