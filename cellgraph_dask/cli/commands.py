@@ -33,11 +33,12 @@ from .options import (
     run_options,
     size_options,
     source_options,
+    thinning_options,
     verbose_option,
 )
 from .reporting import report
 from .streams import finish, note_done, prepare
-from .words import describe_inspection, describe_plan, describe_verification
+from .words import describe_inspection, describe_plan, describe_thinned, describe_verification
 
 DIFFERENT = 3  # exit code
 
@@ -172,6 +173,8 @@ def export(
             f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
             f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
         )
+        if report.thinned is not None:
+            click.echo(describe_thinned(report.thinned))
         if report.kept_tasks:
             n = report.kept_tasks
             click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
@@ -274,6 +277,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
 @click.option("--rule", type=click.Choice(RULES),
               help="How the weights of both directions become one.  [default: they must be the "
                    "same]")  # fmt: skip
+@thinning_options
 @click.option("--to-key", default="connectivities", show_default=True, metavar="NAME",
               help="Name of the new matrix in obsp of DEST.")  # fmt: skip
 @click.option("--drop-diagonal", is_flag=True,
@@ -317,6 +321,8 @@ def symmetrize(
         f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
         f"obsp/{options['to_key']} of {report.out_dir}"
     )
+    if report.thinned is not None:
+        click.echo(describe_thinned(report.thinned))
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -30,8 +30,10 @@ from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
 from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
+from ..stages.wishes import ALL, Thinning
 from .cells_table import CellsTable
 from .parquet import ParquetDelivery, parquet_bytes, read_files
+from .parts import pieces_bytes
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,27 @@ class ParquetFolder:
     """
 
     weights: bool = False
-    wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
+    wanted: Rule | None = None  # None if weights matter: the matrix must be symmetric in them
     both: bool = False
     cells: CellsTable | None = None
+    thinning: Thinning = ALL
 
     reader = "cellucid-0.9.4"
     refuses_zeros = refuses_diagonal = is_inside = False
-    in_pieces = True
+    weight_dtype = "float64"
     preload = (parquet_io.warm_up,)
 
     @property
     def rule(self) -> Rule | None:
         """See `Product`: of equal weights the larger one is either."""
-        if self.wanted is None and self.both and not self.weights:
-            return "ones"
-        return "max" if self.is_strict else self.wanted
+        if self.is_strict:
+            return "max"
+        return "ones" if self.wanted is None and self.both else self.wanted
 
     @property
     def is_strict(self) -> bool:
         """See `Product`."""
-        return self.weights and self.wanted is None
+        return (self.weights or bool(self.thinning)) and self.wanted is None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class ParquetFolder:
             "rule": self.wanted,
             "directions": "both" if self.both else "one",
             "cells_table": self.cells is not None,
-        }
+        } | self.thinning.options
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
@@ -90,6 +93,10 @@ class ParquetFolder:
         """See `Product`."""
         columns = table_columns(n_cells, weighted=self.weights)
         return n_edges * sum(dtype.itemsize for dtype in columns.values())
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`."""
+        return pieces_bytes(job, n_edges)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""

@@ -83,6 +83,11 @@ class FromPieces:
         """Do nothing: no file is kept open."""
 
 
+def pieces_bytes(job: Job, n_edges: int) -> int:
+    """Return the bytes of the files of pieces that hold so many edges."""
+    return n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
+
+
 def positions_of(counts: Sequence[int]) -> tuple[int, ...]:
     """Return the positions of the first edges of pieces, and the end, given their edges."""
     return (0, *np.cumsum(counts, dtype=np.int64).tolist())

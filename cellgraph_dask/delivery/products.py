@@ -18,6 +18,7 @@ from ..edge_pairs.format import (
     VIEWER_BYTES,
     Manifest,
     edge_columns,
+    most_viewer_edges,
     read_identity,
     viewer_bytes,
 )
@@ -32,8 +33,9 @@ from ..runtime.stage import ResumableExecutor
 from ..stages.job import Job
 from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
+from ..stages.wishes import ALL, Thinning
 from .edge_files import EdgeFiles, writer_bytes
-from .parts import PieceDelivery
+from .parts import PieceDelivery, pieces_bytes
 
 
 class Closable(Delivery, Protocol):
@@ -45,6 +47,10 @@ class Closable(Delivery, Protocol):
 
 class Product(Protocol):
     """What is made of a graph; a frozen value."""
+
+    @property
+    def thinning(self) -> Thinning:
+        """Which edges are kept."""
 
     @property
     def rule(self) -> Rule | None:
@@ -71,12 +77,12 @@ class Product(Protocol):
         """Whether it is put into the very store that the matrix is in."""
 
     @property
-    def in_pieces(self) -> bool:
-        """Whether all edges are in temporary files before it is made of them."""
-
-    @property
     def weights(self) -> bool:
         """Whether edges are delivered with weights."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """Dtype of the weights in the files."""
 
     @property
     def both(self) -> bool:
@@ -101,6 +107,9 @@ class Product(Protocol):
 
     def output_bytes(self, n_cells: int, n_edges: int) -> int:
         """Return the most bytes of the files, without compression."""
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """Return the most bytes of the temporary files that it is made of."""
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """Return the memory it takes when each thread delivers `n` edges at once."""
@@ -135,17 +144,23 @@ class EdgePairs:
 
     compression: int | None = None
     weights: bool = False
-    wanted: Rule | None = None  # None with weights: the matrix must be symmetric in them
+    wanted: Rule | None = None  # None if weights matter: the matrix must be symmetric in them
     both: bool = False
+    thinning: Thinning = ALL
 
-    reader = "cellucid-0.9.4"
-    refuses_diagonal = is_inside = in_pieces = False
+    refuses_diagonal = is_inside = False
+    weight_dtype = "float64"
     preload = ()
+
+    @property
+    def reader(self) -> str:
+        """See `Product`."""
+        return "cellucid-0.9.4" if self.weights else "cellucid-0.9.5"
 
     @property
     def refuses_zeros(self) -> bool:
         """See `Product`."""
-        return self.is_strict
+        return self.is_strict and self.weights
 
     @property
     def rule(self) -> Rule | None:
@@ -155,14 +170,14 @@ class EdgePairs:
     @property
     def is_strict(self) -> bool:
         """See `Product`."""
-        return self.weights and self.wanted is None
+        return (self.weights or bool(self.thinning)) and self.wanted is None
 
     @property
     def options(self) -> dict[str, Any]:
         """See `Product`; a plain export has nothing to tell of weights."""
         weights = {"weights": self.weights} if self.weights else {}
         rule = {"rule": self.wanted} if self.weights or self.wanted is not None else {}
-        return {"compression": self.compression} | weights | rule
+        return {"compression": self.compression} | weights | rule | self.thinning.options
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
@@ -176,11 +191,9 @@ class EdgePairs:
         """See `Product`."""
         if not self.weights or viewer_bytes(n_cells, n_edges) <= VIEWER_BYTES:
             return []
-        alone = viewer_bytes(n_cells, 0)
-        most = (VIEWER_BYTES - alone) // (viewer_bytes(n_cells, 1) - alone)
         return [
-            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {max(most, 0):,} edges of "
-            f"{n_cells:,} cells; this graph may have up to {n_edges:,}."
+            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {most_viewer_edges(n_cells):,} "
+            f"edges of {n_cells:,} cells; this graph may have up to {n_edges:,}."
         ]
 
     def _columns(self, n_cells: int) -> dict[str, np.dtype[Any]]:
@@ -193,6 +206,13 @@ class EdgePairs:
     def output_bytes(self, n_cells: int, n_edges: int) -> int:
         """See `Product`."""
         return n_edges * sum(dtype.itemsize for dtype in self._columns(n_cells).values())
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`: pieces, and the spool of compressed parts."""
+        parts = (
+            self.output_bytes(job.source.n_cells, n_edges) if self.compression is not None else 0
+        )
+        return parts + (pieces_bytes(job, n_edges) if on_cluster else 0)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""

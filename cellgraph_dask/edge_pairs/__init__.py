@@ -4,6 +4,6 @@ It never makes an edge and never writes to an export's folder.
 """
 
 __all__ = [
-    "format", "generation", "graph", "gzip_member", "parquet", "parquet_edges", "parquet_io",
-    "provenance", "reader",
+    "components", "format", "generation", "graph", "gzip_member", "parquet", "parquet_edges",
+    "parquet_io", "provenance", "reader",
 ]  # fmt: skip

@@ -60,6 +60,12 @@ def viewer_bytes(n_cells: int, n_edges: int) -> int:
     return 4 * n_cells + n_edges * (48 if index_dtype(n_cells, weighted=True).itemsize == 2 else 44)
 
 
+def most_viewer_edges(n_cells: int) -> int:
+    """Return how many edges of so many cells that viewer draws at most."""
+    alone = viewer_bytes(n_cells, 0)
+    return max(VIEWER_BYTES - alone, 0) // (viewer_bytes(n_cells, 1) - alone)
+
+
 def file_name(side: str, compression: int | None, tag: str = "") -> str:
     """Return the name of an edge file inside the folder.
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..delivery.cells_table import CellsTable, table_of_cells
 from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Directions, Format, Options
 from ..plan.plan import ExportPlan, prepare
+from ..plan.thinning import thinning_of
 from ..runtime.cluster import client_for
 from ..source.matrix import Source
 from ..source.opening import is_container, open_source
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
 from ..stages.rules import Rule
+from ..stages.wishes import Strongest
 from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ def plan_export(
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Strongest | None = None,
     format: Format = "cellucid",
     directions: Directions = "one",
     cells_table: bool = False,
@@ -69,6 +75,19 @@ def plan_export(
         ``b`` of the larger one's, repeats added up, 0 where nothing is stored. "fuzzy" is
         ``a + b - a * b``, for weights from 0 to 1, "ones" gives 1. What comes to 0 is no edge, so
         "min" keeps mutual neighbors. Weights must not be negative then.
+    min_weight
+        Keep edges with a weight of at least that. Thinning works on the weights of pairs, after the
+        `rule`; without a rule the matrix must be symmetric in its weights, bit by bit.
+    top_k
+        Keep an edge if it is among so many strongest ones of either of its cells. Of equally strong
+        ones, those to cells with smaller numbers are kept. It takes 8 or 12 bytes of memory a cell.
+    max_edges
+        Keep the so many strongest edges of the graph, after `min_weight` and `top_k`; "viewer" for
+        as many as the viewer of cellucid 0.9.1 to 0.9.4 draws. Of equally strong ones, the first in
+        the order of the files are kept.
+    strongest : {"largest", "smallest"}, optional
+        Which weights make the strongest edges: by default the largest. It must be given for a key
+        that is called distances.
     format : {"cellucid", "parquet"}
         Edge files of cellucid, or a folder of Parquet files (the extra ``parquet``) with the
         columns ``src``, ``dst`` and, with `weights`, ``weight``. Such a folder is shown as a whole.
@@ -109,6 +128,14 @@ def plan_export(
         compression=compression,
         weights=weights,
         rule=rule,
+        thinning=thinning_of(
+            opened.key,
+            opened.n_cells,
+            min_weight=min_weight,
+            top_k=top_k,
+            max_edges=max_edges,
+            strongest=strongest,
+        ),
         format=format,
         directions=directions,
         cells_table=_table_of(opened, source, storage_options) if cells_table else None,
@@ -152,6 +179,10 @@ def export_connectivities(
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Strongest | None = None,
     format: Format = "cellucid",
     directions: Directions = "one",
     cells_table: bool = False,
@@ -173,6 +204,8 @@ def export_connectivities(
     Parameters
     ----------
     source, key, neighbors_key, storage_options, compression, weights, rule, format, directions
+        As for `plan_export`.
+    min_weight, top_k, max_edges, strongest
         As for `plan_export`.
     cells_table
         As for `plan_export`.
@@ -226,6 +259,14 @@ def export_connectivities(
             compression=compression,
             weights=weights,
             rule=rule,
+            thinning=thinning_of(
+                opened.key,
+                opened.n_cells,
+                min_weight=min_weight,
+                top_k=top_k,
+                max_edges=max_edges,
+                strongest=strongest,
+            ),
             format=format,
             directions=directions,
             cells_table=_table_of(opened, source, storage_options) if cells_table else None,

@@ -81,7 +81,7 @@ def _plan_of(found: Mapping[str, Any]) -> ExportPlan:
     """Return the plan that a record holds; an error if sizes are not positive integers."""
     values = {field.name: found[field.name] for field in fields(ExportPlan)}
     tuning = Tuning(**values["tuning"])
-    sizes = [n for name, n in asdict(tuning).items() if name != "count_degrees"]
+    sizes = [n for name, n in asdict(tuning).items() if not name.startswith("count_")]
     if not all(type(n) is int and n > 0 for n in sizes):
         raise ValueError("sizes must be positive")
     return ExportPlan(**{**values, "tuning": tuning, "warnings": tuple(values["warnings"])})

@@ -34,6 +34,7 @@ from ..stages.job import Method, OtherMethodError, Tuning
 from ..stages.pipeline import Outcome, run_stages
 from ..stages.rules import RULES
 from ..stages.runs import Scratch
+from ..stages.thinning import Thinned
 from .check import Target, broken_rules
 from .record import RunRecord, interrupted_run, new_record, read_run, run_folders, spool_folder
 
@@ -70,7 +71,9 @@ class ExportReport(Report):
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
     warnings : tuple of str
-        What the user should know about the matrix, as in the plan.
+        What the user should know about the matrix and what is made of it, as in the plan.
+    thinned : Thinned or None
+        What thinning has done; None if all edges were kept.
     """
 
     out_dir: str
@@ -89,6 +92,7 @@ class ExportReport(Report):
     symmetric: bool
     kept_tasks: int
     warnings: tuple[str, ...] = ()
+    thinned: Thinned | None = None
 
 
 def is_interrupted(out_dir: str | Path, scratch_dir: str | Path | None = None) -> bool:
@@ -299,7 +303,11 @@ def _report(
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
-        warnings=prepared.job.source.notes,
+        warnings=(
+            *prepared.job.source.notes,
+            *options.product.warnings(plan.n_cells, outcome.n_edges),
+        ),
+        thinned=outcome.thinned,
     )
 
 

@@ -14,6 +14,7 @@ from ..delivery.zarr_files import DOCUMENTS, ZarrFormat
 from ..errors import OutputError, SourceError
 from ..machine.remote import is_url, local_path, plain_name
 from ..plan.options import Options
+from ..plan.thinning import thinning_of
 from ..runtime.cluster import client_for
 from ..source.cells import levels
 from ..source.layout import get
@@ -21,6 +22,7 @@ from ..source.matrix import Source
 from ..source.opening import is_container, open_root, open_source
 from ..source.spool import LazyMatrix
 from ..stages.rules import Rule
+from ..stages.wishes import Strongest
 from .run import ExportReport, run_export
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ def symmetrize_connectivities(
     dest: str | Path,
     *,
     rule: Rule | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Strongest | None = None,
     key: str = "connectivities",
     neighbors_key: str | None = None,
     to_key: str = "connectivities",
@@ -67,6 +73,8 @@ def symmetrize_connectivities(
         How the weights a and b of both directions become one, an absent one being 0. `min` keeps
         mutual neighbors only, `fuzzy` is a + b - a b, for weights from 0 to 1. By default only a
         matrix is taken that is symmetric in its weights as it is.
+    min_weight, top_k, max_edges, strongest
+        Which edges are kept, as for `plan_export`.
     to_key
         Name of the new element in `obsp`.
     drop_diagonal
@@ -108,6 +116,10 @@ def symmetrize_connectivities(
     element = Element(
         rule, to_key, drop_diagonal, dtype, made, group,
         None if inside else StoreCopy.of(source, group, made, storage_options),
+        thinning_of(
+            opened.key, opened.n_cells, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
+            strongest=strongest,
+        ),
     )  # fmt: skip
     options = Options(
         dest,

@@ -120,37 +120,37 @@ def report_export(
     if in_store and output_storage_options is not None:
         raise ValueError("output_storage_options are for exports at a URL, not for stores")
     if picture:
-        from .raster import datashader
+        from .raster import check_extra
 
-        datashader()
+        check_extra()
+    options: dict[str, Any] = {
+        "source": source, "key": key, "neighbors_key": neighbors_key,
+        "storage_options": storage_options, "memory_limit": memory_limit, "threads": threads,
+    }  # fmt: skip
+    its_options: dict[str, Any] = {}  # of the picture
+    checks: dict[str, Any] = {"scratch_dir": scratch_dir, "components": components}
+    observe: Callable[..., VerifyReport] = observe_export
+    if in_store:
+        observe = observe_element
+        checks |= {"to_key": to_key or "connectivities", "rule": rule}
+        its_options = {"source": None, "key": to_key or "connectivities", "neighbors_key": None}
+    else:
+        checks["output_storage_options"] = output_storage_options
+        if is_url(plain_name(path)):
+            its_options["storage_options"] = output_storage_options
     seen = Seen()
     with progress_bars(progress) as bars:
         stages = Stages(bars)
-        observe: Callable[..., VerifyReport] = observe_export
-        options: dict[str, Any] = {"output_storage_options": output_storage_options}
-        if in_store:
-            observe = observe_element
-            options = {"to_key": to_key or "connectivities", "rule": rule}
-        verified = observe(
-            path, stages, seen, source=source, key=key, neighbors_key=neighbors_key,
-            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
-            scratch_dir=scratch_dir, components=components, **options,
-        )  # fmt: skip
+        verified = observe(path, stages, seen, **options, **checks)
         times = stages.times()
-    place = find_path(path, output_storage_options)
-    stored = _Stored("store", weighted=True) if in_store else _stored(place)
-    drawn = Drawn(why="it was not wanted")
     if seen.degrees is None:
         drawn = Drawn(why="the edges are not well-formed, or could not be read")
-    elif picture is not False:
-        remote = is_url(plain_name(path))
-        drawn = draw(
-            path, source=source if not in_store else None,
-            key=(to_key or "connectivities") if in_store else key,
-            neighbors_key=None if in_store else neighbors_key,
-            storage_options=output_storage_options if remote else storage_options,
-            memory_limit=memory_limit, threads=threads, progress=progress,
-        )  # fmt: skip
+    elif picture is False:
+        drawn = Drawn(why="it was not wanted")
+    else:
+        drawn = draw(path, progress=progress, **(options | its_options))
+    place = find_path(path, output_storage_options)
+    stored = _Stored("store", weighted=True) if in_store else _stored(place)
     report = _report(place, stored, verified, seen, times, source, drawn)
     if output is not None:
         report.save(output, force=force)

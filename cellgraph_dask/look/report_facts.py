@@ -19,7 +19,7 @@ from ..machine.buffers import Array
 from ..machine.memory import peak_bytes
 from ..runtime.progress import Progress
 from ..verify.observer import Observer
-from ..verify.statistics import Components, Degrees
+from ..verify.statistics import Degrees
 
 MOST_BINS = 40
 _TAIL = 0.01  # of the cells may have more neighbors than the bins of one width reach
@@ -145,7 +145,7 @@ class Seen(Observer):
         self._least, self._largest, self._sum = np.inf, 0.0, 0.0
         self._lengths: tuple[Array, Array] | None = None
         self.degrees: Degrees | None = None
-        self.components: Components | None = None
+        self._sizes: dict[int, int] | None = None
         self.differences: list[str] | None = None  # from the source; None if not compared
 
     def look(self, slab: Slab) -> None:
@@ -163,9 +163,9 @@ class Seen(Observer):
                 self._least, self._largest = min(self._least, least), max(self._largest, largest)
                 self._sum += added
 
-    def found(self, degrees: Degrees, components: Components | None) -> None:
-        """Keep degrees and components."""
-        self.degrees, self.components = degrees, components
+    def found(self, degrees: Degrees, component_sizes: dict[int, int] | None) -> None:
+        """Keep degrees and sizes of components."""
+        self.degrees, self._sizes = degrees, component_sizes
 
     def compared(self, problems: list[str]) -> None:
         """Keep what comparing the edges with their source has shown."""
@@ -181,7 +181,7 @@ class Seen(Observer):
 
     def component_histogram(self) -> Histogram | None:
         """Return how many components have how many cells."""
-        return _of_sizes(self.components.sizes) if self.components is not None else None
+        return _of_sizes(self._sizes) if self._sizes is not None else None
 
     def lengths(self) -> Lengths | None:
         """Return how long edges and random pairs are."""

@@ -3,4 +3,4 @@
 It never writes anything and never runs a task of an export.
 """
 
-__all__ = ["options", "plan", "tuning"]
+__all__ = ["options", "plan", "thinning", "tuning"]

@@ -15,6 +15,7 @@ from ..machine.memory import limit_bytes
 from ..machine.remote import is_url, local_path, plain_name
 from ..runtime.threads import check_threads
 from ..stages.rules import RULES, Rule
+from ..stages.wishes import ALL, Thinning
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,6 +37,7 @@ class Options:
     compression: int | None = None
     weights: bool = False
     rule: Rule | None = None
+    thinning: Thinning = ALL
     format: Format = "cellucid"
     directions: Directions = "one"
     cells_table: CellsTable | None = None  # what the table of cells is made from
@@ -84,5 +86,5 @@ class Options:
             return self.made
         if self.format == "parquet":
             both = self.directions == "both"
-            return ParquetFolder(self.weights, self.rule, both, self.cells_table)
-        return EdgePairs(self.compression, self.weights, self.rule)
+            return ParquetFolder(self.weights, self.rule, both, self.cells_table, self.thinning)
+        return EdgePairs(self.compression, self.weights, self.rule, thinning=self.thinning)

@@ -21,6 +21,7 @@ from ..stages.job import Job, Method, Tuning, partition_shift
 from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
 from ..stages.split import count_bands
+from ..stages.thinning import thinning_scratch
 from .options import Options
 from .tuning import Budget, adopt, projected_bytes, tune
 
@@ -62,7 +63,7 @@ def prepare(
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(
         source, Scratch(""), shift, method, product.rule, product.weights, product.both,
-        product.refuses_zeros, product.refuses_diagonal,
+        product.refuses_zeros, product.refuses_diagonal, product.thinning, product.weight_dtype,
     )  # fmt: skip
     budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:
@@ -217,12 +218,12 @@ def make_plan(
     n_edges = source.n_entries * (1 + job.both)
     if job.method == "symmetric":
         n_edges = source.n_entries if job.both else source.n_entries // 2
-    output = product.output_bytes(source.n_cells, n_edges)
     scratch = source.spool_bytes + run_bytes(job, tuning, n_blocks)
-    if n_workers or product.in_pieces:  # parts before they become edge files
-        scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
-    if compression is not None:
-        scratch += output  # the spool of compressed parts
+    if job.thinning:
+        scratch += thinning_scratch(job, n_edges)
+        n_edges = min(n_edges, (job.thinning.max_edges or n_edges) * job.n_directions)
+    output = product.output_bytes(source.n_cells, n_edges)
+    scratch += product.scratch_bytes(job, n_edges, on_cluster=n_workers > 0)
     return ExportPlan(
         source=source.path,
         key=source.key,
@@ -258,10 +259,13 @@ def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
         return 0
     n_cells, n_entries = job.source.n_cells, job.source.n_entries
     weights = job.weight_dtype.itemsize if job.weighs else 0
-    n_bytes = n_entries * (1 + job.both) * (max(4, job.cell_dtype.itemsize) + weights)
+    twice = 2 if job.both or job.thinning else 1
+    n_bytes = n_entries * twice * (max(4, job.cell_dtype.itemsize) + weights)
+    if job.thinning:  # the rows that are made of them, and how many entries each has
+        n_bytes += n_entries * 2 * (job.cell_dtype.itemsize + 8) + 12 * n_cells
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
     n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
-    if not tuning.count_degrees:
+    if not tuning.count_degrees and not job.thinning:
         n_bytes += 2 * n_entries + 4 * n_cells
         n_bytes += 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)
     return n_bytes

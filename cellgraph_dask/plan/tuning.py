@@ -17,17 +17,19 @@ from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import Job, Method, Tuning
 from ..stages.merge import merge_bytes
+from ..stages.rows import row_bytes
 from ..stages.split import count_bands, split_bytes
-from ..stages.stream import stream_bytes
+from ..stages.stream import MOST_STREAM_ENTRIES, stream_bytes
+from ..stages.thinning import components_bytes, ranks_bytes, thinning_bytes
 
 # Larger blocks and pieces gain nothing; smaller ones only cost tasks.
 _MOST_BLOCK_ENTRIES = 1 << 22
-_MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
 _LEAST_BLOCK_ENTRIES = 1 << 16
 _MOST_BLOCK_ROWS = 1 << 20  # where rows and not entries decide the number of blocks
 _MOST_PIECE_ENTRIES = 1 << 24
 _LEAST_PIECE_ENTRIES = 1 << 16
-_COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory
+_COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells in memory,
+_COMPONENTS_SHARE = 1 / 3  # … or for finding connected components
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,12 @@ class Budget:
         """Least threads that may work."""
         return 1 if self.may_take_fewer else self.threads
 
-    def has_room_for_counters(self, n_cells: int) -> bool:
-        """Whether threads may share a degree counter for each cell."""
-        return self.may_take_fewer and COUNTER_BYTES * n_cells <= self.limit * _COUNTERS_SHARE
+    def has_room_for_counters(self, job: Job) -> bool:
+        """Whether threads may share a counter for each cell: of degrees, or for components."""
+        n_bytes, share = COUNTER_BYTES * job.source.n_cells, _COUNTERS_SHARE
+        if job.thinning:
+            n_bytes, share = components_bytes(job), _COMPONENTS_SHARE
+        return self.may_take_fewer and n_bytes <= self.limit * share
 
 
 def tune(job: Job, budget: Budget) -> Tuning:
@@ -69,17 +74,17 @@ def tune(job: Job, budget: Budget) -> Tuning:
 def adopt(job: Job, tuning: Tuning, budget: Budget) -> Tuning | None:
     """Return the sizes of an earlier plan for as many threads as the limit feeds now, or None."""
 
-    def fits(count_degrees: bool, threads: int) -> Tuning | None:
-        adopted = replace(tuning, threads=threads, count_degrees=count_degrees)
+    def fits(in_memory: bool, threads: int) -> Tuning | None:
+        adopted = replace(tuning, threads=threads, **_counting(job, in_memory))
         return adopted if projected_bytes(job, adopted, budget) <= budget.limit else None
 
     return _best(job, budget, fits)
 
 
 def _best(job: Job, budget: Budget, fits: Callable[[bool, int], Tuning | None]) -> Tuning | None:
-    """Return sizes that fit with degrees counted in memory; if there are none, from the runs."""
+    """Return sizes that fit if cells are counted in memory; if there are none, if they are not."""
     tuning = None
-    if budget.has_room_for_counters(job.source.n_cells):
+    if budget.has_room_for_counters(job):
         tuning = _most_threads(budget, partial(fits, True))
     return tuning if tuning is not None else _most_threads(budget, partial(fits, False))
 
@@ -131,11 +136,17 @@ def _to_come(job: Job) -> list[Method]:
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
     needs = stream_bytes if job.method == "symmetric" else split_bytes
-    block = needs(job, tuning.block_entries, tuning.block_rows)
+    cut = job if not job.thinning else replace(job, both=True, weights=True)
+    block = needs(cut, tuning.block_entries, tuning.block_rows)
     piece = 0
     if job.method != "symmetric":
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
-        piece = merge_bytes(job, tuning.piece_entries, n_partitions << job.shift)
+        piece = merge_bytes(cut, tuning.piece_entries, n_partitions << job.shift)
+        if job.thinning:
+            piece += row_bytes(job, tuning.piece_entries, n_partitions << job.shift)
+    if job.thinning:
+        n = min(tuning.block_entries, MOST_STREAM_ENTRIES)
+        block = max(block, stream_bytes(cut, n, tuning.block_rows) + thinning_bytes(job, n))
     fixed = budget.reserved + _fixed_bytes(job, tuning, budget.product)
     return fixed + tuning.threads * max(block, piece)
 
@@ -160,15 +171,28 @@ def _fixed_bytes(job: Job, tuning: Tuning, product: Product) -> int:
         tables = 8 * job.n_partitions * (n_blocks + 1) + 2 * 8 * n_blocks * starts * tuning.threads
         if tuning.count_degrees:
             tables += COUNTER_BYTES * job.source.n_cells
+    if job.thinning:
+        tables += ranks_bytes(job)
+        if tuning.count_components:
+            tables += components_bytes(job)
     most = max(tuning.piece_entries, tuning.block_entries)
     return SLACK_BYTES + tables + product.writer_bytes(job, tuning.threads, most)
 
 
-def _tune(job: Job, budget: Budget, count_degrees: bool, threads: int) -> Tuning | None:
+def _counting(job: Job, in_memory: bool) -> dict[str, bool]:
+    """Return what is counted in memory, if anything is; thinning counts degrees on the way."""
+    return {
+        "count_degrees": in_memory and not job.thinning,
+        "count_components": in_memory and bool(job.thinning),
+    }
+
+
+def _tune(job: Job, budget: Budget, in_memory: bool, threads: int) -> Tuning | None:
     """Return the largest sizes that fit, or None."""
 
     def fits(block: int, piece: int) -> Tuning | None:
-        tuning = Tuning(block, _rows(block), piece, job.shift, threads, count_degrees)
+        counting = _counting(job, in_memory)
+        tuning = Tuning(block, _rows(block), piece, job.shift, threads, **counting)
         return tuning if projected_bytes(job, tuning, budget) <= budget.limit else None
 
     blocks = _blocks(job, threads)
@@ -193,7 +217,7 @@ def _even_share(job: Job, threads: int) -> int:
 
 def _blocks(job: Job, threads: int) -> list[int]:
     """Return the sizes of blocks that may be taken, from small to large."""
-    most = _MOST_STREAM_ENTRIES if job.method == "symmetric" else _MOST_BLOCK_ENTRIES
+    most = MOST_STREAM_ENTRIES if job.method == "symmetric" else _MOST_BLOCK_ENTRIES
     wanted = min(max(_even_share(job, threads), _LEAST_BLOCK_ENTRIES), most)
     return _block_sizes(job.source.chunk_size, wanted)
 

@@ -5,6 +5,7 @@ arrays. It knows no stage, no executor and no output.
 """
 
 __all__ = [
-    "blocks", "cells", "columns", "embeddings", "layout", "matrix", "names", "opening", "spool",
+    "arrays", "blocks", "cells", "columns", "embeddings", "layout", "matrix", "names", "opening",
+    "spool",
     "stamps",
 ]  # fmt: skip

@@ -3,4 +3,7 @@
 It never learns who executes its tasks, nor what becomes of the edges.
 """
 
-__all__ = ["degrees", "job", "merge", "pipeline", "rules", "runs", "split", "stream", "symmetry"]
+__all__ = [
+    "degrees", "job", "merge", "pipeline", "rows", "rules", "runs", "split", "stream", "symmetry",
+    "thinning", "wishes",
+]  # fmt: skip

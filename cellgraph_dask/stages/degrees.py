@@ -81,8 +81,22 @@ class DegreeRuns:
         )
 
 
+class NoDegrees:
+    """Counts nothing, where the edges are looked at again."""
+
+    kind = "no degrees"
+
+    def add(self, _job: Job, _piece: Piece, _src: Array, _dst: Array) -> Written:
+        """Do nothing."""
+        return Written(0, 0)
+
+    def keep(self, _job: Job, _piece: Piece, _src: Array, _dst: Array, _written: Written) -> bool:
+        """Do nothing."""
+        return True
+
+
 # Counts the edges of each cell, of a piece just merged (`add`) or in an earlier run (`keep`).
-DegreeSink = DegreeCounters | DegreeRuns
+DegreeSink = DegreeCounters | DegreeRuns | NoDegrees
 
 _LAYOUT: list[dict[str, np.dtype[Any]]] = [{"dst": np.dtype(np.uint16)}, {"n": np.dtype(np.uint32)}]
 

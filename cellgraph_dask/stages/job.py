@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,8 +13,9 @@ from zlib_ng import zlib_ng
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Source
-from .rules import Combination
+from .rules import Combination, narrowed
 from .runs import Scratch
+from .wishes import ALL, Thinning
 
 Method = Literal["symmetric", "general", "signed"]
 
@@ -28,7 +30,8 @@ class Job:
     may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
     edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
     rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal; weights
-    on the diagonal, which are no edges, are an error with `refuse_diagonal`.
+    on the diagonal, which are no edges, are an error with `refuse_diagonal`. Of the edges, those
+    are kept that `thinning` says; then there is a rule.
     """
 
     source: Source
@@ -40,11 +43,13 @@ class Job:
     both: bool = False
     strict: bool = False
     refuse_diagonal: bool = False
+    thinning: Thinning = ALL
+    delivered: str = "float64"  # dtype of the weights
 
     @property
     def edge_dtypes(self) -> list[np.dtype[Any]]:
         """Dtypes of the columns in which edges are delivered."""
-        return [self.cell_dtype] * 2 + [np.dtype(np.float64)] * self.weights
+        return [self.cell_dtype] * 2 + [np.dtype(self.delivered)] * self.weights
 
     @property
     def n_directions(self) -> int:
@@ -98,6 +103,7 @@ class Tuning:
     shift: int  # a partition is ``2**shift`` sources
     threads: int  # that work at once
     count_degrees: bool = False  # whether they share a counter for each cell in memory
+    count_components: bool = False  # whether thinning counts components, in memory
 
     @property
     def piece_partitions(self) -> int:
@@ -130,6 +136,22 @@ class EdgeSink(Protocol):
 
     def read(self, position: int, *columns: Array) -> None:
         """Read back edges that were written at a position; OSError or ValueError if not whole."""
+
+
+def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tuple[int, int, int]:
+    """Give the edges of a piece to a sink; return their position, number, and CRC-32."""
+    columns = list(edges[: len(job.edge_dtypes)])
+    if job.weights and job.delivered != "float64":
+        src, dst, weights = columns
+        columns[2] = narrowed(src, dst, weights, np.dtype(job.delivered))
+    position = sink.place(number, columns[0].size)
+    sink.write(position, *columns)
+    return position, columns[0].size, edges_crc(*columns)
+
+
+def narrow_bytes(job: Job) -> int:
+    """Return the bytes that `deliver` takes for an edge."""
+    return np.dtype(job.delivered).itemsize % 8 if job.weights else 0
 
 
 def edges_crc(*columns: Array) -> int:

@@ -5,26 +5,31 @@
     symmetric   stream ─────────────────────────► edge files
     general     split ──► merge ─┬──────────────► edge files
                                  └─► degrees, if they are not counted in memory
+    thinned     [split ──► merge ──► rows] ──► rank, weigh ──► thin ──► edge files
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..machine.buffers import Array
-from ..runtime.stage import Executor, ResumableExecutor, Stage
+from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
+from ..source.blocks import cut_blocks
 from ..source.matrix import Block
-from . import loops, weighted_loops
-from .degrees import DegreeCounters, DegreeRuns, cut_cells, largest_degree
+from . import loops, thinning, weighted_loops
+from .degrees import DegreeCounters, DegreeRuns, DegreeSink, NoDegrees, cut_cells, largest_degree
 from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
+from .rows import described, row_sink, rows_job, source_of_rows
 from .split import SplitRuns, SplitSummary, split, split_holds
-from .stream import StreamSummary, prove_symmetry, stream, stream_holds
+from .stream import MOST_STREAM_ENTRIES, StreamSummary, prove_symmetry, stream, stream_holds
+from .thinning import Thinned, ThinSummary, thin
 
 
 class Delivery(Protocol):
@@ -51,6 +56,7 @@ class Outcome(NamedTuple):
     max_neighbors: int
     scratch_bytes: int  # of runs
     output_bytes: int  # of the edge files
+    thinned: Thinned | None = None  # what thinning has done, if edges were to be left out
 
 
 def run_stages(
@@ -62,12 +68,16 @@ def run_stages(
     The seeds are of the hash that proves symmetry. A NegativeWeightError or NotSymmetricError says
     that the method does not suit the matrix.
     """
+    if job.thinning:
+        return _run_thinned(job, blocks, tuning, seeds, executor, delivery)
     if job.method == "symmetric":
         return _run_symmetric(job, blocks, seeds, executor, delivery)
     return _run_general(job, blocks, tuning, executor, delivery)
 
 
-def _keep(delivery: Delivery, kept: Mapping[int, StreamSummary | MergeSummary]) -> None:
+def _keep(
+    delivery: Delivery, kept: Mapping[int, StreamSummary | MergeSummary | ThinSummary]
+) -> None:
     """Tell a delivery of the edges that an interrupted run has written."""
     delivery.keep({number: summary.n_edges for number, summary in kept.items()})
 
@@ -90,9 +100,19 @@ def _run_symmetric(
     return Outcome(n_edges, largest, delivery.scratch_bytes, output_bytes)
 
 
-def _run_general(
-    job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
-) -> Outcome:
+class _Merged(NamedTuple):
+    """What split and merge have left."""
+
+    pieces: list[MergeSummary]
+    scratch_bytes: int
+
+
+def _merge_all(
+    job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, sink: EdgeSink,
+    degrees: DegreeSink, kind: str, keep: Callable[[dict[int, MergeSummary]], None] = do_nothing,
+    stop: Callable[[], None] = do_nothing,
+) -> _Merged:  # fmt: skip
+    """Split a matrix into runs, and merge them into a sink of that kind."""
     runs = SplitRuns.of(job, blocks)
     sizes = [block.stop - block.start for block in blocks]
     task, holds = partial(split, runs), partial(split_holds, runs)
@@ -102,23 +122,58 @@ def _run_general(
     for run in left:
         contributions += run.contributions
     pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
-    degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
     merging = Stage(
-        "merge", partial(merge, runs, delivery.sink, degrees), pieces,
+        "merge", partial(merge, runs, sink, degrees), pieces,
         [piece.n_contributions for piece in pieces], "entries", MergeSummary,
-        partial(merge_holds, job, delivery.sink, degrees), f"{delivery.kind} {degrees.kind}",
+        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind}",
     )  # fmt: skip
-    merged = executor.run(merging, keep=partial(_keep, delivery), stop=delivery.stop)
+    merged = executor.run(merging, keep=keep, stop=stop)
+    scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
+    return _Merged(merged, scratch_bytes)
+
+
+def _run_general(
+    job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
+) -> Outcome:
+    degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
+    merged, scratch_bytes = _merge_all(
+        job, blocks, tuning, executor, delivery.sink, degrees, delivery.kind,
+        partial(_keep, delivery), delivery.stop,
+    )  # fmt: skip
     output_bytes = delivery.finish([piece.n_edges for piece in merged])
     if isinstance(degrees, DegreeCounters):
         largest = degrees.largest()
     else:
-        largest = _count_degrees(job, len(pieces), tuning, executor.executor)
+        largest = _count_degrees(job, len(merged), tuning, executor.executor)
     largest //= job.n_directions  # an edge in both directions is counted twice at either end
-    scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
     scratch_bytes += delivery.scratch_bytes
     n_edges = sum(piece.n_edges for piece in merged) // job.n_directions
     return Outcome(n_edges, largest, scratch_bytes, output_bytes)
+
+
+def _run_thinned(
+    job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, ...], executor:
+    ResumableExecutor, delivery: Delivery,
+) -> Outcome:  # fmt: skip
+    rows, scratch_bytes = job, 0
+    if job.method != "symmetric":
+        both = replace(job, both=True, weights=True, delivered="float64")
+        sink = row_sink(job)
+        merged, scratch_bytes = _merge_all(
+            both, blocks, tuning, executor, sink, NoDegrees(), "rows"
+        )
+        rows = rows_job(job, source_of_rows(job, sink, [piece.n_edges for piece in merged]))
+        blocks = cut_blocks(
+            rows.source, min(tuning.block_entries, MOST_STREAM_ENTRIES), tuning.block_rows
+        )
+    counts, largest, thinned = thin(
+        job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
+        delivery.stop, count_components=tuning.count_components,
+    )  # fmt: skip
+    output_bytes = delivery.finish(counts)
+    scratch_bytes += delivery.scratch_bytes
+    n_edges = sum(counts) // job.n_directions
+    return Outcome(n_edges, largest, scratch_bytes, output_bytes, thinned)
 
 
 def _count_degrees(job: Job, n_pieces: int, tuning: Tuning, executor: Executor) -> int:
@@ -137,6 +192,8 @@ def warm_up(job: Job) -> None:
     """
     source = job.source
     source.warm_up()
+    if job.weights and job.delivered != "float64":
+        weighted_loops.narrow(np.ones(1), np.ones(1, job.delivered))
     indices = np.array([1], dtype=source.row_dtype)
     indptr = np.array([0, 1, 1])
     counts = np.zeros(4, np.int64)
@@ -145,16 +202,23 @@ def warm_up(job: Job) -> None:
     if job.refuse_diagonal:
         read = np.zeros(1, np.float64 if source.data.dtype.kind == "f" else np.int64)
         weighted_loops.first_on_diagonal(indices, read, indptr[:2], 0)
-    if job.method == "symmetric":
+    if job.thinning:
+        thinning.warm_up(job)
+        rows_job(job, described(job, row_sink(job), 0)).source.warm_up()
+    if job.method == "symmetric" or job.thinning:
         seeds, sums = np.zeros(3, np.uint64), np.zeros(4, np.uint64)
         if job.rule is None:
             loops.stream_block(indices, indptr, 0, seeds, out, dst, sums, counts)
             return
         weights = np.ones(2)
         weighted_loops.stream_entries(
-            indices, weights, weights.view(np.uint64), indptr, 0, counts[:2], 0, 0, seeds,
-            np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
+            indices, weights, weights.view(np.uint64), weights.copy(), indptr, 0, counts[:2], 0, 0,
+            seeds, np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
         )  # fmt: skip
+        weighted_loops.copy_entries(
+            indices, weights, indptr, 0, 0, np.zeros(2, np.int64), out, dst, np.zeros(2), counts
+        )
+    if job.method == "symmetric":
         return
     src = np.zeros(2, np.uint16)
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)

@@ -12,7 +12,7 @@ A run appears under its name by rename, so one that is there is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ class Written(NamedTuple):
     crc: int
 
 
-def write_run(path: Path, sections: list[tuple[Columns, Array]]) -> Written:
+def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
     """Write a run and return its size and checksum.
 
     A section is some columns, equally long, and a table of where each partition starts in them

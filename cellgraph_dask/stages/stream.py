@@ -10,17 +10,19 @@ written is thrown away and the general method is taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import buffers
+from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
-from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, narrow_bytes, read_kept
 from .rules import CODES, check_diagonal, check_edges, check_weights
 
+MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
 _MASK = 2**64 - 1
 
 
@@ -44,15 +46,29 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
     weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
-    return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
+    return read + n_entries * (2 * job.cell_dtype.itemsize + weights + narrow_bytes(job))
 
 
-def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
-    """Read a block, check it, and write its upper entries to the output."""
+class Streamed(NamedTuple):
+    """What a block holds, if nothing speaks against the symmetry of its matrix so far."""
+
+    columns: list[Array]  # sources, destinations and, if the job has a rule, weights (float64)
+    imbalance: tuple[int, int]  # the two halves of the sum of hashes
+    degrees: Array  # entries off the diagonal: most in a row, in the first, in the last; int64
+
+
+def read_edges(
+    job: Job, seeds: NDArray[np.uint64], block: Block, *, proved: bool = False
+) -> Streamed:
+    """Read a block and check it; its edges are good until this thread's next block.
+
+    Where the matrix is `proved` to be symmetric, and `both` directions are wanted, nothing is
+    hashed again.
+    """
     entries = job.source.read_block(block, weights=job.rule is not None)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
-    imbalance = np.zeros(4, np.uint64)
+    imbalance = np.zeros(3, np.uint64)
     degrees = np.zeros(4, np.int64)
     if job.rule is None:
         n, repeats = loops.stream_block(
@@ -64,28 +80,39 @@ def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) ->
         if job.refuse_diagonal:
             check_diagonal(job.source, block, entries)
         weights = weights.astype(np.float64, copy=False)
-        n, repeats = weighted_loops.stream_entries(
-            entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-            np.array([block.first_row + 1, block.last_row - 1]), job.both, CODES.index(job.rule),
-            seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
-        )  # fmt: skip
+        keys, rule = buffers.take("row keys", size, np.int64), CODES.index(job.rule)
+        if proved and job.both:
+            n, repeats = weighted_loops.copy_entries(
+                entries.indices, weights, entries.indptr, block.first_row, rule, keys, *out, degrees
+            )
+        else:
+            n, repeats = weighted_loops.stream_entries(
+                entries.indices, weights, weights.view(np.uint64), np.array([np.inf]),
+                entries.indptr, block.first_row,
+                np.array([block.first_row + 1, block.last_row - 1]),
+                job.both, rule, seeds, keys, *out, imbalance, degrees,
+            )  # fmt: skip
     has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
-    if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
+    if repeats or imbalance[2] or (job.strict and has_diagonal):
         raise NotSymmetricError
     edges = [column[:n] for column in out]
     if job.rule is not None:
         check_edges(job.source, *edges)
-    columns = edges[: len(job.edge_dtypes)]
-    src, dst = columns[:2]
-    position = sink.place(block.number, n)
-    sink.write(position, *columns)
+    return Streamed(edges, (int(imbalance[0]), int(imbalance[1])), degrees)
+
+
+def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
+    """Read a block, check it, and write its upper entries to the output."""
+    edges, imbalance, degrees = read_edges(job, seeds, block)
+    src, dst = edges[:2]
+    position, n, crc = deliver(job, sink, block.number, edges)
     return StreamSummary(
         first_row=block.first_row,
         last_row=block.last_row - 1,
         position=position,
         n_edges=n,
-        crc=edges_crc(*columns),
-        imbalance=(int(imbalance[0]), int(imbalance[1])),
+        crc=crc,
+        imbalance=imbalance,
         largest=int(degrees[0]),
         first=int(degrees[1]),
         last=int(degrees[2]),
@@ -101,7 +128,28 @@ def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) ->
     return edges is not None
 
 
-def prove_symmetry(summaries: Sequence[StreamSummary]) -> int | None:
+class Ends(Protocol):
+    """What the proof of symmetry needs to know of a block; see `StreamSummary`."""
+
+    @property
+    def first_row(self) -> int: ...  # noqa: D102
+    @property
+    def last_row(self) -> int: ...  # noqa: D102
+    @property
+    def imbalance(self) -> tuple[int, int]: ...  # noqa: D102
+    @property
+    def largest(self) -> int: ...  # noqa: D102
+    @property
+    def first(self) -> int: ...  # noqa: D102
+    @property
+    def last(self) -> int: ...  # noqa: D102
+    @property
+    def first_edge(self) -> tuple[int, int] | None: ...  # noqa: D102
+    @property
+    def last_edge(self) -> tuple[int, int] | None: ...  # noqa: D102
+
+
+def prove_symmetry(summaries: Sequence[Ends]) -> int | None:
     """Return the largest degree if the streamed edges are those of the matrix, else None."""
     if any(sum(s.imbalance[half] for s in summaries) & _MASK for half in (0, 1)):
         return None

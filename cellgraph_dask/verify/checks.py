@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..edge_pairs.components import cell_dtype
 from ..edge_pairs.format import MANIFEST, Manifest, index_dtype, read_manifest
 from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
@@ -48,7 +49,6 @@ from .observer import Observer
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
-from .statistics import cell_dtype
 
 # From the number of cells, and the most bytes to be read at once.
 StoredEmbeddings = Callable[[int, int], Stored]
@@ -240,7 +240,7 @@ class Check(Limited):
         """Complete the report of an export whose edges are well-formed."""
         problems = list(report.problems)
         if self.observer is not None:
-            self.observer.found(found.degrees, found.components)
+            self.observer.found(found.degrees, found.component_sizes)
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
                 f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
@@ -261,6 +261,7 @@ class Check(Limited):
             for path, byte in differing_files(self.out_dir, manifest)
         ]
         alignment, unchecked = self._align(manifest, found, warnings)
+        components = found.components
         return replace(
             report,
             ok=not problems,
@@ -271,8 +272,8 @@ class Check(Limited):
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
-            n_components=found.components.n_components if found.components else None,
-            largest_component=found.components.largest if found.components else None,
+            n_components=components.n_components if components is not None else None,
+            largest_component=components.largest if components is not None else None,
         )
 
     def _other_source(self, provenance: Provenance | None) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from ..edge_pairs import components
 from ..edge_pairs.reader import first_bad_edge
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
@@ -108,68 +109,6 @@ def hash_entries(
     upper[1] = upper_b
     lower[0] = all_a - upper_a
     lower[1] = all_b - upper_b
-
-
-@compiled(int)
-def _root(parent: Array, cell: Any) -> Any:
-    """Return the root of a cell, halving the path to it."""
-    while parent[cell] != cell:
-        parent[cell] = parent[parent[cell]]
-        cell = np.int64(parent[cell])
-    return cell
-
-
-@compiled(int)
-def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
-    """Join the trees of the two cells of each edge; return how many were joined.
-
-    `parent` is for each cell one of the same component, never a later one; a root is its own.
-    `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
-    These bits stay in a near cache when `parent` does not, and soon answer for most edges.
-    """
-    joined = 0
-    for k in range(src.size):
-        s = np.int64(src[k])
-        d = np.int64(dst[k])
-        if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
-            continue
-        a = _root(parent, s)
-        b = _root(parent, d)
-        if a != b:
-            parent[max(a, b)] = min(a, b)
-            joined += 1
-    return joined
-
-
-@compiled(int)
-def flatten(parent: Array) -> int:
-    """Make every cell a child of its root; return the number of roots."""
-    n_roots = 0
-    for cell in range(parent.size):
-        parent[cell] = parent[parent[cell]]
-        n_roots += parent[cell] == cell
-    return n_roots
-
-
-@compiled()
-def settle(parent: Array, root: int, settled: Array) -> None:
-    """Set the bits of the children of a root, and clear all others; `parent` must be flat."""
-    for byte in range(settled.size):
-        bits: Any = 0
-        for cell in range(8 * byte, min(8 * byte + 8, parent.size)):
-            bits |= np.int64(parent[cell] == root) << (cell & 7)
-        settled[byte] = bits
-
-
-@compiled()
-def count_children(parent: Array, sizes: Array) -> None:
-    """Write for each root how many cells are its children or itself, and 0 for other cells.
-
-    `parent` must be flat; `sizes` may hold anything before.
-    """
-    sizes[:] = 0
-    for cell in range(parent.size):
-        sizes[parent[cell]] += 1
 
 
 @compiled()
@@ -376,15 +315,10 @@ def warm_up(edge_dtype: DTypeLike, cell_dtype: DTypeLike) -> None:
     """
     edges = np.zeros(0, edge_dtype)
     none, two = np.zeros(0, cell_dtype), np.zeros(2, np.uint64)
-    bits = np.zeros(0, np.uint8)
     first_bad_edge(edges, edges, 0, 0, 0)
     count_ends(edges, 0, none)
     hash_edges(edges, edges, np.zeros(4, np.uint64), two)
-    unite(edges, edges, none, bits)
-    unite(none, none, none, bits)
-    flatten(none)
-    settle(none, 0, bits)
-    count_children(none, none)
+    components.warm_up(edge_dtype, cell_dtype)
 
 
 def warm_up_proof(index_dtype: DTypeLike, weight_dtype: DTypeLike) -> None:

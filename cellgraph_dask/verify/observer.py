@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..edge_pairs.reader import Slab
 from ..machine.buffers import Array
-from .statistics import Components, Degrees
+from .statistics import Degrees
 
 
 class Observer:
@@ -16,8 +16,11 @@ class Observer:
         Their weights may still turn out to be none; then `found` is not called.
         """
 
-    def found(self, degrees: Degrees, components: Components | None) -> None:
-        """Take what all edges, which are well-formed, come to."""
+    def found(self, degrees: Degrees, component_sizes: dict[int, int] | None) -> None:
+        """Take what all edges, which are well-formed, come to.
+
+        For each number of cells it is told how many components there are of so many.
+        """
 
     def compared(self, problems: list[str]) -> None:
         """Take what comparing the edges with their source has shown to be wrong."""

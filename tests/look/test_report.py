@@ -25,7 +25,7 @@ from cellgraph_dask.look.report_verdicts import ceilings, verdicts
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.verify.checks import VerifyReport
 from cellgraph_dask.verify.scan import SurveyPlan, survey
-from cellgraph_dask.verify.statistics import Components, Degrees
+from cellgraph_dask.verify.statistics import Degrees
 from tests.helpers.command import run
 from tests.helpers.stores import write_store
 from tests.oracle import oracle_edges
@@ -138,7 +138,7 @@ def test_edges_are_looked_at_once_however_often_degrees_are_counted(exports):
     manifest = read_manifest(exports["weights"])
     plan = SurveyPlan(2, ahead=True, range_cells=10, n_forests=2, observer=seen)
     found = survey(exports["weights"], manifest, plan, Progress())
-    seen.found(found.degrees, found.components)
+    seen.found(found.degrees, found.component_sizes)
     assert sum(seen.weights().histogram.counts) == manifest.n_edges
 
 
@@ -381,7 +381,7 @@ def seen(*, degrees=None, sizes=None, weights=None, lengths=None):
     if weights is not None:
         cells = np.zeros(len(weights), np.uint32)
         found.look(Slab(0, cells, cells, np.array(weights, np.float64)))
-    found.found(Degrees(degrees or {}), None if sizes is None else Components(sizes))
+    found.found(Degrees(degrees or {}), sizes)
     if lengths is not None:
         found.measured(*(np.array(part, np.float64) for part in lengths))
     return found

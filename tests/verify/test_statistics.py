@@ -11,10 +11,11 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from cellgraph_dask import verify_export
+from cellgraph_dask.edge_pairs.components import forest_bytes
 from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.verify.scan import SurveyPlan, plan_survey, survey, survey_bytes
-from cellgraph_dask.verify.statistics import Degrees, forest_bytes
+from cellgraph_dask.verify.statistics import Degrees
 from tests.helpers.command import run
 from tests.helpers.planting import plant
 
@@ -89,7 +90,7 @@ def test_stretches_and_settling(tmp_path, monkeypatch):
     """Large graphs are cut into stretches, and most of their edges are answered by settled bits."""
     monkeypatch.setattr("cellgraph_dask.verify.scan._STRETCH_EDGES", 1_000)
     monkeypatch.setattr("cellgraph_dask.edge_pairs.reader.SLAB_EDGES", 64)
-    monkeypatch.setattr("cellgraph_dask.verify.statistics._FIRST_SETTLING", 200)
+    monkeypatch.setattr("cellgraph_dask.edge_pairs.components._FIRST_SETTLING", 200)
     edges = random_edges(3_000, 12_000)
     degrees, n_components, largest = expected(3_000, edges)
     manifest = read_manifest(plant(tmp_path, edges, 3_000))

@@ -1,0 +1,197 @@
+"""Connected components, found with forests (union-find), on several threads.
+
+A forest takes four bytes a cell, from 2³² cells on eight; each thread has one, and they are joined
+in the end.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..machine.buffers import Array
+from ..machine.compiled import compiled
+
+_SLICE = 1 << 20  # cells looked at in one go
+_SAMPLE = 1024
+_FIRST_SETTLING = 1 << 21  # edges after which settled cells are first looked for
+
+
+def cell_dtype(n_cells: int) -> np.dtype[Any]:
+    """Return the dtype in which cells are kept."""
+    return np.dtype(np.uint32 if n_cells <= 2**32 else np.uint64)
+
+
+@compiled(int)
+def _root(parent: Array, cell: Any) -> Any:
+    """Return the root of a cell, halving the path to it."""
+    while parent[cell] != cell:
+        parent[cell] = parent[parent[cell]]
+        cell = np.int64(parent[cell])
+    return cell
+
+
+@compiled(int)
+def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
+    """Join the trees of the two cells of each edge; return how many were joined.
+
+    Edges of which the source is larger are passed over: they are there in the other direction too.
+
+    `parent` is for each cell one of the same component, never a later one; a root is its own.
+    `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
+    These bits stay in a near cache when `parent` does not, and soon answer for most edges.
+    """
+    joined = 0
+    for k in range(src.size):
+        s = np.int64(src[k])
+        d = np.int64(dst[k])
+        if s > d:
+            continue
+        if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
+            continue
+        a = _root(parent, s)
+        b = _root(parent, d)
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+            joined += 1
+    return joined
+
+
+@compiled(int)
+def flatten(parent: Array) -> int:
+    """Make every cell a child of its root; return the number of roots."""
+    n_roots = 0
+    for cell in range(parent.size):
+        parent[cell] = parent[parent[cell]]
+        n_roots += parent[cell] == cell
+    return n_roots
+
+
+@compiled()
+def settle(parent: Array, root: int, settled: Array) -> None:
+    """Set the bits of the children of a root, and clear all others; `parent` must be flat."""
+    for byte in range(settled.size):
+        bits: Any = 0
+        for cell in range(8 * byte, min(8 * byte + 8, parent.size)):
+            bits |= np.int64(parent[cell] == root) << (cell & 7)
+        settled[byte] = bits
+
+
+@compiled()
+def count_children(parent: Array, sizes: Array) -> None:
+    """Write for each root how many cells are its children or itself, and 0 for other cells.
+
+    `parent` must be flat; `sizes` may hold anything before.
+    """
+    sizes[:] = 0
+    for cell in range(parent.size):
+        sizes[parent[cell]] += 1
+
+
+@dataclass(frozen=True)
+class Components:
+    """The connected components of a graph, isolated cells among them.
+
+    Attributes
+    ----------
+    n_components : int
+        How many there are.
+    largest : int
+        Cells in the largest.
+    """
+
+    n_components: int
+    largest: int
+
+    @classmethod
+    def of(cls, sizes: Mapping[int, int]) -> Components:
+        """Return what components of these numbers of cells come to."""
+        return cls(sum(sizes.values()), max(sizes, default=0))
+
+
+class Forests:
+    """Finds connected components; so many threads join trees at once, and others wait."""
+
+    def __init__(self, n_cells: int, n_forests: int) -> None:
+        self._free: queue.SimpleQueue[_Forest] = queue.SimpleQueue()
+        self._all = [_Forest(n_cells) for _ in range(n_forests)]
+        for forest in self._all:
+            self._free.put(forest)
+
+    def add(self, src: Array, dst: Array) -> None:
+        """Take edges into account."""
+        forest = self._free.get()
+        forest.add(src, dst)
+        self._free.put(forest)
+
+    def components(self) -> Components:
+        """Join the forests to one and count its trees. They are of no use afterwards."""
+        return Components.of(self.sizes())
+
+    def sizes(self) -> dict[int, int]:
+        """Do so, and return how many trees there are of each number of cells."""
+        first, *others = self._all
+        self._all = []
+        n_cells = first.parent.size
+        for other in others:
+            for start in range(0, n_cells, _SLICE):
+                parents = other.parent[start : start + _SLICE]
+                cells = np.arange(start, start + parents.size, dtype=parents.dtype)
+                unite(parents, cells, first.parent, first.settled)
+        flatten(first.parent)
+        sizes = others[0].parent if others else np.empty_like(first.parent)
+        count_children(first.parent, sizes)
+        found: Counter[int] = Counter()
+        for start in range(0, n_cells, _SLICE):
+            part = sizes[start : start + _SLICE]
+            values, counts = np.unique(part[part > 0], return_counts=True)
+            found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        return dict(found)
+
+
+def forest_bytes(n_cells: int, n_forests: int) -> int:
+    """Return the bytes of so many forests; one needs room for a second in the end."""
+    return (
+        n_forests * (n_cells // 8 + 1) + max(n_forests, 2) * n_cells * cell_dtype(n_cells).itemsize
+    )
+
+
+class _Forest:
+    """A tree for each component that one thread has seen."""
+
+    def __init__(self, n_cells: int) -> None:
+        self.parent: Array = np.arange(n_cells, dtype=cell_dtype(n_cells))
+        self.settled: Array = np.zeros(n_cells // 8 + 1, np.uint8)
+        self._seen = 0
+        self._next_settling = _FIRST_SETTLING
+        self._rng = np.random.default_rng(0)
+
+    def add(self, src: Array, dst: Array) -> None:
+        unite(src, dst, self.parent, self.settled)
+        self._seen += src.size
+        if self._seen >= self._next_settling:
+            self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Mark the cells of what looks like the largest tree; edges inside it need no more care."""
+        flatten(self.parent)
+        sample = self.parent[self._rng.integers(0, self.parent.size, _SAMPLE)]
+        roots, counts = np.unique(sample, return_counts=True)
+        settle(self.parent, int(roots[counts.argmax()]), self.settled)
+
+
+def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
+    """Load (or compile) the loops, for the dtypes of edges and of forests."""
+    edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
+    unite(edges, edges, none, bits)
+    unite(none, none, none, bits)
+    flatten(none)
+    settle(none, 0, bits)
+    count_children(none, none)
