@@ -18,8 +18,8 @@ from ..machine.interrupts import SIGNALS, Hold, holding
 FAILED = 1
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something is wrong with what was checked; 129, "
-    "130 and 143 after SIGHUP, Ctrl-C (SIGINT) and SIGTERM."
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `verify` found something wrong; 129, 130 and "
+    "143 after SIGHUP, Ctrl-C (SIGINT) and SIGTERM."
 )
 
 # Keys of a context's `meta`, which a command shares with the group.

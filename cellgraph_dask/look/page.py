@@ -11,16 +11,17 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from .._version import __version__
 from ..errors import redact
 from ..machine.memory import format_bytes
 from .charts import bar_chart
-from .page_style import STYLE
 from .report_facts import Histogram
 from .report_values import GraphFacts
 
+_STYLE = Path(__file__).with_name("page.css")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _MARKS = {"good": "✓", "bad": "✕", "warning": "!", "unknown": "?"}
 _MOST_LINEAR = 50  # components in a bin; beside more, one could not be seen
@@ -82,7 +83,7 @@ def page(report: GraphFacts) -> str:
 <meta name="generator" content="cellgraph_dask {text(__version__)}">
 <title>{text(report.path)}: report of a neighbor graph</title>
 <link rel="icon" href="data:,">
-<style>{STYLE}</style>
+<style>{_STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <a class="skip" href="#main">Skip to the report</a>
