@@ -15,7 +15,7 @@ from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
 from ..source.listing import matrices
-from . import look, starting  # noqa: F401 (their commands)
+from . import look, reporting, starting  # noqa: F401 (their commands)
 from .completion import FILES, FOLDERS, KEYS, names
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, command_to_resume, imports, what_is_left

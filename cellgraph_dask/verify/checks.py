@@ -46,6 +46,7 @@ from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_
 from .comparison import prove_by_comparison
 from .files import check_figures, check_texts, differing_files
 from .limited import Limited
+from .observer import Observer
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
@@ -130,17 +131,18 @@ class VerifyReport(Report):
 def verify(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
-    None, stored: StoredEmbeddings | None = None,
+    None, stored: StoredEmbeddings | None = None, observer: Observer | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
-    and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. An observer is told more. It raises the
+    errors of reading the matrix, and `MemoryLimitError`.
     """
     check = Check(
-        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
-    )
+        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored,
+        observer,
+    )  # fmt: skip
     return measured(check, check.run)
 
 
@@ -187,6 +189,7 @@ class Check(Limited):
     components: bool | None
     proof_plan: ProofPlan | None
     stored: StoredEmbeddings | None
+    observer: Observer | None = None
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
@@ -243,6 +246,8 @@ class Check(Limited):
     ) -> VerifyReport:  # fmt: skip
         """Complete the report of an export whose edges are well-formed."""
         problems = list(report.problems)
+        if self.observer is not None:
+            self.observer.found(found.degrees, found.component_sizes)
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
                 f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
@@ -250,6 +255,8 @@ class Check(Limited):
             )
         if source is not None:
             kind, differences = self._prove(source, manifest, found, seeds, report.provenance)
+            if self.observer is not None:
+                self.observer.compared(differences)
             if differences:
                 problems += [*self._other_source(report.provenance), *differences]
             report = replace(report, source=source.path, key=source.key, proof=kind)
@@ -261,6 +268,7 @@ class Check(Limited):
             for path, byte in differing_files(self.out_dir, manifest)
         ]
         alignment, unchecked = self._align(manifest, found, warnings)
+        components = found.components
         return replace(
             report,
             ok=not problems,
@@ -272,8 +280,8 @@ class Check(Limited):
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
             degree_histogram=found.degrees.histogram(),
-            n_components=found.components.n_components if found.components else None,
-            largest_component=found.components.largest if found.components else None,
+            n_components=components.n_components if components is not None else None,
+            largest_component=components.largest if components is not None else None,
         )
 
     def _other_source(self, provenance: Provenance | None) -> list[str]:
@@ -302,7 +310,7 @@ class Check(Limited):
                 needed = max(needed, smallest_proof_bytes(source, kind), unpacking)
             raise self.too_small(needed)
         shift = proof_shift(manifest.n_cells) if source is not None else None
-        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
+        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift, observer=self.observer)
         return survey(self.out_dir, manifest, plan, self.progress)
 
     def _prove(
@@ -390,7 +398,7 @@ class Check(Limited):
             reasons += [why] if why and not embeddings else []
             for embedding in embeddings:
                 try:
-                    alignment = align(found.samples, embedding)
+                    alignment = align(found.samples, embedding, self.observer)
                 except Exception as error:  # of any library that reads damaged bytes
                     warnings.append(f"{embedding.name} cannot be used: {error}")
                     reasons.append(f"{embedding.name} cannot be used")

@@ -77,6 +77,7 @@ LIBRARIES = {
         "cli/help",
         "cli/look",
         "cli/options",
+        "cli/reporting",
         "cli/starting",
     },
     "rich": {"runtime/progress"},
