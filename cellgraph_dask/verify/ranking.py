@@ -19,7 +19,8 @@ from .pair_file import PAIR_BITS, PairFile, cell_bits
 from .proof import PART
 
 ENTRY_BYTES = 128  # of a neighbor that is ranked
-_PARTITIONS_BITS = 9  # of as many partitions as there are at most, unless there are 2³⁵ cells
+LEAST_SHIFT = 8  # of partitions, and bits of as many as there are at most
+_PARTITION_BITS = 9
 
 
 class Ranking:
@@ -31,7 +32,7 @@ class Ranking:
     def __init__(self, folder: Path, n_cells: int, top: int) -> None:
         self._folder, self._n_cells, self._top = folder, n_cells, top
         self._bits = cell_bits(n_cells)
-        self._shift = min(max(8, self._bits - _PARTITIONS_BITS), PAIR_BITS - self._bits)
+        self._shift = min(max(LEAST_SHIFT, self._bits - _PARTITION_BITS), PAIR_BITS - self._bits)
         self.partitions = range(-(-n_cells >> self._shift))
         self._paths = [folder / name for name in ("weakest", "weakest-neighbors")]
         self._fds: list[int] = []
