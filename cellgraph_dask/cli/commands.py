@@ -32,10 +32,11 @@ from .options import (
     run_options,
     size_options,
     source_options,
+    thinning_options,
     verbose_option,
 )
 from .streams import finish, note_done, prepare
-from .words import describe_inspection, describe_plan, describe_verification
+from .words import describe_inspection, describe_plan, describe_thinned, describe_verification
 
 DIFFERENT = 3  # exit code
 
@@ -170,6 +171,8 @@ def export(
             f"{report.n_edges:,} edges of {report.n_cells:,} cells in {report.seconds:.1f} s, "
             f"peak memory {format_bytes(report.peak_memory_bytes)}: {report.out_dir}"
         )
+        if report.thinned is not None:
+            click.echo(describe_thinned(report.thinned))
         if report.kept_tasks:
             n = report.kept_tasks
             click.echo(f"{n:,} finished tasks of the interrupted run were kept.")
@@ -196,12 +199,17 @@ def export(
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
               help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
+@thinning_options
 @output_option
 @json_option
 @progress_option
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
-    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong."""
+    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong.
+
+    --to-key, --rule and the options of thinning are for a matrix that symmetrize has written, which
+    does not say how it was made; an export does.
+    """
     _check_keys(options)
     report = _verified(out_dir, options)
     note_done()
@@ -217,16 +225,22 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 
 def _verified(place: str, options: dict[str, Any]) -> Any:
     """Verify an export, or a matrix if there is a store in its place."""
-    to_key, rule = options.pop("to_key"), options.pop("rule")
+    names = ("to_key", "rule", "min_weight", "top_k", "max_edges", "strongest")
+    made = {name: options.pop(name) for name in names}
+    given = [f"--{name.replace('_', '-')}" for name, value in made.items() if value is not None]
     if any(Path(place, name).is_file() for name in (".zgroup", "zarr.json")):
         with _imports():
             from ..verify.element import verify_element
 
         if options.pop("components") or options.pop("output_storage_options"):
             raise click.UsageError("--components and --output-storage-options are for exports")
-        return verify_element(place, to_key=to_key or "connectivities", rule=rule, **options)
-    if to_key is not None or rule is not None:
-        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
+        made["to_key"] = made["to_key"] or "connectivities"
+        return verify_element(place, **made, **options)
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: for stores that symmetrize has written. An export says itself "
+            "how it was made."
+        )
     with _imports():
         from ..verify.api import verify_export
 
@@ -272,6 +286,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
 @click.option("--rule", type=click.Choice(RULES),
               help="How the weights of both directions become one.  [default: they must be the "
                    "same]")  # fmt: skip
+@thinning_options
 @click.option("--to-key", default="connectivities", show_default=True, metavar="NAME",
               help="Name of the new matrix in obsp of DEST.")  # fmt: skip
 @click.option("--drop-diagonal", is_flag=True,
@@ -315,6 +330,8 @@ def symmetrize(
         f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
         f"obsp/{options['to_key']} of {report.out_dir}"
     )
+    if report.thinned is not None:
+        click.echo(describe_thinned(report.thinned))
 
 
 @cli.command(epilog=EXIT_CODES)

@@ -14,6 +14,7 @@ from .failures import VERBOSE, Commands
 
 # Not imported: help has to be quick.
 RULES = ("ones", "max", "min", "mean", "sum", "fuzzy")
+STRONGEST = ("largest", "smallest")
 TARGETS = ("cellucid-0.0.9", "cellucid-0.9.4", "cellucid-0.9.5")
 
 
@@ -25,6 +26,17 @@ class _Size(click.ParamType):  # type: ignore[type-arg]
             return parse_bytes(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Edges(click.ParamType):  # type: ignore[type-arg]
+    name = "edges"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if value == "viewer":
+            return "viewer"
+        return int(click.IntRange(1).convert(value, param, ctx))
 
 
 class _Json(click.ParamType):  # type: ignore[type-arg]
@@ -95,6 +107,18 @@ size_options = together(
     click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
+thinning_options = together(
+    click.option("--min-weight", type=click.FloatRange(0), metavar="W",
+                 help="Keep edges with a weight of at least W."),
+    click.option("--top-k", type=click.IntRange(1), metavar="K",
+                 help="Keep an edge if it is among the K strongest of either of its cells."),
+    click.option("--max-edges", type=_Edges(), metavar="N|viewer",
+                 help="Keep the N strongest edges, or as many as the viewer of cellucid 0.9.1 to "
+                      "0.9.4 draws."),
+    click.option("--strongest", type=click.Choice(STRONGEST),
+                 help="Which weights make the strongest edges; needed for distances.  [default: "
+                      "largest]"),
+)  # fmt: skip
 run_options = together(
     key_option,
     source_options,
@@ -105,6 +129,7 @@ run_options = together(
     click.option("--rule", type=click.Choice(RULES),
                  help="How the weights of both directions become one.  [default: they must be "
                       "the same]"),
+    thinning_options,
     click.option("--format", type=click.Choice(["cellucid", "parquet"]), default="cellucid",
                  show_default=True, help="Edge files of cellucid, or a folder of Parquet files."),
     click.option("--directions", type=click.Choice(["one", "both"]), default="one",

@@ -65,6 +65,19 @@ def _describe_files(plan: ExportPlan) -> list[tuple[str, str]]:
     ]
 
 
+def describe_thinned(thinned: Any) -> str:
+    """Say what thinning has left out."""
+    text = f"{thinned.n_dropped:,} edges were left out; "
+    text += f"{thinned.n_became_isolated:,} cells became isolated"
+    if thinned.before is None or thinned.after is None:
+        return f"{text}. Components were not counted."
+    return (
+        f"{text}. The graph had {thinned.before.n_components:,} components, the largest of "
+        f"{thinned.before.largest:,} cells; it has {thinned.after.n_components:,} now, the largest "
+        f"of {thinned.after.largest:,}."
+    )
+
+
 def describe_graph(report: Any) -> list[tuple[str, str]]:
     """Describe the graph of a `VerifyReport`, as names and values."""
     if report.degree_quantiles is None:

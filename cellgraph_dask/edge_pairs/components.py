@@ -39,6 +39,8 @@ def _root(parent: Array, cell: Any) -> Any:
 def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     """Join the trees of the two cells of each edge; return how many were joined.
 
+    Edges of which the source is larger are passed over: they are there in the other direction too.
+
     `parent` is for each cell one of the same component, never a later one; a root is its own.
     `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
     These bits stay in a near cache when `parent` does not, and soon answer for most edges.
@@ -47,6 +49,8 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     for k in range(src.size):
         s = np.int64(src[k])
         d = np.int64(dst[k])
+        if s > d:
+            continue
         if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
             continue
         a = _root(parent, s)

@@ -5,5 +5,6 @@ arrays. It knows no stage, no executor and no output.
 """
 
 __all__ = [
-    "blocks", "cells", "embeddings", "layout", "matrix", "names", "opening", "spool", "stamps",
+    "arrays", "blocks", "cells", "embeddings", "layout", "matrix", "names", "opening", "spool",
+    "stamps",
 ]  # fmt: skip

@@ -213,6 +213,9 @@ def warm_up(job: Job) -> None:
             indices, weights, weights.view(np.uint64), indptr, 0, counts[:2], 0, 0, seeds,
             np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
         )  # fmt: skip
+        weighted_loops.copy_entries(
+            indices, weights, indptr, 0, 0, np.zeros(2, np.int64), out, dst, np.zeros(2), counts
+        )
     if job.method == "symmetric":
         return
     src = np.zeros(2, np.uint16)

@@ -57,8 +57,14 @@ class Streamed(NamedTuple):
     degrees: Array  # entries off the diagonal: most in a row, in the first, in the last; int64
 
 
-def read_edges(job: Job, seeds: NDArray[np.uint64], block: Block) -> Streamed:
-    """Read a block and check it; its edges are good until this thread's next block."""
+def read_edges(
+    job: Job, seeds: NDArray[np.uint64], block: Block, *, proved: bool = False
+) -> Streamed:
+    """Read a block and check it; its edges are good until this thread's next block.
+
+    Where the matrix is `proved` to be symmetric, and `both` directions are wanted, nothing is
+    hashed again.
+    """
     entries = job.source.read_block(block, weights=job.rule is not None)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
@@ -74,11 +80,17 @@ def read_edges(job: Job, seeds: NDArray[np.uint64], block: Block) -> Streamed:
         if job.refuse_diagonal:
             check_diagonal(job.source, block, entries)
         weights = weights.astype(np.float64, copy=False)
-        n, repeats = weighted_loops.stream_entries(
-            entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-            np.array([block.first_row + 1, block.last_row - 1]), job.both, CODES.index(job.rule),
-            seeds, buffers.take("row keys", size, np.int64), *out, imbalance, degrees,
-        )  # fmt: skip
+        keys, rule = buffers.take("row keys", size, np.int64), CODES.index(job.rule)
+        if proved and job.both:
+            n, repeats = weighted_loops.copy_entries(
+                entries.indices, weights, entries.indptr, block.first_row, rule, keys, *out, degrees
+            )
+        else:
+            n, repeats = weighted_loops.stream_entries(
+                entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
+                np.array([block.first_row + 1, block.last_row - 1]), job.both, rule,
+                seeds, keys, *out, imbalance, degrees,
+            )  # fmt: skip
     has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
     if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
         raise NotSymmetricError

@@ -31,6 +31,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import opened, write_at
 from ..runtime.stage import ResumableExecutor, Stage
+from ..source.arrays import read_file
 from ..source.matrix import Block
 from . import thinning_loops as loops
 from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
@@ -83,14 +84,18 @@ class Keep:
 
     def apply(self, columns: Sequence[Array], *, both: bool) -> tuple[list[Array], Array]:
         """Return the edges that are kept, and their keys; the columns are used up."""
-        src, dst, weights = columns
-        keys = self._keys_of(weights)
-        row_key, row_cell = _ranks(self) if self.ranked else (keys[:0], src[:0])
-        n = loops.keep_edges(
-            src, dst, weights, keys, np.array([self.thinning.min_weight or 0.0]), row_key,
-            row_cell, np.array(self.cut or (), np.uint64), both,
-        )  # fmt: skip
-        return [src[:n], dst[:n], weights[:n]], keys[:n]
+        edges = [*columns, self._keys_of(columns[2])]
+        if self.thinning.min_weight or not both:
+            least = np.array([self.thinning.min_weight or 0.0])
+            edges = _first(edges, loops.keep_heavy(*edges, least, both))
+        if self.ranked:
+            n = edges[0].size
+            work = buffers.take("row keys", n, np.int64), buffers.take("kept edges", n, np.uint8)
+            edges = _first(edges, loops.keep_ranked(*edges, *_ranks(self), *work))
+        if self.cut is not None:
+            cut = np.array(self.cut, np.uint64)
+            edges = _first(edges, loops.keep_strongest(*edges, cut))
+        return edges[:3], edges[3]
 
     def _keys_of(self, weights: Array) -> Array:
         keys = buffers.take("thinning keys", weights.size, self.keys)
@@ -101,10 +106,14 @@ class Keep:
         return keys
 
 
+def _first(columns: Sequence[Array], n: int) -> list[Array]:
+    return [column[:n] for column in columns]
+
+
 def thinning_bytes(job: Job, n_entries: int) -> int:
     """Return the most bytes that a block of that size takes more than streaming it does."""
     top = min(job.thinning.top_k or 0, n_entries)
-    return n_entries * 2 * key_dtype(job).itemsize + 64 * top
+    return n_entries * (2 * key_dtype(job).itemsize + 1) + 64 * top
 
 
 def ranks_bytes(job: Job) -> int:
@@ -177,13 +186,15 @@ class _Rows:
     job: Job  # of the product; its source is the matrix that has the rows
     seeds: tuple[int, ...]
     keep: Keep
+    proved: bool  # whether the rows are known to be those of a symmetric matrix
     tally: Callable[[Array, Array], None] | None = None  # gets each edge before thinning, and
     tally_kept: Callable[[Array, Array], None] | None = None  # … each that is kept
 
     def read(self, block: Block) -> tuple[list[Array], dict[str, Any]]:
         """Return a block's entries, and what the proof of symmetry needs of them."""
         job = replace(self.job, both=True, weights=True)
-        columns, imbalance, degrees = read_edges(job, np.array(self.seeds, np.uint64), block)
+        seeds = np.array(self.seeds, np.uint64)
+        columns, imbalance, degrees = read_edges(job, seeds, block, proved=self.proved)
         src, dst, _ = columns
         if self.tally is not None:
             self.tally(src, dst)
@@ -253,9 +264,7 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
         rows.tally_kept(*edges[:2])
     n_rows = _count_rows(edges[0], block, after)
     if not rows.job.both:
-        none, least = np.empty(0, np.uint64), np.zeros(1)
-        n = loops.keep_edges(*edges, keys, least, keys[:0], edges[0][:0], none, 0)
-        edges = [column[:n] for column in edges]
+        edges = _first(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
     edges = edges[: len(rows.job.edge_dtypes)]
     position = sink.place(block.number, edges[0].size)
     sink.write(position, *edges)
@@ -303,7 +312,8 @@ def thin(
     """
     n_cells = job.source.n_cells
     keep = Keep(job.thinning, job.scratch, n_cells, rows.cell_dtype, key_dtype(rows))
-    passes = _Passes(replace(rows, both=job.both, weights=job.weights), blocks, seeds, executor)
+    of_product = replace(rows, both=job.both, weights=job.weights)
+    passes = _Passes(of_product, blocks, seeds, executor, proved=rows is not job)
     forests = _Tallies(n_cells, executor, count_components)
     if job.thinning.top_k is not None:
         passes.run("rank", partial(_rank, passes.rows(keep, forests.before())))
@@ -404,7 +414,7 @@ class _Tallies:
         return forests.components()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Passes:
     """The passes over all rows."""
 
@@ -412,6 +422,7 @@ class _Passes:
     blocks: list[Block]
     seeds: tuple[int, ...]
     executor: ResumableExecutor
+    proved: bool  # whether a pass has shown that the matrix is symmetric
 
     @property
     def sizes(self) -> list[int]:
@@ -420,7 +431,7 @@ class _Passes:
 
     def rows(self, keep: Keep, *tallies: Callable[[Array, Array], None] | None) -> _Rows:
         """Return what reads the rows."""
-        return _Rows(self.job, self.seeds, keep, *tallies)
+        return _Rows(self.job, self.seeds, keep, self.proved, *tallies)
 
     def run(self, name: str, task: Callable[[Block], PassSummary]) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
@@ -429,6 +440,7 @@ class _Passes:
         summaries = self.executor.run(stage)
         if prove_symmetry(summaries) is None:
             raise NotSymmetricError
+        self.proved = True
         return summaries
 
     def cut(self, keep: Keep, sizes: Sequence[int]) -> tuple[int, int, int] | None:
@@ -539,12 +551,11 @@ def _note_weakest(
 @lru_cache(maxsize=1)
 def _ranks(keep: Keep) -> tuple[Array, Array]:
     """Return the weakest key and cell of each row; threads share them."""
+    row_key, row_cell = np.empty(keep.n_cells, keep.keys), np.empty(keep.n_cells, keep.cells)
     path = keep.scratch.run("ranks", 0)
-    at = keep.n_cells * keep.keys.itemsize
-    return (
-        np.asarray(np.memmap(path, keep.keys, "r", 0, (keep.n_cells,))),
-        np.asarray(np.memmap(path, keep.cells, "r", at, (keep.n_cells,))),
-    )
+    read_file(path, row_key, 0)
+    read_file(path, row_cell, row_key.nbytes)
+    return row_key, row_cell
 
 
 def warm_up(job: Job) -> None:

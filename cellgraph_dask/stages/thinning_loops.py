@@ -14,6 +14,7 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 DIGIT_BITS = 16
+FEW = 48  # keys that are compared all with all
 
 
 @compiled(int)
@@ -65,6 +66,20 @@ def strongest_of(keys: Array, k: int, work: Array, places: Array) -> int:
     return found
 
 
+@compiled(int)
+def _weakest_of_few(keys: Array, first: int, last: int, k: int) -> Any:
+    """Return the `k`-th largest key of ``[first, last)`` by comparing all with all."""
+    weakest = np.uint64(0xFFFFFFFFFFFFFFFF)
+    for e in range(first, last):
+        key = keys[e]
+        larger = 0
+        for other in range(first, last):
+            larger += keys[other] > key
+        if larger < k:
+            weakest = min(weakest, np.uint64(key))
+    return weakest
+
+
 @compiled()
 def weakest_kept(
     src: Array, dst: Array, keys: Array, first: int, last: int, k: int, base: int, work: Array,
@@ -83,15 +98,17 @@ def weakest_kept(
             b += 1
         n = b - a
         if n > k:
-            for e in range(n):
-                work[e] = keys[a + e]
-            weakest = _select(work, n, k)
-            stronger = 0
+            if n <= FEW:
+                weakest = _weakest_of_few(keys, a, b, k)
+            else:
+                for e in range(n):
+                    work[e] = keys[a + e]
+                weakest = np.uint64(_select(work, n, k))
+            left: Any = k
             for e in range(a, b):
-                stronger += keys[e] > weakest
-            left = k - stronger
+                left -= np.uint64(keys[e]) > weakest
             for e in range(a, b):
-                if keys[e] == weakest:
+                if np.uint64(keys[e]) == weakest:
                     left -= 1
                     if left == 0:
                         row_key[np.int64(row) - base] = weakest
@@ -101,38 +118,78 @@ def weakest_kept(
 
 
 @compiled(int)
-def keep_edges(
-    src: Array, dst: Array, weights: Array, keys: Array, least: Array, row_key: Array,
-    row_cell: Array, cut: Array, both: int,
-) -> int:  # fmt: skip
-    """Move the edges that are kept to the front, and return how many there are.
+def keep_heavy(src: Array, dst: Array, weights: Array, keys: Array, least: Array, both: int) -> int:
+    """Move edges with weights of at least ``least[0]`` to the front; return how many there are.
 
-    Weights are at least ``least[0]``. Where there are row keys, an edge is among the strongest of
-    either end. Where there is a cut (key, source, destination), it is stronger than that, or as
-    strong and not behind that edge. Unless `both`, edges of which the source is larger are left
-    out.
+    Unless `both`, edges of which the source is larger are left out.
     """
     n = 0
     for e in range(src.size):
-        i = np.int64(src[e])
-        j = np.int64(dst[e])
+        kept = (weights[e] >= least[0]) & ((both != 0) | (src[e] < dst[e]))
+        src[n] = src[e]
+        dst[n] = dst[e]
+        weights[n] = weights[e]
+        keys[n] = keys[e]
+        n += kept
+    return n
+
+
+@compiled(int)
+def keep_ranked(
+    src: Array, dst: Array, weights: Array, keys: Array, row_key: Array, row_cell: Array,
+    places: Array, kept: Array,
+) -> int:  # fmt: skip
+    """Move edges that are as strong as the weakest that either row would keep to the front.
+
+    The last two, int64 and uint8, are work space. The row of the destination lies anywhere, so it
+    is looked at only where that of the source does not keep the edge.
+    """
+    left = 0
+    for e in range(src.size):
         key = keys[e]
-        kept: Any = weights[e] >= least[0] and (both or i < j)
-        if kept and row_key.size:
-            kept = key > row_key[i] or (key == row_key[i] and j <= np.int64(row_cell[i]))
-            if not kept:
-                kept = key > row_key[j] or (key == row_key[j] and i <= np.int64(row_cell[j]))
-        if kept and cut.size and key <= cut[0]:
-            small = np.uint64(min(i, j))
-            large = np.uint64(max(i, j))
-            behind = small > cut[1] or (small == cut[1] and large > cut[2])
-            kept = key == cut[0] and not behind
-        if kept:
-            src[n] = i
-            dst[n] = j
-            weights[n] = weights[e]
-            keys[n] = key
-            n += 1
+        i = np.int64(src[e])
+        is_kept = (key > row_key[i]) | ((key == row_key[i]) & (dst[e] <= row_cell[i]))
+        kept[e] = is_kept
+        places[left] = e
+        left += not is_kept
+    for p in range(left):
+        e = places[p]
+        key = keys[e]
+        j = np.int64(dst[e])
+        other = row_key[j]
+        is_kept = key > other
+        if key == other:
+            is_kept |= src[e] <= row_cell[j]
+        kept[e] = is_kept
+    n = 0
+    for e in range(src.size):
+        src[n] = src[e]
+        dst[n] = dst[e]
+        weights[n] = weights[e]
+        keys[n] = keys[e]
+        n += kept[e]
+    return n
+
+
+@compiled(int)
+def keep_strongest(src: Array, dst: Array, weights: Array, keys: Array, cut: Array) -> int:
+    """Move edges to the front that are stronger than a cut: a key, and the cells of an edge.
+
+    Of those that are as strong, the edges that are not behind that one are kept.
+    """
+    n = 0
+    for e in range(src.size):
+        key = np.uint64(keys[e])
+        kept: Any = key >= cut[0]
+        if key == cut[0]:
+            small = np.uint64(min(src[e], dst[e]))
+            large = np.uint64(max(src[e], dst[e]))
+            kept = small < cut[1] or (small == cut[1] and large <= cut[2])
+        src[n] = src[e]
+        dst[n] = dst[e]
+        weights[n] = weights[e]
+        keys[n] = keys[e]
+        n += kept
     return n
 
 
@@ -172,6 +229,8 @@ def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     weights, ends = np.zeros(1), np.zeros(3, np.int64)
     weakest_kept(cells, cells, keys, 0, 1, 1, 0, keys, keys, cells)
     strongest_of(keys, 1, keys, ends)
-    keep_edges(cells, cells, weights, keys, weights, keys, cells, np.zeros(3, np.uint64), 1)
+    keep_heavy(cells, cells, weights, keys, weights, 1)
+    keep_ranked(cells, cells, weights, keys, keys, cells, ends, np.zeros(1, np.uint8))
+    keep_strongest(cells, cells, weights, keys, np.zeros(3, np.uint64))
     count_rows(cells, ends)
     count_digits(keys, 0, 0, np.zeros(1 << DIGIT_BITS, np.int64))

@@ -296,6 +296,43 @@ def stream_entries(
     return n, bool(repeats)
 
 
+@compiled(int, bool)
+def copy_entries(
+    indices: Array, weights: Array, indptr: Array, first_row: int, rule: int, keys: Array,
+    out_src: Array, out_dst: Array, out_weight: Array, degrees: Array,
+) -> tuple[int, bool]:  # fmt: skip
+    """Do what `stream_entries` does for both directions, of a matrix that is known to be symmetric.
+
+    Nothing is hashed.
+    """
+    repeats: Any = False
+    degrees[:] = 0
+    n: Any = 0
+    for r in range(indptr.size - 1):
+        i = np.int64(first_row + r)
+        begin = n
+        last = np.int64(-1)
+        rises: Any = True
+        for e in range(indptr[r], indptr[r + 1]):
+            j = np.int64(indices[e])
+            out_src[n] = i
+            out_dst[n] = j
+            out_weight[n] = combine(rule, weights[e], weights[e])
+            is_off = j != i
+            rises &= j > last or not is_off
+            last = j if is_off else last
+            n += is_off
+        if not rises:
+            _sort_weighted(out_dst, out_weight, begin, n, keys, weights[indptr[r] :])
+            for k in range(begin + 1, n):
+                repeats |= out_dst[k] == out_dst[k - 1]
+        degrees[0] = max(degrees[0], n - begin)
+        if r == 0:
+            degrees[1] = n - begin
+        degrees[2] = n - begin
+    return n, bool(repeats)
+
+
 NOT_FINITE, NEGATIVE, ZERO, DIAGONAL, REPEATED, TOO_LARGE = 0, 1, 2, 3, 4, 5  # kinds of entries
 
 

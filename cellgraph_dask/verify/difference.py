@@ -108,8 +108,12 @@ class EdgeCheck:
             return f"{edge}, but the matrix gives {found.wanted!r}."
         byte = f"(byte {found.number * self.edges.dtype.itemsize})"
         if found.kind == "unexpected":
-            left_out = left_out or "the matrix has no nonzero for these cells"
-            return f"edge {found.number} {byte} is {cells}, but {left_out}."
+            if left_out:
+                return f"edge {found.number} {byte} is {cells}, but {left_out}."
+            return (
+                f"edge {found.number} {byte} is {cells}, but the matrix has no nonzero for these "
+                "cells."
+            )
         row, column = cells if self.source.has_entry(*cells) else cells[::-1]
         if self.source.layout == "csc":
             row, column = column, row

@@ -1,4 +1,4 @@
-"""Thinned graphs, from dense arithmetic, and exports with them that no exporter has made."""
+"""What thinning keeps, by plain numpy on dense matrices, and exports that no exporter has made."""
 
 from __future__ import annotations
 
@@ -15,44 +15,41 @@ from cellgraph_dask.source.opening import open_source
 Edges = dict[tuple[int, int], float]
 
 
-def all_weights(matrix: Any, rule: str | None) -> np.ndarray:
-    """Return the weights of pairs above the diagonal, by a rule."""
-    dense = matrix.toarray().astype(np.float64)  # repeats are added up
-    a, b = np.triu(dense, 1), np.triu(dense.T, 1)
-    if rule is None:
-        assert np.array_equal(a, b)
-    return {
-        None: lambda: a,
-        "max": lambda: np.maximum(a, b),
-        "min": lambda: np.minimum(a, b),
-        "mean": lambda: 0.5 * (a + b),
-        "sum": lambda: a + b,
-        "fuzzy": lambda: a + b - a * b,
-        "ones": lambda: (a + b > 0).astype(np.float64),
-    }[rule]()
+def combined(matrix, rule):
+    """Return the weights of all pairs, in both directions."""
+    a = matrix.toarray().astype(np.float64)
+    low, high = np.triu(a, 1), np.triu(a.T, 1)
+    weights = {
+        None: np.maximum(low, high), "max": np.maximum(low, high), "min": np.minimum(low, high),
+        "mean": (low + high) / 2, "sum": low + high, "fuzzy": low + high - low * high,
+        "ones": (low + high != 0) * 1.0,
+    }[rule]  # fmt: skip
+    return weights + weights.T
 
 
-def strong_edges(
-    matrix: Any, rule: str | None = None, *, min_weight: float | None = None, top_k: int | None =
-    None, max_edges: int | None = None, strongest: str | None = None,
-) -> Edges:  # fmt: skip
-    """Return the edges that thinning keeps, in order, with their weights."""
-    upper = all_weights(matrix, rule)
-    upper[upper < (min_weight or 0)] = 0
+def thinned_edges(matrix, rule, *, min_weight=None, top_k=None, max_edges=None, strongest=None):
+    """Return sources, destinations and weights of the edges that are kept, in their order."""
+    weights = combined(matrix, rule)
     sign = 1 if strongest == "smallest" else -1
-    both = upper + upper.T
+    if min_weight is not None:
+        weights[weights < min_weight] = 0
     if top_k is not None:
-        kept = np.zeros_like(both, dtype=bool)
-        for cell, row in enumerate(both):
-            neighbors = np.flatnonzero(row)
-            order = sorted(neighbors.tolist(), key=lambda other: (sign * row[other], other))
-            kept[cell, order[:top_k]] = True
-        upper[~(kept | kept.T)] = 0
-    edges = {(int(i), int(j)): float(upper[i, j]) for i, j in zip(*np.nonzero(upper), strict=True)}
+        kept = np.zeros(weights.shape, bool)
+        for row, of_row in enumerate(weights):
+            cells = np.flatnonzero(of_row)
+            kept[row, cells[np.lexsort((cells, sign * of_row[cells]))[:top_k]]] = True
+        weights[~(kept | kept.T)] = 0
+    src, dst = np.nonzero(np.triu(weights, 1))
+    order = np.arange(src.size)
     if max_edges is not None:
-        order = sorted(edges, key=lambda pair: (sign * edges[pair], pair))
-        edges = {pair: edges[pair] for pair in sorted(order[:max_edges])}
-    return edges
+        order = np.sort(np.lexsort((dst, src, sign * weights[src, dst]))[:max_edges])
+    return src[order], dst[order], weights[src, dst][order]
+
+
+def strong_edges(matrix, rule=None, **thinning) -> Edges:
+    """Return the same as a dictionary: the edges in their order, with their weights."""
+    src, dst, weights = (column.tolist() for column in thinned_edges(matrix, rule, **thinning))
+    return dict(zip(zip(src, dst, strict=True), weights, strict=True))
 
 
 def plant_weighted(

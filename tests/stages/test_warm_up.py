@@ -7,11 +7,13 @@ import pytest
 from scipy import sparse
 
 from cellgraph_dask import check_connectivities
+from cellgraph_dask.edge_pairs import components
 from cellgraph_dask.export import check, run
 from cellgraph_dask.machine.compiled import Loop
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.stages import loops, weighted_loops
+from cellgraph_dask.stages import loops, thinning_loops, weighted_loops
 from cellgraph_dask.stages.job import Tuning
+from cellgraph_dask.stages.wishes import Thinning
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, symmetric_graph
 
@@ -19,7 +21,7 @@ from tests.helpers.stores import directed_graph, symmetric_graph
 @pytest.fixture
 def loaded(monkeypatch):
     """Return the names of the loops that are loaded from now on, as if none had been."""
-    for module in (loops, weighted_loops):
+    for module in (loops, weighted_loops, thinning_loops, components):
         for loop in vars(module).values():
             if isinstance(loop, Loop):
                 monkeypatch.setattr(loop, "_ready", {})
@@ -42,6 +44,9 @@ def hub(sign):
     (hub(1), {"weights": True, "rule": "max"}),
     (symmetric_graph(), {"weights": True, "rule": "max"}),
     (directed_graph(), {"compression": 6}),
+    (symmetric_graph(), {"thinning": Thinning(top_k=3, max_edges=99)}),
+    (hub(1), {"rule": "max", "thinning": Thinning(top_k=3, max_edges=99)}),
+    (hub(1), {"rule": "mean", "thinning": Thinning(min_weight=0.1)}),
 ])  # fmt: skip
 @pytest.mark.parametrize("count_degrees", [True, False])
 def test_of_an_export(tmp_path, monkeypatch, loaded, graph, options, count_degrees):
@@ -50,7 +55,8 @@ def test_of_an_export(tmp_path, monkeypatch, loaded, graph, options, count_degre
     monkeypatch.setattr(
         run, "run_stages", lambda *args: before.append(len(loaded)) or stages(*args)
     )
-    tuning = Tuning(100, 100, 50, 8, threads=1, count_degrees=count_degrees)
+    tuning = Tuning(100, 100, 50, 8, threads=1, count_degrees=count_degrees,
+                    count_components=count_degrees)  # fmt: skip
     run_export(open_source(graph), tmp_path / "out", tuning=tuning, **options)
     assert before[0] > 0
     assert loaded[before[-1] :] == []

@@ -25,7 +25,7 @@ from cellgraph_dask.verify.element import verify_element
 from cellgraph_dask.verify.proof import ProofPlan
 from tests.helpers.command import run
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
-from tests.helpers.thinning import all_weights, plant_weighted, strong_edges
+from tests.helpers.thinning import combined, plant_weighted, strong_edges
 
 TINY = ProofPlan(block_entries=7, block_rows=3, piece_entries=4, threads=1)
 RULES = (None, "ones", "max", "min", "mean", "sum", "fuzzy")
@@ -106,7 +106,7 @@ def altered(random, edges, matrix, rule):
     n = matrix.shape[0]
     pairs = sorted(edges)
     others = sorted(set(combinations(range(n), 2)) - set(edges))
-    weights = all_weights(matrix, rule)
+    weights = combined(matrix, rule)
     if pairs:
         lost = random.choice(pairs)
         yield "lost", {pair: edges[pair] for pair in pairs if pair != lost}
@@ -223,10 +223,10 @@ def test_every_edge_and_its_reason(tmp_path, strongest):
     thinning = {"min_weight": 0.4, "top_k": 2, "max_edges": 9, "strongest": strongest}
     options = {"weights": True, "rule": "max"} | thinning
     source = write_store(tmp_path / "s.zarr", matrix)
-    edges, weights = strong_edges(matrix, "max", **thinning), all_weights(matrix, "max")
+    edges, weights = strong_edges(matrix, "max", **thinning), combined(matrix, "max")
     enough = strong_edges(matrix, "max", min_weight=0.4)
     by_cell = strong_edges(matrix, "max", **(thinning | {"max_edges": None}))
-    assert len(edges) == 9 < len(by_cell) < len(enough) < np.count_nonzero(weights)
+    assert len(edges) == 9 < len(by_cell) < len(enough) < np.count_nonzero(weights) // 2
 
     def problem_of(wrong):
         plant_weighted(tmp_path / "out", source, wrong, 10, options)
