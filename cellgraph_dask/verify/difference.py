@@ -106,12 +106,12 @@ class EdgeCheck:
             if np.isnan(found.wanted):
                 return f"{edge}, but the matrix differs in its two directions there."
             return f"{edge}, but the matrix gives {found.wanted!r}."
-        byte = f"(byte {found.number * self.edges.dtype.itemsize})"
+        byte = found.number * self.edges.dtype.itemsize
         if found.kind == "unexpected":
             if left_out:
-                return f"edge {found.number} {byte} is {cells}, but {left_out}."
+                return f"edge {found.number} (byte {byte}) is {cells}, but {left_out}."
             return (
-                f"edge {found.number} {byte} is {cells}, but the matrix has no nonzero for these "
+                f"edge {found.number} (byte {byte}) is {cells}, but the matrix has no nonzero for these "
                 "cells."
             )
         row, column = cells if self.source.has_entry(*cells) else cells[::-1]
@@ -119,5 +119,5 @@ class EdgeCheck:
             row, column = column, row
         return (
             f"{self.source.key} has a nonzero in row {row}, column {column}{kept}, but there is no "
-            f"edge {cells}; it would be edge {found.number} {byte}."
+            f"edge {cells}; it would be edge {found.number} (byte {byte})."
         )
