@@ -111,8 +111,8 @@ class EdgeCheck:
             if left_out:
                 return f"edge {found.number} (byte {byte}) is {cells}, but {left_out}."
             return (
-                f"edge {found.number} (byte {byte}) is {cells}, but the matrix has no nonzero for these "
-                "cells."
+                f"edge {found.number} (byte {byte}) is {cells}, but the matrix has no nonzero for "
+                "these cells."
             )
         row, column = cells if self.source.has_entry(*cells) else cells[::-1]
         if self.source.layout == "csc":

@@ -21,7 +21,7 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.verify import comparison, loops, pair_file
+from cellgraph_dask.verify import difference, loops, pair_file
 from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.difference import EdgeCheck
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
@@ -240,7 +240,7 @@ def test_any_matrix_and_any_change(case, change, data):
 @pytest.mark.parametrize("name", ["directed", "hub", "signed floats", "signed integers"])
 def test_keys_of_any_width(cases, tmp_path, monkeypatch, name, bits):
     """As those of 2**bits cells are, which leave room for fewer bits of the smaller cell."""
-    for module in (comparison, pair_file):
+    for module in (difference, pair_file):
         monkeypatch.setattr(module, "cell_bits", lambda _: bits)
     edges = right_edges(name)
     n_cells = MATRICES[name][0].shape[0]

@@ -19,7 +19,7 @@ from cellgraph_dask import export_connectivities, symmetrize_connectivities, ver
 from cellgraph_dask.errors import MemoryLimitError
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.verify import ranking, thinned
+from cellgraph_dask.verify import difference, pair_file, ranking, thinned
 from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.element import verify_element
 from cellgraph_dask.verify.proof import ProofPlan
@@ -73,6 +73,10 @@ THINNINGS = [
     {"top_k": 1, "strongest": "largest"},
     {"top_k": 39, "max_edges": 10**6},  # which keep all
 ]
+
+
+def slow_but_one(thinnings, fast):
+    return [t if t == fast else pytest.param(t, marks=pytest.mark.slow) for t in thinnings]
 
 
 @st.composite
@@ -146,7 +150,7 @@ def test_right_edges_are_proved_and_wrong_ones_found(case, is_tiny, seed):
 
 
 @pytest.mark.parametrize("rule", [None, "mean"])
-@pytest.mark.parametrize("thinning", THINNINGS, ids=str)
+@pytest.mark.parametrize("thinning", slow_but_one(THINNINGS, THINNINGS[1]), ids=str)
 def test_exports_of_every_kind_are_proved(tmp_path, rule, thinning):
     matrix = graph(rule=rule)
     source = write_store(tmp_path / "s.zarr", matrix, chunk=60)
@@ -164,7 +168,7 @@ def test_exports_of_every_kind_are_proved(tmp_path, rule, thinning):
         assert verify_export(out_dir).thinning == thinning  # as it says itself
 
 
-@pytest.mark.parametrize("thinning", THINNINGS[:4], ids=str)
+@pytest.mark.parametrize("thinning", slow_but_one(THINNINGS[:4], THINNINGS[3]), ids=str)
 def test_parquet_and_elements_are_proved(tmp_path, thinning):
     pytest.importorskip("pyarrow.parquet")
     matrix = graph(rule="sum")
@@ -200,7 +204,7 @@ def test_parquet_without_rule_or_weights(tmp_path):
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("thinning", THINNINGS, ids=str)
+@pytest.mark.parametrize("thinning", slow_but_one(THINNINGS, THINNINGS[3]), ids=str)
 def test_any_number_of_pairs_at_once_will_do(tmp_path, thinning):
     matrix = graph(rule="mean")
     matrix = sparse.vstack([np.full((1, 40), 0.5, "f4"), matrix[1:]]).tocsr()  # a hub
@@ -216,6 +220,7 @@ def test_any_number_of_pairs_at_once_will_do(tmp_path, thinning):
         assert not check(out_dir, source, TINY).ok, kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strongest", ["largest", "smallest"])
 def test_every_edge_and_its_reason(tmp_path, strongest):
     """Each edge lost, each pair gained, each weight an ulp off, and each tie decided otherwise."""
@@ -261,6 +266,20 @@ def test_every_edge_and_its_reason(tmp_path, strongest):
         else:
             why = "the matrix has no weight of at least 0.4 for these cells"
         assert why in said
+
+
+@pytest.mark.parametrize("bits", [23, 32, 46])
+def test_keys_of_any_width(tmp_path, monkeypatch, bits):
+    """As those of 2**bits cells are."""
+    for module in (difference, pair_file, ranking):
+        monkeypatch.setattr(module, "cell_bits", lambda _: bits)
+    matrix = graph(20, 4)
+    source = write_store(tmp_path / "s.zarr", matrix)
+    edges = strong_edges(matrix, "max", top_k=2, max_edges=20)
+    options = {"weights": True, "rule": "max", "top_k": 2, "max_edges": 20}
+    out_dir = plant_weighted(tmp_path / "out", source, edges, 20, options)
+    for plan in (TINY, None):
+        assert check(out_dir, source, plan).problems == ()
 
 
 def test_what_the_report_says(tmp_path):
