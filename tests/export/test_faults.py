@@ -51,10 +51,12 @@ class Case(NamedTuple):
     compression: int | None
     before: int | str | None
     scratch: bool = False
+    more: tuple[object, ...] = ()
 
     @property
     def options(self) -> list[object]:
-        return [] if self.compression is None else ["--compression", self.compression]
+        compression = [] if self.compression is None else ["--compression", self.compression]
+        return [*compression, *self.more]
 
 
 CASES = {
@@ -63,6 +65,9 @@ CASES = {
     "symmetric for gzip": Case("symmetric", None, 6),
     "symmetric gzip": Case("symmetric", 6, 6),
     "first": Case("directed", None, "nothing"),
+    "thinned": Case(
+        "directed", None, None, more=("--rule", "max", "--top-k", 2, "--max-edges", 50)
+    ),
 }
 
 
