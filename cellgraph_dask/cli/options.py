@@ -101,6 +101,14 @@ size_options = under(
     click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
+cells_option = under(
+    EDGES,
+    click.option(
+        "--cells", metavar="FILE|obs:COLUMN=VALUE",
+        help="Only these cells: a file with a name on each line, or those with a value in a column "
+             "of obs.  [default: all]",
+    ),
+)  # fmt: skip
 rule_option = click.option(
     "--rule", type=click.Choice(RULES),
     help="How the weights of both directions become one.  [default: they must be the same]",
@@ -132,6 +140,7 @@ thinning_options = under(
 run_options = together(
     key_option,
     source_options,
+    cells_option,
     under(
         WRITTEN,
         click.option("--format", type=click.Choice(["cellucid", "parquet"]), default="cellucid",

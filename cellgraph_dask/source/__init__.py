@@ -6,5 +6,5 @@ arrays. It knows no stage, no executor and no output.
 
 __all__ = [
     "arrays", "blocks", "cells", "columns", "embeddings", "layout", "listing", "matrix", "names",
-    "opening", "spool", "stamps",
+    "opening", "selected", "selection", "spool", "stamps", "texts",
 ]  # fmt: skip
