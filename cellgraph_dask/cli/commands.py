@@ -14,9 +14,8 @@ import click
 from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
-from ..source.listing import matrices
 from . import look, reporting, starting  # noqa: F401 (their commands)
-from .completion import FILES, FOLDERS, KEYS, names
+from .completion import FILES, FOLDERS, KEYS, TO_KEYS
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, command_to_resume, imports, what_is_left
 from .help import MATRIX, WRITTEN, under
@@ -143,7 +142,7 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
-@click.option("--to-key", metavar="NAME", shell_complete=names(matrices, "out_dir"),
+@click.option("--to-key", metavar="NAME", shell_complete=TO_KEYS,
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
