@@ -1,6 +1,7 @@
 """Parquet files: the rows of the matrix, the same bytes however the work was cut, resumable."""
 
 import dataclasses
+import io
 import os
 import tempfile
 from itertools import pairwise
