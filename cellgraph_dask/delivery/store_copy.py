@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import SourceError
 from ..publish.consolidated import is_group
 from ..runtime.stage import ResumableExecutor, Stage
-from ..source.layout import Node, Tree, children, get, is_array, metadata_of, text_of
+from ..source.layout import Node, Tree, children, get, is_array, metadata_of, text_of, told
 from ..source.opening import Root, open_root
 from ..stages.runs import Written, holds
 from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
@@ -94,6 +94,11 @@ class StoreCopy:
                     raise SourceError(
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
                         "or write them to a store."
+                    )
+                if hasattr(source.obs, "ds"):  # anndata's table of what is still in the store
+                    raise SourceError(
+                        f"{root.origin.path} is read lazily, and a new store cannot be made of it. "
+                        "Give the path of its store."
                     )
             else:
                 node = _anndata_in(root, group)
@@ -409,9 +414,17 @@ def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
         if value is not None:
             if isinstance(value, Mapping):  # anndata 0.13 has X among the layers, without a name
                 value = {key: item for key, item in value.items() if key is not None}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                write_dispatched(group, name, value, _write_element)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    write_dispatched(group, name, value, _write_element)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # what anndata cannot write may be anything
+                raise SourceError(
+                    f"{name} of {type(adata).__name__} in memory cannot be copied: {told(error)}. "
+                    "Remove what anndata cannot write, or give the path of a store."
+                ) from error
     n_bytes = 0
     for above, _, names in os.walk(folder):
         for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():
