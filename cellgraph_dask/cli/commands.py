@@ -25,6 +25,7 @@ from .look import plot
 from .options import (
     RULES,
     TARGETS,
+    cells_option,
     cluster_options,
     json_option,
     key_option,
@@ -276,6 +277,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
 @click.option("--rule", type=click.Choice(RULES),
               help="How the weights of both directions become one.  [default: they must be the "
                    "same]")  # fmt: skip
+@cells_option
 @thinning_options
 @click.option("--to-key", default="connectivities", show_default=True, metavar="NAME",
               help="Name of the new matrix in obsp of DEST.")  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,10 +34,13 @@ from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block, Source
-from ..source.opening import open_source
+from ..source.names import open_names
+from ..source.opening import is_container, open_source
+from ..source.selection import select_cells
 from ..source.stamps import Watch
 from . import loops
 from .api import allowed
+from .cells import restricted
 from .checks import VerifyReport
 from .comparison import prove_by_comparison
 from .limited import Limited
@@ -101,7 +104,18 @@ def verify_element(
     element = _opened(store, to_key, None, storage_options if source is None else None)
     matrix = _opened(source, key, neighbors_key, storage_options) if source is not None else None
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    with progress_bars(progress) as bars:
+    with progress_bars(progress) as bars, ExitStack() as stack:
+        if matrix is not None and element.n_cells < matrix.n_cells:  # some cells, by their names
+            with open_names(store, element.n_cells, key=element.key) as names:
+                told = (name or "" for _, some in names.steps() for name in some)
+                where = matrix.key if is_container(source) else ""
+                selection = select_cells(
+                    source, where, matrix.n_cells, told, storage_options=storage_options,
+                    limit=limit,
+                )  # fmt: skip
+            clear_dead(folder)
+            place = stack.enter_context(temporary_folder(folder))
+            matrix = restricted(matrix, selection, place, limit, n_threads, bars)
         check = _Check(element, matrix, rule, limit, n_threads, folder, bars)
         problems, n_edges, largest = check.run()
     return VerifyReport(
