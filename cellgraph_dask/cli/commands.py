@@ -23,6 +23,7 @@ from .options import (
     RULES,
     TARGETS,
     again_options,
+    cells_option,
     cluster_options,
     json_option,
     key_option,
@@ -252,6 +253,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     click.option("--zarr-format", type=click.Choice(["2", "3"]),
                  help="Of a new store.  [default: that of SOURCE, or 2]"),
 )  # fmt: skip
+@cells_option
 @thinning_options
 @size_options
 @scratch_option("beside DEST")
