@@ -107,6 +107,11 @@ size_options = together(
     click.option("--threads", type=click.IntRange(1, 2**31 - 1), metavar="N",
                  help="Largest number of threads.  [default: one for each core]"),
 )  # fmt: skip
+cells_option = click.option(
+    "--cells", metavar="FILE|obs:COLUMN=VALUE",
+    help="Only these cells: a file with a name on each line, or those with a value in a column "
+         "of obs.  [default: all]",
+)  # fmt: skip
 thinning_options = together(
     click.option("--min-weight", type=click.FloatRange(0), metavar="W",
                  help="Keep edges with a weight of at least W."),
@@ -122,6 +127,7 @@ thinning_options = together(
 run_options = together(
     key_option,
     source_options,
+    cells_option,
     click.option("--compression", type=click.IntRange(1, 9), metavar="1-9",
                  help="Write gzip files of this level.  [default: plain files]"),
     click.option("--weights", is_flag=True,

@@ -34,6 +34,7 @@ from ..stages.job import Job
 from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
+from .cells_table import CellsTable
 from .edge_files import EdgeFiles, writer_bytes
 from .parts import PieceDelivery, pieces_bytes
 
@@ -147,6 +148,7 @@ class EdgePairs:
     wanted: Rule | None = None  # None if weights matter: the matrix must be symmetric in them
     both: bool = False
     thinning: Thinning = ALL
+    cells: CellsTable | None = None  # what the names of selected cells are read from
 
     refuses_diagonal = is_inside = False
     weight_dtype = "float64"
@@ -177,7 +179,8 @@ class EdgePairs:
         """See `Product`; a plain export has nothing to tell of weights."""
         weights = {"weights": self.weights} if self.weights else {}
         rule = {"rule": self.wanted} if self.weights or self.wanted is not None else {}
-        return {"compression": self.compression} | weights | rule | self.thinning.options
+        cells = self.cells.options if self.cells is not None else {}
+        return {"compression": self.compression} | weights | rule | self.thinning.options | cells
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
@@ -216,7 +219,9 @@ class EdgePairs:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        return writer_bytes(self._columns(job.source.n_cells), self.compression, threads, n)
+        columns = self._columns(job.source.n_cells)
+        names = self.cells.n_bytes if self.cells is not None else 0
+        return max(writer_bytes(columns, self.compression, threads, n), names)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
@@ -261,5 +266,7 @@ class EdgePairs:
             weighted=self.weights,
         )  # fmt: skip
         with named_disk_errors(made):
+            if self.cells is not None:
+                provenance = provenance.with_names(self.cells.write_names(made))
             (made / PROVENANCE).write_text(provenance.to_json(manifest))
         output.publish(manifest, made, progress)

@@ -212,7 +212,10 @@ class _Export:
         if not self.options.resume:
             return None
         if self.ready is None or not self.lasting:
-            log.info("only exports of files and URLs can be resumed; starting from the beginning")
+            log.info(
+                "only exports of whole sparse matrices in files and at URLs can be resumed; "
+                "starting from the beginning"
+            )
             return None
         return interrupted_run(self.ready, self.watch.fingerprint, self.options)
 
@@ -312,13 +315,13 @@ def _report(
 
 
 def computing(
-    client: Client | None, memory_limit: int | str | None, threads: int, task_bytes: int
+    matrix: LazyMatrix, client: Client | None, memory_limit: int | str | None, threads: int
 ) -> Compute:
     """Return the function that computes a `LazyMatrix`: on the cluster, or on threads."""
-    if client is not None:
+    if client is not None and not matrix.is_local:
         return partial(compute_on_workers, client)
-    limit = limit_bytes(memory_limit)
-    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=task_bytes)
+    limit = limit_bytes(memory_limit if client is None else None)  # else it is that of workers
+    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=matrix.task_bytes)
 
 
 def _spooled(
@@ -327,11 +330,12 @@ def _spooled(
     """Return a source that is counted and that all see, in files of ours."""
     with named_disk_errors(folder.parent):
         if options.client is not None:
-            check_folders(options.client, None, [folder])
+            file = source.origin.file if isinstance(source, LazyMatrix) else None
+            check_folders(options.client, file, [folder])
         if isinstance(source, Source):
             return spool_memory(source, folder)
         threads = options.threads or default_threads()
-        compute = computing(options.client, options.memory_limit, threads, source.task_bytes)
+        compute = computing(source, options.client, options.memory_limit, threads)
         return spool(source, folder, compute, progress)
 
 

@@ -6,6 +6,5 @@ arrays. It knows no stage, no executor and no output.
 
 __all__ = [
     "arrays", "blocks", "cells", "columns", "embeddings", "layout", "matrix", "names", "opening",
-    "spool",
-    "stamps",
+    "selected", "selection", "spool", "stamps", "texts",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ from ..machine.memory import format_bytes
 from .cells import levels
 from .layout import children, get, is_array, told
 from .opening import Root, is_container, open_root
+from .selection import Selection
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
@@ -96,6 +97,15 @@ def _nothing(where: str, members: list[str], name: str | None) -> str:
     holds = f", but {', '.join(members[:20])}" if members else ""
     near = difflib.get_close_matches(name or "", members, n=1)
     return f"{where} holds {what}{holds}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def restrict(embedding: Embedding, selection: Selection) -> Embedding:
+    """Return the same embedding of some cells, by their own numbers."""
+
+    def take(cells: Array) -> Array:
+        return embedding.take(selection.original(cells))
+
+    return embedding._replace(take=take, rows=_no_rows)
 
 
 def _nearest(root: Any, key: str) -> tuple[str, Any]:

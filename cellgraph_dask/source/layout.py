@@ -222,7 +222,7 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     elsewhere = f" Its tables and modalities have them: {', '.join(keys)}." if keys else ""
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
-        f"{', '.join(names) or 'nothing'}.{_suggestion(neighbors_key, names)}{elsewhere} Name one "
+        f"{', '.join(names) or 'nothing'}.{suggestion(neighbors_key, names)}{elsewhere} Name one "
         f"with `neighbors_key`, or the matrix itself with `key`{f' {keys[0]}' if keys else ''}."
     )
 
@@ -258,7 +258,8 @@ def tables(root: Node) -> list[str]:
     return [f"{holder}/{name}" for holder in holders for name in _children(root, holder)]
 
 
-def _suggestion(name: str, names: list[str]) -> str:
+def suggestion(name: str, names: list[str]) -> str:
+    """Return a question for a name that is like the one that was asked for; "" if none is."""
     near = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -279,7 +280,7 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
     if inside and parent == "obsp":
         elsewhere += f" In its tables and modalities: {', '.join(inside)}."
     others = [*old, *inside]
-    hint = _suggestion(name, names) or _suggestion(full_key, others)
+    hint = suggestion(name, names) or suggestion(full_key, others)
     if not hint:  # the same name, or nearly, somewhere else
         near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
         same = [key for key in others if near and key.endswith(f"/{near[0]}")]

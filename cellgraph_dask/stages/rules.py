@@ -93,6 +93,6 @@ def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Ar
         becomes = "infinite" if narrow[at] else "0"
         raise SourceError(
             f"the weight of cells ({src[at]}, {dst[at]}) is {weights[at]:g}, which would become "
-            f"{becomes} as {dtype.name}. Scale the weights, or write them as float64 (`dtype`)."
+            f"{becomes} as float32. Scale the weights, or write them as float64 (`dtype`)."
         )
     return narrow
