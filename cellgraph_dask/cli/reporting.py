@@ -90,6 +90,8 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
     else:
         for verdict in found.verdicts:
             click.echo(f"{verdict.question} {verdict.answer}. {verdict.text}")
+        if found.no_picture is not None and options["picture"] is not False:
+            click.echo(f"No picture: {commands.in_options(found.no_picture)}")
         click.echo(f"Report: {shown(options['output'])}")
     commands.print_all("Wrong", found.verification.problems)
     commands.print_all("Warning", found.verification.warnings)

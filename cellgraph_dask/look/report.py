@@ -224,6 +224,8 @@ def _stored(place: AnyPath) -> _Stored:
             return _Stored("Parquet", table.weighted, None, _sizes(place, names))
         manifest = read_manifest(place)
         names = [MANIFEST, *(manifest.path(side) for side in manifest.columns)]
+        if isinstance(place, Path) and os.path.lexists(place / manifest.cells_path):
+            names.append(manifest.cells_path)
         return _Stored("edge files", manifest.weighted, manifest.compression, _sizes(place, names))
     return _Stored()
 
