@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .edge_pairs.graph import ExportedGraph as ExportedGraph
-    from .edge_pairs.graph import open_export as open_export
     from .export.api import export_connectivities as export_connectivities
     from .export.api import plan_export as plan_export
     from .export.check import CheckReport as CheckReport
@@ -17,6 +15,11 @@ if TYPE_CHECKING:
     from .export.symmetrize import symmetrize_connectivities as symmetrize_connectivities
     from .inspection import InspectReport as InspectReport
     from .inspection import inspect_path as inspect_path
+    from .look.opened import ExportedGraph as ExportedGraph
+    from .look.opened import open_export as open_export
+    from .look.opened import plot_graph as plot_graph
+    from .look.report import GraphReport as GraphReport
+    from .look.report import report_export as report_export
     from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.api import verify_export as verify_export
@@ -27,15 +30,18 @@ _HOME = {
     "CheckReport": "export.check",
     "ExportPlan": "plan.plan",
     "ExportReport": "export.run",
-    "ExportedGraph": "edge_pairs.graph",
+    "ExportedGraph": "look.opened",
+    "GraphReport": "look.report",
     "InspectReport": "inspection",
     "VerifyReport": "verify.checks",
     "check_connectivities": "export.check",
     "export_connectivities": "export.api",
     "inspect_path": "inspection",
-    "open_export": "edge_pairs.graph",
+    "open_export": "look.opened",
     "plan_export": "export.api",
+    "plot_graph": "look.opened",
     "read_connectivities": "source.blocks",
+    "report_export": "look.report",
     "symmetrize_connectivities": "export.symmetrize",
     "verify_element": "verify.element",
     "verify_export": "verify.api",

@@ -31,10 +31,12 @@ settings.register_profile("here", deadline=None)  # tests run on machines that s
 settings.load_profile("here")
 
 
-# Modules whose tests share what is slow to start or make: a cluster, SLURM, stores, real graphs.
+# Modules whose tests share what is slow to start or make: a cluster, SLURM, stores, real graphs,
+# or to compile.
 TOGETHER = (
     "tests/house/test_cellucid.py",
     "tests/house/test_slurm.py",
+    "tests/look/test_picture.py",
     "tests/runtime/test_cluster.py",
     "tests/source/test_source_memory.py",
     "tests/verify/test_alignment.py",

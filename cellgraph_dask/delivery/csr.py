@@ -1,4 +1,4 @@
-"""Delivery as a sparse matrix: the rows of a symmetric graph become the element of an AnnData.
+"""Delivery as a sparse matrix across processes: rows become the element of an AnnData.
 
 Every edge comes in both directions, so the pieces in order are the rows of a canonical CSR: columns
 strictly rising, no zeros, no repeats, no diagonal. As in `parts`, the pieces lie in the scratch
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import SourceError
 from ..machine.buffers import Array
 from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import Job
@@ -35,36 +34,6 @@ from .zarr_files import (
 )
 
 _SLAB = 1 << 16  # edges read at once where rows are counted
-
-
-@dataclass(frozen=True)
-class RowSink(PieceSink):
-    """Takes pieces as `PieceSink` does, and refuses weights that `dtype` cannot hold."""
-
-    dtype: np.dtype[Any]
-
-    def write(self, position: int, *columns: Array) -> None:
-        """Write the edges of a piece; a SourceError names a pair whose weight is lost."""
-        src, dst, weights = columns
-        for a in range(0, weights.size, CHUNK_VALUES):
-            part = weights[a : a + CHUNK_VALUES]
-            with np.errstate(over="ignore", under="ignore"):
-                narrow = part.astype(self.dtype)
-            lost = (narrow == 0) | np.isinf(narrow)
-            if lost.any():
-                at = int(lost.argmax())
-                pair = f"({src[a + at]}, {dst[a + at]})"
-                raise SourceError(_lost(pair, float(part[at]), float(narrow[at])))
-        super().write(position, *columns)
-
-
-def _lost(pair: str, weight: float, narrow: float) -> str:
-    """Say why the weight of a pair cannot be written."""
-    becomes = "infinite" if narrow else "0"
-    return (
-        f"the weight of cells {pair} is {weight:g}, which would become {becomes} as float32. Scale "
-        "the weights, or write them as float64 (`dtype`)."
-    )
 
 
 class ChunkTask(NamedTuple):
@@ -96,7 +65,7 @@ class _Target:
     def array(self, name: str) -> ArrayFiles:
         """Return one of the three arrays, as it lies in the element's folder."""
         length = self.n_cells + 1 if name == "indptr" else self.n_edges
-        dtype = self.dtype if name == "data" else _integer(self._most(name))
+        dtype = self.dtype if name == "data" else integer_dtype(self._most(name))
         chunks = vector_chunks(length)
         return ArrayFiles(self.folder / name, self.zarr_format, (length,), chunks, dtype)
 
@@ -108,7 +77,13 @@ class _Target:
         return read_column(self.scratch, self.positions, self.piece_dtypes, column, start, stop)
 
 
-def _integer(most: int) -> np.dtype[Any]:
+def write_group(folder: Path, zarr_format: ZarrFormat, n_cells: int) -> None:
+    """Write the metadata of an element without those of its arrays."""
+    attributes = encoding("csr_matrix", "0.1.0") | {"shape": [n_cells, n_cells]}
+    write_documents(folder, group_documents(zarr_format, attributes))
+
+
+def integer_dtype(most: int) -> np.dtype[Any]:
     """Return int32 if it holds a number, else int64, as cellucid 0.9.5 does."""
     return np.dtype(np.int32 if most <= np.iinfo(np.int32).max else np.int64)
 
@@ -124,7 +99,7 @@ class CsrDelivery(FromPieces):
         self, folder: Path, job: Job, executor: ResumableExecutor, *,
         dtype: np.dtype[Any], zarr_format: ZarrFormat,
     ) -> None:  # fmt: skip
-        super().__init__(RowSink(job.scratch, dtype), executor)
+        super().__init__(PieceSink(job.scratch), executor)
         n_cells = job.source.n_cells
         dtypes = tuple(job.edge_dtypes)
         self._target = _Target(job.scratch, folder, zarr_format, n_cells, dtypes, dtype)
@@ -132,9 +107,7 @@ class CsrDelivery(FromPieces):
     def finish(self, counts: Sequence[int]) -> int:
         """Write the element from the pieces; return the bytes of its chunks."""
         target = replace(self._target, positions=positions_of(counts))
-        shape = {"shape": [target.n_cells, target.n_cells]}
-        documents = group_documents(target.zarr_format, encoding("csr_matrix", "0.1.0") | shape)
-        write_documents(target.folder, documents)
+        write_group(target.folder, target.zarr_format, target.n_cells)
         for name in ("indptr", "data", "indices"):
             target.array(name).write_metadata()
         tasks = cut_chunks(target)
@@ -148,9 +121,13 @@ class CsrDelivery(FromPieces):
 
 
 def csr_bytes(job: Job, dtype: np.dtype[Any], n_pieces: int = 1) -> int:
-    """Return the most bytes that a thread needs to write a chunk, or to check a slab of weights."""
+    """Return the most bytes that a thread needs to write chunks, whichever delivery it is.
+
+    Of those that it shares with others, two of each column are not full; as much take the values
+    of one, as they are and converted.
+    """
     item = max(8, dtype.itemsize)
-    values = CHUNK_VALUES * (8 + item)  # as they are, and converted
+    values = CHUNK_VALUES * (8 + item)
     rows = _SLAB * 5 * 8 + CHUNK_VALUES * 2 * 8
     return values + rows + chunk_bytes(item) + 8 * n_pieces
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,18 +26,15 @@ from ..edge_pairs.gzip_member import PART_EDGES, DeflatePart, deflate_edges, joi
 from ..machine.buffers import Array
 from ..machine.files import begin_writeback, read_at, write_at
 from ..stages.job import EdgeSink
+from .places import Filling, Places, cut_at_parts
 
 _WRITEBACK_BYTES = 1 << 23  # that the system is asked to write to disk at once
-
-
-class StoppedError(Exception):
-    """Another task has failed, so the one that waited has to end."""
 
 
 NotePart = Callable[[str, int, DeflatePart], None]
 
 
-class EdgeFiles:
+class EdgeFiles(Places):
     """The edge files of one export while they are written; a `Delivery` and its `EdgeSink`.
 
     They are written to `folder` under their final names, a file for each of the `columns`, which
@@ -54,12 +51,8 @@ class EdgeFiles:
         parts: Mapping[str, Mapping[int, DeflatePart]] | None = None,
         note: NotePart = lambda _side, _number, _part: None,
     ) -> None:  # fmt: skip
+        super().__init__()
         self.sink: EdgeSink = self
-        self._changed = threading.Condition()
-        self._next_index = 0
-        self._next_position = 0
-        self._kept: dict[int, int] = {}
-        self._stopped = False
 
         def open_file(side: str) -> _PlainFile | _GzipFile:
             path = folder / file_name(side, compression)
@@ -70,36 +63,6 @@ class EdgeFiles:
 
         with ThreadPoolExecutor(len(columns)) as pool:  # known parts are inflated
             self._files = list(pool.map(open_file, columns))
-
-    def keep(self, sizes: dict[int, int]) -> None:
-        """Set the number of edges of each piece that will not come, as it is written already."""
-        with self._changed:
-            self._kept = dict(sizes)
-            self._pass_kept()
-
-    def _pass_kept(self) -> None:
-        while self._next_index in self._kept:
-            self._next_position += self._kept.pop(self._next_index)
-            self._next_index += 1
-
-    def place(self, index: int, n_edges: int) -> int:
-        """Return the position of piece `index`, waiting until all pieces before it were placed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
-            if self._stopped:
-                raise StoppedError
-            position = self._next_position
-            self._next_index += 1
-            self._next_position += n_edges
-            self._pass_kept()
-            self._changed.notify_all()
-            return position
-
-    def stop(self) -> None:
-        """End the waiting of all tasks; they raise `StoppedError`."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
 
     def read(self, position: int, *columns: Array) -> None:
         """Read back edges that were written at a position; see `EdgeSink`."""
@@ -127,19 +90,6 @@ class EdgeFiles:
         """Close the files, finished or not."""
         for file in self._files:
             file.close()
-
-
-def _cut_at_parts(position: int, n_edges: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut edges at the borders of deflate parts.
-
-    Yields number of the part, where in it the edges begin, where in the edges, and how many.
-    """
-    at = 0
-    while at < n_edges:
-        part, first = divmod(position + at, PART_EDGES)
-        n = min(PART_EDGES - first, n_edges - at)
-        yield part, first, at, n
-        at += n
 
 
 def writer_bytes(
@@ -203,21 +153,16 @@ class _GzipFile:
         self._spool = os.open(self._spool_path, os.O_CREAT | os.O_RDWR, 0o600)
         self._spool_end = max((part.offset + part.n_bytes for part in parts.values()), default=0)
         self._lock = threading.Lock()
-        self._filling: dict[int, tuple[Array, int]] = {}
+        self._filling = Filling(PART_EDGES, dtype)
         self._drop_damaged()
 
     def write(self, position: int, values: Array) -> None:
         values = values.astype(self._dtype, copy=False)
-        for part, first, at, n in _cut_at_parts(position, values.size):
-            if part in self._parts:  # an interrupted export has got that far
-                continue
-            inside = values[at : at + n]
-            full = inside if n == PART_EDGES else self._fill(part, first, inside)
-            if full is not None:
-                self._compress(part, full, last=False)
+        for part, full in self._filling.add(position, values, self._parts):
+            self._compress(part, full, last=False)
 
     def read(self, position: int, out: Array) -> None:
-        for part, first, at, n in _cut_at_parts(position, out.size):
+        for part, first, at, n in cut_at_parts(position, out.size, PART_EDGES):
             if part not in self._parts:
                 raise EOFError(f"part {part} is not there")
             out[at : at + n] = self._inflate(self._parts[part])[first : first + n]
@@ -242,18 +187,6 @@ class _GzipFile:
             raise ValueError("a part is damaged")
         return np.frombuffer(raw, self._dtype)
 
-    def _fill(self, part: int, first: int, values: Array) -> Array | None:
-        """Put values into a part that several pieces share; return it when it is complete."""
-        with self._lock:
-            buffer, filled = self._filling.get(part) or (np.empty(PART_EDGES, self._dtype), 0)
-            buffer[first : first + values.size] = values
-            filled += values.size
-            if filled < PART_EDGES:
-                self._filling[part] = buffer, filled
-                return None
-            self._filling.pop(part, None)
-            return buffer
-
     def _compress(self, part: int, values: Array, *, last: bool) -> None:
         encoded, crc = deflate_edges(values, self._level, last=last)
         with self._lock:
@@ -266,8 +199,7 @@ class _GzipFile:
 
     def finish(self, n_edges: int) -> int:
         last, rest = divmod(n_edges, PART_EDGES)
-        buffer = self._filling.pop(last)[0] if rest else np.empty(0, self._dtype)
-        self._compress(last, buffer[:rest], last=True)
+        self._compress(last, self._filling.rest(last, rest), last=True)
         parts = ((self._spool, self._parts[k]) for k in range(last + 1))
         end = join_parts(self._fd, parts, n_edges * self._dtype.itemsize)
         os.ftruncate(self._fd, end)

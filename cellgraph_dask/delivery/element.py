@@ -23,13 +23,22 @@ from ..publish.whole import WholeOutput, work_beside
 from ..publish.work_folder import Place
 from ..runtime.progress import Progress
 from ..runtime.stage import ResumableExecutor
-from ..stages.job import Job
+from ..stages.job import EdgeSink, Job
 from ..stages.pipeline import Outcome
 from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
 from .csr import CsrDelivery, csr_bytes
+from .csr_files import CsrFiles, row_ends_bytes
+from .parts import pieces_bytes
 from .store_copy import StoreCopy
-from .zarr_files import ZarrFormat, encoding, group_documents, make_durable, write_documents
+from .zarr_files import (
+    ZarrFormat,
+    encoding,
+    group_documents,
+    make_durable,
+    warm_up,
+    write_documents,
+)
 
 _MOST_CELLS = 2**31 - 1  # that int32 indices tell apart
 _OBSP = "obsp"
@@ -47,9 +56,10 @@ class Element:
     group: str = ""  # path of the AnnData in the store
     copy: StoreCopy | None = field(default=None, repr=False)  # None: the store is there
     thinning: Thinning = ALL
+    notes: tuple[str, ...] = ()  # on the store that is there
 
-    weights = both = in_pieces = True
-    preload = ()
+    weights = both = True
+    preload = (warm_up,)
     reader = "cellucid-0.9.5"
     refuses_zeros = False
 
@@ -57,6 +67,11 @@ class Element:
     def rule(self) -> Rule:
         """See `Product`: of equal weights the larger one is either."""
         return self.wanted or "max"
+
+    @property
+    def weight_dtype(self) -> str:
+        """See `Product`."""
+        return self.dtype
 
     @property
     def is_strict(self) -> bool:
@@ -91,7 +106,7 @@ class Element:
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
-        return []
+        return list(self.copy.notes if self.copy else self.notes)
 
     def index_dtype(self, n_cells: int) -> np.dtype[Any]:
         """See `Product`."""
@@ -100,6 +115,10 @@ class Element:
     def output_bytes(self, n_cells: int, n_edges: int) -> int:
         """See `Product`."""
         return 8 * (n_cells + 1) + n_edges * (4 + np.dtype(self.dtype).itemsize)
+
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`."""
+        return pieces_bytes(job, n_edges) if on_cluster else row_ends_bytes(job)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
@@ -131,7 +150,10 @@ class Element:
         self, job: Job, folder: Path, executor: ResumableExecutor, *, on_cluster: bool
     ) -> ElementDelivery:
         """See `Product`."""
-        return ElementDelivery(self, job, folder, executor)
+        place, dtype = folder / _OBSP / self.to_key, np.dtype(self.dtype)
+        make = CsrDelivery if on_cluster else CsrFiles
+        rows = make(place, job, executor, dtype=dtype, zarr_format=self.zarr_format)
+        return ElementDelivery(self, folder, executor, rows)
 
     def publish(
         self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,
@@ -155,24 +177,26 @@ def _is_store(folder: Path) -> bool:
     return is_group(folder) and is_group(folder / "obs") and is_group(folder / _OBSP)
 
 
-class ElementDelivery(CsrDelivery):
-    """Makes an element of the pieces, and the store around it; a `Delivery`."""
+class ElementDelivery:
+    """Makes an element of rows, and the store around it; a `Delivery`."""
 
     def __init__(
-        self, element: Element, job: Job, folder: Path, executor: ResumableExecutor
-    ) -> None:
-        super().__init__(
-            folder / _OBSP / element.to_key, job, executor, dtype=np.dtype(element.dtype),
-            zarr_format=element.zarr_format,
-        )  # fmt: skip
-        self._store, self._element = folder, element
+        self, element: Element, folder: Path, executor: ResumableExecutor, rows: CsrDelivery |
+        CsrFiles,
+    ) -> None:  # fmt: skip
+        self._element, self._store, self._executor, self._rows = element, folder, executor, rows
+        self.sink: EdgeSink = rows.sink
+        self.kind = rows.kind
+        self.keep, self.stop, self.close = rows.keep, rows.stop, rows.close
+        self.scratch_bytes = 0
 
     def finish(self, counts: Sequence[int]) -> int:
         """Write the element and the store; return the bytes of their arrays."""
         with named_disk_errors(self._store):
             documents = group_documents(self._element.zarr_format, encoding("dict", "0.1.0"))
             write_documents(self._store / _OBSP, documents)
-            n_bytes = super().finish(counts)
+            n_bytes = self._rows.finish(counts)
+            self.scratch_bytes = self._rows.scratch_bytes
             if self._element.copy is not None:
                 n_bytes += self._element.copy.run(self._store, self._executor)
                 consolidate(self._store)

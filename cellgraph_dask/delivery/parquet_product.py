@@ -33,6 +33,8 @@ from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
 from .cells_table import CellsTable
 from .parquet import ParquetDelivery, parquet_bytes, read_files
+from .parquet_files import ParquetFiles, files_bytes, files_scratch
+from .parts import pieces_bytes
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ParquetFolder:
 
     reader = "cellucid-0.9.4"
     refuses_zeros = refuses_diagonal = is_inside = False
-    in_pieces = True
+    weight_dtype = "float64"
     preload = (parquet_io.warm_up,)
 
     @property
@@ -74,6 +76,7 @@ class ParquetFolder:
             "rule": self.wanted,
             "directions": "both" if self.both else "one",
             "cells_table": self.cells is not None,
+            **(self.cells.options if self.cells is not None else {}),
         } | self.thinning.options
 
     def check(self, n_cells: int) -> None:
@@ -93,10 +96,14 @@ class ParquetFolder:
         columns = table_columns(n_cells, weighted=self.weights)
         return n_edges * sum(dtype.itemsize for dtype in columns.values())
 
+    def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
+        """See `Product`."""
+        return pieces_bytes(job, n_edges) if on_cluster else files_scratch(job, n_edges)
+
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
         cells = self.cells.n_bytes if self.cells is not None else 0
-        return max(threads * parquet_bytes(job), cells)
+        return max(threads * max(parquet_bytes(job), files_bytes(job)), cells)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
@@ -114,9 +121,10 @@ class ParquetFolder:
 
     def delivery(
         self, job: Job, folder: Path, executor: ResumableExecutor, *, on_cluster: bool
-    ) -> ParquetDelivery:
+    ) -> ParquetDelivery | ParquetFiles:
         """See `Product`."""
-        return ParquetDelivery(job, folder, executor)
+        make = ParquetDelivery if on_cluster else ParquetFiles
+        return make(job, folder, executor)
 
     def publish(
         self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,

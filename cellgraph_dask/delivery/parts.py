@@ -40,7 +40,7 @@ class PieceSink:
 
     scratch: Scratch
 
-    def place(self, number: int, n_edges: int) -> int:
+    def place(self, number: int, src: Array) -> int:
         """Return the number of the piece: its place is not known yet."""
         return number
 
@@ -81,6 +81,11 @@ class FromPieces:
 
     def close(self) -> None:
         """Do nothing: no file is kept open."""
+
+
+def pieces_bytes(job: Job, n_edges: int) -> int:
+    """Return the bytes of the files of pieces that hold so many edges."""
+    return n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
 
 
 def positions_of(counts: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 Of a zarr store in a folder, and in the same format, the files are copied as they are. All else is
 written anew, a chunk at a time: arrays of numbers, and texts. What is small and of another kind
-(records, nulls) is left to anndata, as is an AnnData in memory. Only `obsp` is left out.
+(records, nulls) is left to anndata, as is an AnnData in memory. Only `obsp` is left out, and each
+index of a data frame becomes an array of texts if it was a group.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..source.layout import Node, Tree, children, get, is_array, metadata_of, text_of
 from ..source.opening import Root, open_root
 from ..stages.runs import Written, holds
+from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
 from .zarr_files import (
     CHUNK_VALUES,
     DOCUMENTS,
@@ -42,7 +44,6 @@ _PARTS = ("X", "obs", "var", "obsm", "varm", "varp", "layers", "uns", "raw")
 _BATCH_BYTES = 1 << 25  # of files that one task copies
 _BATCH_FILES = 64
 _MOST_SMALL_BYTES = 1 << 26  # of what is read as a whole
-_TEXT_BYTES = 200  # of a name, as Python and its codec have it
 _KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
 
 
@@ -79,6 +80,7 @@ class StoreCopy:
     zarr_format: ZarrFormat
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     thread_bytes: int = 0  # the most that a thread needs
+    notes: tuple[str, ...] = ()  # what readers do not take of it
 
     @classmethod
     def of(
@@ -87,15 +89,18 @@ class StoreCopy:
         """Return what is to be copied of a source, having looked at all of it."""
         with open_root(source, options) as root:
             if isinstance(root.node, Tree):
-                most = _BATCH_BYTES
+                most, notes = _BATCH_BYTES, unnamed_in(source)
                 if group:
                     raise SourceError(
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
                         "or write them to a store."
                     )
             else:
-                most = _thread_bytes(_anndata_in(root, group))
-        return cls(source, group, zarr_format, options, most)
+                node = _anndata_in(root, group)
+                indexes = list(index_groups(root, node, skip=_OBSP))
+                most = max([_thread_bytes(node), *(index.n_bytes for index in indexes)])
+                notes = [index.note for index in indexes if index.note]
+        return cls(source, group, zarr_format, options, most, tuple(notes))
 
     def run(self, folder: Path, executor: ResumableExecutor) -> int:
         """Copy it all into a folder, where `obsp` is; return the bytes of its files."""
@@ -104,20 +109,26 @@ class StoreCopy:
             if isinstance(root.node, Tree):
                 return _write_object(self.source, folder, self.zarr_format)
             node = _anndata_in(root, self.group)
+            found = index_groups(root, node, skip=_OBSP)
+            indexes = {index.path: index for index in found if not index.flaw}
+            anew = _Anew(root, self.zarr_format, indexes)
+            n_bytes = 0
             if (
                 file is not None
                 and Path(file).is_dir()
                 and root.zarr_format == self.zarr_format
                 and (Path(file) / self.group).is_dir()
             ):
-                return _copy_files(Path(file) / self.group, folder, executor)
-            anew = _Anew(root, self.zarr_format)
-            anew.group(node, folder, skip=_OBSP)
+                for path, index in indexes.items():
+                    anew.index(index, folder / path)
+                n_bytes = _copy_files(Path(file) / self.group, folder, executor, set(indexes))
+            else:
+                anew.group(node, folder)
         tasks = list(anew.tasks())
         task, kept = partial(write_anew, tuple(anew.arrays)), partial(anew_holds, anew.arrays)
         sizes = [task.n_bytes for task in tasks]
         stage = Stage("copy", task, tasks, sizes, "bytes", Copied, kept, f"anew {self.zarr_format}")
-        return anew.n_bytes + _sum(executor.run(stage))
+        return n_bytes + anew.n_bytes + _sum(executor.run(stage))
 
 
 def _thread_bytes(anndata: Node) -> int:
@@ -129,7 +140,7 @@ def _thread_bytes(anndata: Node) -> int:
         here = _chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
         written = math.prod(here)
         is_text = text_of(node.attrs.get("encoding-type")) == "string-array"
-        values = written * (_TEXT_BYTES if is_text else 2 * itemsize)
+        values = written * (TEXT_BYTES if is_text else 2 * itemsize)
         most = max(most, 3 * math.prod(stored) * itemsize + values + chunk_bytes(itemsize, written))
     return most
 
@@ -159,9 +170,9 @@ def _arrays_below(node: Node) -> Iterator[Node]:
 # Files as they are ------------------------------------------------------------------------------
 
 
-def _copy_files(top: Path, folder: Path, executor: ResumableExecutor) -> int:
-    """Copy the files of a zarr group, but for what is in `obsp`."""
-    tasks = list(_batches(top))
+def _copy_files(top: Path, folder: Path, executor: ResumableExecutor, skip: set[str]) -> int:
+    """Copy the files of a zarr group, but for what is in groups at the paths of `skip`."""
+    tasks = list(_batches(top, skip))
     task, kept = partial(copy_files, top, folder), partial(files_hold, folder)
     stage = Stage(
         "copy", task, tasks, [task.n_bytes for task in tasks], "bytes", Copied, kept, "files"
@@ -169,9 +180,9 @@ def _copy_files(top: Path, folder: Path, executor: ResumableExecutor) -> int:
     return _sum(executor.run(stage))
 
 
-def _batches(top: Path) -> Iterator[FileTask]:
+def _batches(top: Path, skip: set[str]) -> Iterator[FileTask]:
     number, names, n_bytes = 0, [], 0
-    for name in _files(top, ""):
+    for name in _files(top, "", skip):
         names.append(name)
         n_bytes += (top / name).stat().st_size
         if n_bytes >= _BATCH_BYTES or len(names) >= _BATCH_FILES:
@@ -181,7 +192,7 @@ def _batches(top: Path) -> Iterator[FileTask]:
         yield FileTask(number, tuple(names), n_bytes)
 
 
-def _files(top: Path, path: str) -> Iterator[str]:
+def _files(top: Path, path: str, skip: set[str]) -> Iterator[str]:
     """Yield the files of a group or array, sorted; those of other things in it are left out."""
     folder = top / path
     here = sorted(os.listdir(folder))  # noqa: PTH208
@@ -196,8 +207,8 @@ def _files(top: Path, path: str) -> Iterator[str]:
             yield from _chunks(top, inner)
         elif inner == _OBSP:
             yield from (f"{inner}/{name}" for name in DOCUMENTS if (top / inner / name).is_file())
-        elif any((top / inner / name).is_file() for name in DOCUMENTS):
-            yield from _files(top, inner)
+        elif inner not in skip and any((top / inner / name).is_file() for name in DOCUMENTS):
+            yield from _files(top, inner, skip)
 
 
 def _chunks(top: Path, path: str) -> Iterator[str]:
@@ -250,25 +261,35 @@ def files_hold(folder: Path, kept: tuple[FileTask, Copied]) -> bool:
 class _Anew:
     """Groups that are written now, and arrays whose chunks tasks will write."""
 
-    def __init__(self, root: Root, zarr_format: ZarrFormat) -> None:
-        self._root, self._format = root, zarr_format
+    def __init__(self, root: Root, zarr_format: ZarrFormat, indexes: Mapping[str, Index]) -> None:
+        self._root, self._format, self._indexes = root, zarr_format, indexes
         self.arrays: list[tuple[Any, ArrayFiles]] = []  # what is read, and what is written
         self.n_bytes = 0  # of what has been written
 
-    def group(self, node: Node, folder: Path, *, skip: str = "") -> None:
-        """Write a group and plan all that is in it, but for the members of `skip`."""
+    def group(self, node: Node, folder: Path, path: str = "") -> None:
+        """Write a group and plan all that is in it, but for the members of `obsp`."""
         attributes = _plain_attributes(node)
         write_documents(folder, group_documents(self._format, attributes))
         for name in children(node):
-            child = get(node, name)
-            if name == skip:
+            child, inner = get(node, name), f"{path}/{name}".lstrip("/")
+            if inner == _OBSP:
                 write_documents(
                     folder / name, group_documents(self._format, _plain_attributes(child))
                 )
             elif is_array(child):
                 self._array(child, folder, name)
+            elif inner in self._indexes:
+                self.index(self._indexes[inner], folder / name)
             else:
-                self.group(child, folder / name)
+                self.group(child, folder / name, inner)
+
+    def index(self, index: Index, folder: Path) -> None:
+        """Plan an index that is a group, as an array of texts."""
+        shape = (index.length,)
+        array = ArrayFiles(folder, self._format, shape, vector_chunks(*shape), np.dtype(object))
+        array.write_metadata(encoding("string-array", "0.2.0"))
+        if index.length:
+            self.arrays.append((index.texts, array))
 
     def _array(self, node: Node, folder: Path, name: str) -> None:
         attributes, dtype = _plain_attributes(node), node.dtype
@@ -288,7 +309,7 @@ class _Anew:
             self.n_bytes += array.write(0, np.array(value, dtype).reshape(())).n_bytes
         elif math.prod(shape):
             with metadata_of(name):
-                reader = node if is_text and hasattr(node, "objects") else self._root.dense(node)
+                reader = texts_in(self._root, node) if is_text else self._root.dense(node)
             self.arrays.append((reader, array))
 
     def _by_anndata(self, node: Node, folder: Path, name: str) -> None:
@@ -378,20 +399,32 @@ def _plain(value: Any) -> Any:
 
 def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
     """Have anndata write an AnnData in memory, without `obsp`; return the bytes of files."""
-    import anndata
     import zarr
+    from anndata.experimental import write_dispatched
 
     group = zarr.open_group(str(folder), mode="a", zarr_format=zarr_format)
     group.attrs.update(encoding("anndata", "0.1.0"))
     for name in _PARTS:
         value = getattr(adata, name, None)
         if value is not None:
-            value = dict(value) if isinstance(value, Mapping) else value
+            if isinstance(value, Mapping):  # anndata 0.13 has X among the layers, without a name
+                value = {key: item for key, item in value.items() if key is not None}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                anndata.io.write_elem(group, name, value)
+                write_dispatched(group, name, value, _write_element)
     n_bytes = 0
     for above, _, names in os.walk(folder):
         for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():
             n_bytes += Path(above, name).stat().st_size
     return n_bytes
+
+
+def _write_element(
+    write: Any, group: Any, name: str, value: Any, dataset_kwargs: Any, iospec: Any
+) -> None:
+    """Have anndata write an element; of a data frame, the index as an array of texts."""
+    if iospec.encoding_type == "dataframe" and hasattr(value, "set_axis"):
+        names = value.index.astype(object)
+        if names.inferred_type == "string":
+            value = value.set_axis(names)
+    write(group, name, value, dataset_kwargs=dataset_kwargs)

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DiskSpaceError, InvalidExportError
+from ..machine import html
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
@@ -45,6 +46,8 @@ class ExportedGraph:
 
     Attributes
     ----------
+    name : str
+        Path or URL of the export.
     manifest : Manifest or GraphTable
         What the export's manifest says.
     n_cells, n_edges, max_neighbors : int
@@ -66,6 +69,13 @@ class ExportedGraph:
             f"max_neighbors={self.max_neighbors})"
         )
 
+    def _repr_html_(self) -> str:
+        """Return the graph for a notebook."""
+        sizes = {"cells": self.n_cells, "edges": self.n_edges, "largest degree": self.max_neighbors}
+        columns = ", ".join(f"{name} {dtype}" for name, dtype in self._manifest.columns.items())
+        facts = [*((name, f"{n:,}") for name, n in sizes.items()), ("columns", columns)]
+        return html.block(f"Graph in {self._name}", html.facts(facts))
+
     def __enter__(self) -> ExportedGraph:
         return self
 
@@ -75,6 +85,11 @@ class ExportedGraph:
     def close(self) -> None:
         """Let go of the files; arrays that were taken from here keep them until they go too."""
         self._columns = []
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the export."""
+        return self._name
 
     @property
     def manifest(self) -> Manifest | GraphTable:
@@ -271,6 +286,17 @@ def open_export(
     >>> with open_export("export") as graph:  # doctest: +SKIP
     ...     print(graph.n_edges, graph.neighbors(0))
     """
+    return open_as(ExportedGraph, out_dir, scratch_dir, storage_options)
+
+
+_Graph = TypeVar("_Graph", bound=ExportedGraph)
+
+
+def open_as(
+    kind: type[_Graph], out_dir: str | Path, scratch_dir: str | Path | None, storage_options:
+    Mapping[str, Any] | None,
+) -> _Graph:  # fmt: skip
+    """Open an export as `open_export` does, as a graph of a class that can do more."""
     origin = find_path(out_dir, storage_options)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     for _ in range(_ATTEMPTS):
@@ -286,7 +312,7 @@ def open_export(
             continue
         # A manifest that still names these files has named them all the time.
         if _read_any(origin) == manifest:
-            return ExportedGraph(str(origin), manifest, columns)
+            return kind(str(origin), manifest, columns)
     raise InvalidExportError(
         f"{origin} is being replaced again and again; open it when the exports into it are done."
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import InvalidExportError, OutputError
 from ..machine.buffers import Array
-from ..machine.files import begin_writeback, opened, write_at
+from ..machine.files import begin_writeback, opened, read_at, write_at
 from .parquet import MOST_ROWS
 
 _WRITEBACK_BYTES = 1 << 23
@@ -27,6 +27,7 @@ _PAGES_BYTES = 6 << 20  # pages of a column on their way: as values, encoded, co
 _LEVEL = -1  # of zstd: 1 takes a fifth more time to save 3 percent
 _PAGE_BYTES = 1 << 17  # of values; they stay in a near cache from one step to the next
 _HASHED_BYTES = 1 << 20
+_NAMES = 1 << 16  # that are read at once
 _MOST_TEXTS = 1 << 20  # bytes of names, and columns or row groups, that metadata may hold
 
 
@@ -57,7 +58,7 @@ class _Sink:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._digest = sha256()
+        self.digest = sha256()
         self._end = 0
 
     def write(self, data: Any) -> int:
@@ -65,7 +66,7 @@ class _Sink:
             return len(data)
         begin = self._end
         self._end = write_at(self._fd, bytes(data), begin)
-        self._digest.update(data)
+        self.digest.update(data)
         first, last = begin // _WRITEBACK_BYTES, self._end // _WRITEBACK_BYTES
         if first < last:
             begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
@@ -80,10 +81,15 @@ class _Sink:
     def close(self) -> None:
         """Do nothing: whoever opened the file closes it."""
 
-    def finish(self) -> Written:
+    def go_on(self, end: int, digest: Any) -> None:
+        """Write behind what is there, of which this is the digest."""
+        self._end, self.digest = end, digest
+
+    def finish(self, *, durable: bool) -> Written:
         os.ftruncate(self._fd, self._end)
-        os.fsync(self._fd)
-        return Written(self._end, self._digest.hexdigest())
+        if durable:
+            os.fsync(self._fd)
+        return Written(self._end, self.digest.hexdigest())
 
     def give_up(self) -> None:
         self._fd = -1
@@ -115,26 +121,76 @@ def write_table(
 
     Rows are sorted by the first `n_sorted` columns. Doing it twice at once gives the same file.
     """
+    return _write(path, columns, metadata, n_sorted, groups)[0]
+
+
+def write_body(
+    path: Path, columns: Mapping[str, Any], n_sorted: int, groups: Iterable[Sequence[Any]]
+) -> tuple[Written, int, Any]:
+    """Write a file as `write_table` does but for its metadata; it is not durable.
+
+    Besides, the bytes before its footer are returned, and their digest, for `finish_table`.
+    """
+    return _write(path, columns, None, n_sorted, groups)
+
+
+def finish_table(
+    path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str], n_sorted: int, n_bytes:
+    int, digest: Any = None,
+) -> Written:  # fmt: skip
+    """Give a file of `write_body` its metadata, durably: the bytes are those of `write_table`.
+
+    The digest is computed if it is not known any more.
+    """
+    pa = pyarrow()
+    with opened(path, os.O_RDWR) as fd:
+        sink = _Sink(fd)
+        if digest is None:
+            digest = _digest_of_fd(fd, n_bytes)
+        sink.go_on(n_bytes, digest)
+        empty = pa.BufferOutputStream()
+        writer = _writer(pa, empty, columns, n_sorted)
+        writer.add_key_value_metadata(dict(metadata))
+        writer.close()
+        footer = pa.parquet.read_metadata(pa.BufferReader(empty.getvalue()))
+        footer.append_row_groups(pa.parquet.read_metadata(str(path)))
+        encoded = pa.BufferOutputStream()
+        footer.write_metadata_file(encoded)
+        sink.write(memoryview(encoded.getvalue())[4:])  # behind the magic number
+        return sink.finish(durable=True)
+
+
+def _writer(pa: Any, sink: Any, columns: Mapping[str, Any], n_sorted: int) -> Any:
+    return pa.parquet.ParquetWriter(
+        sink, _schema(columns), version="2.6", data_page_version="1.0", store_schema=False,
+        use_dictionary=False, compression="zstd", compression_level=_LEVEL,
+        column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
+        data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
+        sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
+        memory_pool=pa.system_memory_pool(),
+    )  # fmt: skip
+
+
+def _write(
+    path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None, n_sorted: int,
+    groups: Iterable[Sequence[Any]],
+) -> tuple[Written, int, Any]:  # fmt: skip
+    """Write a file; return size and digest, and those of what is before the footer."""
     pa = pyarrow()
     schema = _schema(columns)
     with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
         sink = _Sink(fd)
         try:
-            writer = pa.parquet.ParquetWriter(
-                sink, schema, version="2.6", data_page_version="1.0", store_schema=False,
-                use_dictionary=False, compression="zstd", compression_level=_LEVEL,
-                column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
-                data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
-                sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
-                memory_pool=pa.system_memory_pool(),
-            )  # fmt: skip
+            writer = _writer(pa, sink, columns, n_sorted)
             for group in groups:
                 arrays = [_arrow(values, f.type) for values, f in zip(group, schema, strict=True)]
                 table = pa.Table.from_arrays(arrays, schema=schema)
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-            writer.add_key_value_metadata(dict(metadata))
+            n_bytes, digest = sink.tell(), sink.digest.copy()
+            if metadata is not None:
+                writer.add_key_value_metadata(dict(metadata))
             writer.close()
-            return sink.finish()
+            return sink.finish(durable=metadata is not None), n_bytes, digest
         finally:
             sink.give_up()
 
@@ -168,12 +224,19 @@ def warm_up() -> None:
 
 def digest_of(path: Path) -> Written:
     """Return size and digest of a file; an OSError if it cannot be read."""
-    digest, n_bytes = sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while part := file.read(_HASHED_BYTES):
-            digest.update(part)
-            n_bytes += len(part)
-    return Written(n_bytes, digest.hexdigest())
+    with opened(path, os.O_RDONLY) as fd:
+        n_bytes = os.fstat(fd).st_size
+        return Written(n_bytes, _digest_of_fd(fd, n_bytes).hexdigest())
+
+
+def _digest_of_fd(fd: int, n_bytes: int) -> Any:
+    """Return the digest of the first bytes of an open file."""
+    digest = sha256()
+    for at in range(0, n_bytes, _HASHED_BYTES):
+        part = np.empty(min(_HASHED_BYTES, n_bytes - at), np.uint8)
+        read_at(fd, part, at)
+        digest.update(part.data)
+    return digest
 
 
 @contextmanager
@@ -263,6 +326,19 @@ class TableReader:
         pyarrow().default_memory_pool().release_unused()
 
 
+def cell_names(path: Path) -> Iterator[str]:
+    """Yield the names in a table of cells."""
+    pa = pyarrow()
+    with _named_errors(path):
+        source = pa.OSFile(str(path))
+        try:
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
+            for batch in file.iter_batches(_NAMES, columns=["name"], use_threads=False):
+                yield from (name or "" for name in batch.column(0).to_pylist())
+        finally:
+            source.close()
+
+
 def check_cells(path: Path, n_cells: int) -> None:
     """Refuse a table of cells that does not have each cell once, in order."""
     pa = pyarrow()
@@ -278,5 +354,27 @@ def check_cells(path: Path, n_cells: int) -> None:
                 start += cells.size
             if start != n_cells:
                 raise InvalidExportError(f"{path} has {start} cells instead of {n_cells}.")
+        finally:
+            source.close()
+
+
+def embedding_of(path: Path) -> str | None:
+    """Return the name of the embedding that a table of cells holds, if it holds one."""
+    pa = pyarrow()
+    with _named_errors(path):
+        schema = pa.parquet.read_schema(path)
+        name = (schema.metadata or {}).get(b"embedding")
+        return name.decode(errors="replace") if name and {"x", "y"} <= set(schema.names) else None
+
+
+def read_places(path: Path, n_at_once: int) -> Iterator[Array]:
+    """Yield where the cells are by a table of cells, ``(n, 2)``, in their order."""
+    pa = pyarrow()
+    with _named_errors(path):
+        source = pa.OSFile(str(path))
+        try:
+            file = pa.parquet.ParquetFile(source, page_checksum_verification=True)
+            for batch in file.iter_batches(n_at_once, columns=["x", "y"], use_threads=False):
+                yield np.stack([batch.column(k).to_numpy() for k in range(2)], axis=1)
         finally:
             source.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -54,6 +54,11 @@ class Provenance:
         """Return the file's text, for the export of a manifest."""
         told = asdict(self) | {"source": printable(self.source), "key": printable(self.key)}
         return _text(told | {"graph": _figures(manifest)})
+
+    def with_names(self, digest: str) -> Provenance:
+        """Return the same with the SHA-256 of the names of cells that were selected."""
+        cells = self.options["cells"] | {"names_sha256": digest}
+        return replace(self, options=self.options | {"cells": cells})
 
     def differs(self, source: str, key: str, fingerprint: str | None) -> str | None:
         """Say what tells a matrix from the one of the export; None if nothing does."""

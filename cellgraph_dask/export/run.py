@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import ClusterError, ResumeError, SourceError
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
@@ -71,10 +72,12 @@ class ExportReport(Report):
     kept_tasks : int
         Tasks of an interrupted run that did not have to be done again.
     warnings : tuple of str
-        What the user should know about the matrix, as in the plan.
+        What the user should know about the matrix and what is made of it, as in the plan.
     thinned : Thinned or None
         What thinning has done; None if all edges were kept.
     """
+
+    _title = "Export"
 
     out_dir: str
     n_cells: int
@@ -212,7 +215,10 @@ class _Export:
         if not self.options.resume:
             return None
         if self.ready is None or not self.lasting:
-            log.info("only exports of files and URLs can be resumed; starting from the beginning")
+            log.info(
+                "only exports of whole sparse matrices in files and at URLs can be resumed; "
+                "starting from the beginning"
+            )
             return None
         return interrupted_run(self.ready, self.watch.fingerprint, self.options)
 
@@ -261,7 +267,7 @@ class _Export:
                     result = _run(prepared, record, output, edges, progress, self.options)
                     self.watch.check()
                     n_edges = result.outcome.n_edges
-                    log.info("publishing %s edges to %s", f"{n_edges:,}", output.name)
+                    log.info("publishing %s to %s", counted(n_edges, "edge"), output.name)
                     self.made.append((prepared, result))
                     self.options.product.publish(
                         output, edges, prepared.plan.n_cells, result.outcome,
@@ -303,19 +309,22 @@ def _report(
         output_bytes=outcome.output_bytes,
         symmetric=plan.method == "symmetric",
         kept_tasks=result.n_kept,
-        warnings=prepared.job.source.notes,
+        warnings=(
+            *prepared.job.source.notes,
+            *options.product.warnings(plan.n_cells, outcome.n_edges),
+        ),
         thinned=outcome.thinned,
     )
 
 
 def computing(
-    client: Client | None, memory_limit: int | str | None, threads: int, task_bytes: int
+    matrix: LazyMatrix, client: Client | None, memory_limit: int | str | None, threads: int
 ) -> Compute:
     """Return the function that computes a `LazyMatrix`: on the cluster, or on threads."""
-    if client is not None:
+    if client is not None and not matrix.is_local:
         return partial(compute_on_workers, client)
-    limit = limit_bytes(memory_limit)
-    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=task_bytes)
+    limit = limit_bytes(memory_limit if client is None else None)  # else it is that of workers
+    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=matrix.task_bytes)
 
 
 def _spooled(
@@ -324,11 +333,12 @@ def _spooled(
     """Return a source that is counted and that all see, in files of ours."""
     with named_disk_errors(folder.parent):
         if options.client is not None:
-            check_folders(options.client, None, [folder])
+            file = source.origin.file if isinstance(source, LazyMatrix) else None
+            check_folders(options.client, file, [folder])
         if isinstance(source, Source):
             return spool_memory(source, folder)
         threads = options.threads or default_threads()
-        compute = computing(options.client, options.memory_limit, threads, source.task_bytes)
+        compute = computing(source, options.client, options.memory_limit, threads)
         return spool(source, folder, compute, progress)
 
 
@@ -364,9 +374,11 @@ def _run(
 def _taken(plan: ExportPlan) -> str:
     """Say for the log which method is taken, with which sizes."""
     return (
-        f"{plan.key} of {plan.source}: {plan.n_cells:,} cells, {plan.n_entries:,} entries; "
-        f"{plan.method} method, {plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-        f"{plan.threads} threads; projected memory {format_bytes(plan.projected_memory_bytes)} of "
+        f"{plan.key} of {plan.source}: {counted(plan.n_cells, 'cell')}, "
+        f"{counted(plan.n_entries, 'entry')}; {plan.method} method, "
+        f"{counted(plan.n_blocks, 'block')}, {counted(plan.n_partitions, 'partition')}, "
+        f"{counted(plan.threads, 'thread')}; projected memory "
+        f"{format_bytes(plan.projected_memory_bytes)} of "
         f"{format_bytes(plan.memory_limit_bytes)}, temporary files up to "
         f"{format_bytes(plan.scratch_bytes)}"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DiskSpaceError, ResumeError
+from ..machine import html
 from ..machine.files import free_bytes, nearest
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..machine.report import Report
@@ -63,7 +64,7 @@ def prepare(
     shift = tuning.shift if tuning is not None else partition_shift(source.n_cells)
     job = Job(
         source, Scratch(""), shift, method, product.rule, product.weights, product.both,
-        product.refuses_zeros, product.refuses_diagonal, product.thinning,
+        product.refuses_zeros, product.refuses_diagonal, product.thinning, product.weight_dtype,
     )  # fmt: skip
     budget, n_workers = _budget(job, options, upload_bytes)
     if resumed is not None:
@@ -185,6 +186,8 @@ class ExportPlan(Report):
         What the user should know before starting.
     """
 
+    _title = "Export plan"
+
     source: str
     key: str
     n_cells: int
@@ -207,6 +210,16 @@ class ExportPlan(Report):
     output_free_bytes: int
     warnings: tuple[str, ...]
 
+    def _picture(self) -> str:
+        """Draw the memory: of the limit, what is reserved, and what is projected above that."""
+        limit, reserved = self.memory_limit_bytes, self.reserved_memory_bytes
+        text = (
+            f"Memory: {format_bytes(reserved)} reserved, "
+            f"{format_bytes(self.projected_memory_bytes)} projected, {format_bytes(limit)} allowed"
+        )
+        parts = [(reserved, html.ORANGE), (self.projected_memory_bytes - reserved, html.BLUE)]
+        return html.bar(parts, limit, text) + html.listed([text])
+
 
 def make_plan(
     job: Job, tuning: Tuning, budget: Budget, n_blocks: int, disks: Disks, n_workers: int = 0
@@ -223,10 +236,7 @@ def make_plan(
         scratch += thinning_scratch(job, n_edges)
         n_edges = min(n_edges, (job.thinning.max_edges or n_edges) * job.n_directions)
     output = product.output_bytes(source.n_cells, n_edges)
-    if n_workers or product.in_pieces:  # parts before they become edge files
-        scratch += n_edges * sum(dtype.itemsize for dtype in job.edge_dtypes)
-    if compression is not None:
-        scratch += output  # the spool of compressed parts
+    scratch += product.scratch_bytes(job, n_edges, on_cluster=n_workers > 0)
     return ExportPlan(
         source=source.path,
         key=source.key,

@@ -296,7 +296,6 @@ class Cluster:
     def __init__(self, client: Client, progress: Progress) -> None:
         self._client = client
         self._progress = progress
-        self._token = os.urandom(4).hex()
 
     def run(
         self, stage: Stage[Key, Summary], *,
@@ -305,9 +304,9 @@ class Cluster:
         """Run a stage; see `Executor.run`. No task waits for another, so `stop` is not called."""
         from distributed import KilledWorker, as_completed
 
-        keys = stage.keys
+        keys, token = stage.keys, os.urandom(4).hex()  # two stages may have the same name
         self._progress.start(stage.name, sum(stage.sizes), stage.unit)
-        names = [f"cellgraph-{stage.name}-{self._token}-{k:06d}" for k in range(len(keys))]
+        names = [f"cellgraph-{stage.name}-{token}-{k:06d}" for k in range(len(keys))]
         numbers = {name: k for k, name in enumerate(names)}
         summaries: dict[int, Summary] = {}
         futures: list[Any] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ from zlib_ng import zlib_ng
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Source
-from .rules import Combination
+from .rules import Combination, narrowed
 from .runs import Scratch
 from .wishes import ALL, Thinning
 
@@ -43,11 +44,12 @@ class Job:
     strict: bool = False
     refuse_diagonal: bool = False
     thinning: Thinning = ALL
+    delivered: str = "float64"  # dtype of the weights
 
     @property
     def edge_dtypes(self) -> list[np.dtype[Any]]:
         """Dtypes of the columns in which edges are delivered."""
-        return [self.cell_dtype] * 2 + [np.dtype(np.float64)] * self.weights
+        return [self.cell_dtype] * 2 + [np.dtype(self.delivered)] * self.weights
 
     @property
     def n_directions(self) -> int:
@@ -126,14 +128,30 @@ class NotSymmetricError(OtherMethodError):
 class EdgeSink(Protocol):
     """Where edges go, in pieces that may arrive from many threads."""
 
-    def place(self, index: int, n_edges: int) -> int:
-        """Return the position of a piece's first edge, as soon as it is known."""
+    def place(self, index: int, src: Array) -> int:
+        """Return where a piece with these sources begins, as soon as it is known."""
 
     def write(self, position: int, *columns: Array) -> None:
         """Write edges at a position: sources, destinations, and weights if they have some."""
 
     def read(self, position: int, *columns: Array) -> None:
         """Read back edges that were written at a position; OSError or ValueError if not whole."""
+
+
+def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tuple[int, int, int]:
+    """Give the edges of a piece to a sink; return their position, number, and CRC-32."""
+    columns = list(edges[: len(job.edge_dtypes)])
+    if job.weights and job.delivered != "float64":
+        src, dst, weights = columns
+        columns[2] = narrowed(src, dst, weights, np.dtype(job.delivered))
+    position = sink.place(number, columns[0])
+    sink.write(position, *columns)
+    return position, columns[0].size, edges_crc(*columns)
+
+
+def narrow_bytes(job: Job) -> int:
+    """Return the bytes that `deliver` takes for an edge."""
+    return np.dtype(job.delivered).itemsize % 8 if job.weights else 0
 
 
 def edges_crc(*columns: Array) -> int:

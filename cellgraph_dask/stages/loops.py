@@ -315,17 +315,6 @@ def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None
         counts[np.int64(src[k]) - first_source] += 1
 
 
-@compiled()
-def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
-    """Write each destination's place inside its partition (uint16), ordered by partition."""
-    mask = (1 << shift) - 1
-    for k in range(dst.size):
-        d = np.int64(dst[k])
-        p = next_slot[d >> shift]
-        next_slot[d >> shift] = p + 1
-        local[p] = d & mask
-
-
 @compiled(int)
 def _mixed(key: Any, seed: Any) -> Any:
     """Return a well-mixed 64-bit value of `key` (uint64): the finalizer of SplitMix64."""
@@ -416,6 +405,23 @@ def _sort_rows(src: Array, dst: Array, n: int) -> bool:
     return bool(repeats)
 
 
+@compiled()
+def _count_degrees(
+    indices: Array, indptr: Array, first_row: int, n_diagonal: int, degrees: Array
+) -> None:
+    """Set the first three `degrees` of a block; see `stream_block`."""
+    degrees[:3] = 0
+    for r in range(indptr.size - 1):
+        degree = indptr[r + 1] - indptr[r]
+        if n_diagonal:
+            for e in range(indptr[r], indptr[r + 1]):
+                degree -= indices[e] == first_row + r
+        degrees[0] = max(degrees[0], degree)
+        if r == 0:
+            degrees[1] = degree
+        degrees[2] = degree
+
+
 @compiled(int, bool)
 def stream_block(
     indices: Array, indptr: Array, first_row: int, seeds: Array, out_src: Array, out_dst: Array,
@@ -437,14 +443,5 @@ def stream_block(
     _fill_rows(indptr, first_row, out_src)
     n_diagonal, unsorted = _weigh(indices, out_src, seeds, imbalance)
     n = _keep_upper(indices, out_src, out_dst)
-    degrees[:] = 0
-    for r in range(indptr.size - 1):
-        degree = indptr[r + 1] - indptr[r]
-        if n_diagonal:
-            for e in range(indptr[r], indptr[r + 1]):
-                degree -= indices[e] == first_row + r
-        degrees[0] = max(degrees[0], degree)
-        if r == 0:
-            degrees[1] = degree
-        degrees[2] = degree
+    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
     return n, unsorted and _sort_rows(out_src, out_dst, n)

@@ -15,7 +15,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from . import loops, weighted_loops
 from .degrees import DegreeSink
-from .job import EdgeSink, Job, edges_crc, read_kept
+from .job import EdgeSink, Job, deliver, narrow_bytes, read_kept
 from .pieces import Piece
 from .rules import CODES, check_edges
 from .runs import Written
@@ -36,7 +36,8 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
     """Return the most bytes that `merge` needs for a piece of that size on one thread."""
     per_entry = 3 * job.cell_dtype.itemsize  # grouped (later: degrees), merged src and dst
     if job.rule is not None:
-        per_entry += job.weight_dtype.itemsize + 2 * 8  # grouped, keys to sort by, merged weights
+        # Grouped, keys to sort by, merged, and as they are delivered.
+        per_entry += job.weight_dtype.itemsize + 2 * 8 + narrow_bytes(job)
     elif job.weighs:
         per_entry += 7 * 8  # keys, order, both once more, weights sorted and in two parts
         per_entry += 2 * 8  # … and what the keys are made of
@@ -52,11 +53,8 @@ def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) ->
     src, dst = merged[:2]
     if job.rule is not None:
         check_edges(job.source, *merged)
-    columns = merged[: len(job.edge_dtypes)]
-    position = sink.place(piece.number, src.size)
-    sink.write(position, *columns)
-    crc = edges_crc(*columns)
-    return MergeSummary(position, src.size, crc, *degrees.add(job, piece, src, dst))
+    delivered = deliver(job, sink, piece.number, merged)
+    return MergeSummary(*delivered, *degrees.add(job, piece, src, dst))
 
 
 def _merge_piece(runs: SplitRuns, piece: Piece) -> list[Array]:

@@ -22,7 +22,15 @@ from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block
 from . import loops, thinning, weighted_loops
-from .degrees import DegreeCounters, DegreeRuns, DegreeSink, NoDegrees, cut_cells, largest_degree
+from .degrees import (
+    DegreeCounters,
+    DegreeRuns,
+    DegreeSink,
+    NoDegrees,
+    bucket_destinations,
+    cut_cells,
+    largest_degree,
+)
 from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
@@ -157,7 +165,7 @@ def _run_thinned(
 ) -> Outcome:  # fmt: skip
     rows, scratch_bytes = job, 0
     if job.method != "symmetric":
-        both = replace(job, both=True, weights=True)
+        both = replace(job, both=True, weights=True, delivered="float64")
         sink = row_sink(job)
         merged, scratch_bytes = _merge_all(
             both, blocks, tuning, executor, sink, NoDegrees(), "rows"
@@ -192,6 +200,8 @@ def warm_up(job: Job) -> None:
     """
     source = job.source
     source.warm_up()
+    if job.weights and job.delivered != "float64":
+        weighted_loops.narrow(np.ones(1), np.ones(1, job.delivered))
     indices = np.array([1], dtype=source.row_dtype)
     indptr = np.array([0, 1, 1])
     counts = np.zeros(4, np.int64)
@@ -210,8 +220,8 @@ def warm_up(job: Job) -> None:
             return
         weights = np.ones(2)
         weighted_loops.stream_entries(
-            indices, weights, weights.view(np.uint64), indptr, 0, counts[:2], 0, 0, seeds,
-            np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
+            indices, weights, weights.view(np.uint64), weights.copy(), indptr, 0, counts[:2], 0, 0,
+            seeds, np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
         )  # fmt: skip
         weighted_loops.copy_entries(
             indices, weights, indptr, 0, 0, np.zeros(2, np.int64), out, dst, np.zeros(2), counts
@@ -254,5 +264,5 @@ def warm_up(job: Job) -> None:
     loops.count_values(dst, 8, counts)
     loops.count_values(src, 0, counts)
     loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
-    loops.bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
     loops.count_values(dst, 0, np.zeros(2, np.uint32))

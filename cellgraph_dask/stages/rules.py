@@ -6,11 +6,12 @@ pair is an edge if the rule gives more than 0. Both directions of an edge have t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ..errors import SourceError
+from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block, BlockEntries, Source
 from . import weighted_loops
@@ -46,13 +47,12 @@ def check_weights(source: Source, rule: Combination, block: Block, entries: Bloc
     assert weights is not None
     if not weights.size or rule == "differ":
         return weights
-    low, high = weights.min(), weights.max()
     bad, why = None, ""
-    if low < 0:
+    if weights.min() < 0:
         bad, why = weights < 0, "weights must not be negative where they are combined"
-    elif rule == "fuzzy" and high > 1:
+    elif rule == "fuzzy" and weights.max() > 1:
         bad, why = weights > 1, "the rule fuzzy takes weights from 0 to 1"
-    elif weights.dtype.kind == "i" and high > _MOST_EXACT:
+    elif weights.dtype.kind == "i" and weights.max() > _MOST_EXACT:
         bad = weights.astype(np.float64).astype(np.int64) != weights
         why = "float64 does not hold this number exactly"
     if bad is not None and bad.any():
@@ -69,9 +69,8 @@ def check_weights(source: Source, rule: Combination, block: Block, entries: Bloc
 
 def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
     """Refuse edges whose weights are too large for float64, or repeats for the rule fuzzy."""
-    finite = np.isfinite(weights)
-    if not finite.all():
-        at = int(finite.argmin())
+    if weights.size and not weights.max() < np.inf:  # or it is NaN
+        at = int(np.isfinite(weights).argmin())
         if np.isnan(weights[at]):
             raise SourceError(
                 f"the repeated entries of cells ({src[at]}, {dst[at]}) in {source.key} add up to "
@@ -81,3 +80,19 @@ def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
             f"the weights of cells ({src[at]}, {dst[at]}) in {source.key} come to a number that "
             "float64 does not hold. Scale the weights down."
         )
+
+
+def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Array:
+    """Return the weights of edges in a narrow dtype; this thread's, until its next ones.
+
+    A SourceError names the first pair whose weight is lost.
+    """
+    narrow = buffers.take("narrow weights", weights.size, dtype)
+    at = weighted_loops.narrow(weights, narrow)
+    if at >= 0:
+        becomes = "infinite" if narrow[at] else "0"
+        raise SourceError(
+            f"the weight of cells ({src[at]}, {dst[at]}) is {weights[at]:g}, which would become "
+            f"{becomes} as float32. Scale the weights, or write them as float64 (`dtype`)."
+        )
+    return narrow

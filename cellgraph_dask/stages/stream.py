@@ -19,7 +19,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
-from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, narrow_bytes, read_kept
 from .rules import CODES, check_diagonal, check_edges, check_weights
 
 MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
@@ -46,7 +46,7 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
     weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
-    return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
+    return read + n_entries * (2 * job.cell_dtype.itemsize + weights + narrow_bytes(job))
 
 
 class Streamed(NamedTuple):
@@ -68,7 +68,7 @@ def read_edges(
     entries = job.source.read_block(block, weights=job.rule is not None)
     size = block.stop - block.start
     out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
-    imbalance = np.zeros(4, np.uint64)
+    imbalance = np.zeros(3, np.uint64)
     degrees = np.zeros(4, np.int64)
     if job.rule is None:
         n, repeats = loops.stream_block(
@@ -87,12 +87,13 @@ def read_edges(
             )
         else:
             n, repeats = weighted_loops.stream_entries(
-                entries.indices, weights, weights.view(np.uint64), entries.indptr, block.first_row,
-                np.array([block.first_row + 1, block.last_row - 1]), job.both, rule,
-                seeds, keys, *out, imbalance, degrees,
+                entries.indices, weights, weights.view(np.uint64), np.array([np.inf]),
+                entries.indptr, block.first_row,
+                np.array([block.first_row + 1, block.last_row - 1]),
+                job.both, rule, seeds, keys, *out, imbalance, degrees,
             )  # fmt: skip
     has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
-    if repeats or imbalance[2:].any() or (job.strict and has_diagonal):
+    if repeats or imbalance[2] or (job.strict and has_diagonal):
         raise NotSymmetricError
     edges = [column[:n] for column in out]
     if job.rule is not None:
@@ -103,17 +104,14 @@ def read_edges(
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
     edges, imbalance, degrees = read_edges(job, seeds, block)
-    columns = edges[: len(job.edge_dtypes)]
-    src, dst = columns[:2]
-    n = src.size
-    position = sink.place(block.number, n)
-    sink.write(position, *columns)
+    src, dst = edges[:2]
+    position, n, crc = deliver(job, sink, block.number, edges)
     return StreamSummary(
         first_row=block.first_row,
         last_row=block.last_row - 1,
         position=position,
         n_edges=n,
-        crc=edges_crc(*columns),
+        crc=crc,
         imbalance=imbalance,
         largest=int(degrees[0]),
         first=int(degrees[1]),

@@ -47,11 +47,11 @@ def look(job: Job, seeds: NDArray[np.uint64], largest: float, block: Block) -> L
     assert weights is not None
     counts = np.zeros(len(KINDS), np.int64)
     firsts = np.full((len(KINDS), 2), -1, np.int64)
-    imbalance = np.zeros(2, np.uint64)
+    imbalance = np.zeros(3, np.uint64)
     rises = weighted_loops.look_at_entries(
-        indices, weights, weights.view(np.uint64), indptr, block.first_row, seeds,
-        np.array([largest]), buffers.take("row keys", weights.size, np.int64), counts, firsts,
-        imbalance,
+        indices, weights, weights.view(np.uint64), np.array([largest]), indptr, block.first_row,
+        seeds, buffers.take("stream src", weights.size, job.cell_dtype),
+        buffers.take("row keys", weights.size, np.int64), counts, firsts, imbalance,
     )  # fmt: skip
     ends = None
     if indices.size:
@@ -71,10 +71,10 @@ def warm_up(job: Job) -> None:
     """Load (or compile) the loop of `look`."""
     job.source.warm_up()
     indices, weights = np.zeros(0, job.source.row_dtype), np.zeros(0)
-    none, sums = np.zeros(0, np.int64), np.zeros(2, np.uint64)
+    none, sums = np.zeros(0, np.int64), np.zeros(3, np.uint64)
     weighted_loops.look_at_entries(
-        indices, weights, weights.view(np.uint64), np.zeros(1, np.int64), 0, sums, weights, none,
-        none, none.reshape(0, 2), sums,
+        indices, weights, weights.view(np.uint64), np.ones(1), np.zeros(1, np.int64), 0, sums,
+        np.zeros(0, job.cell_dtype), none, none, none.reshape(0, 2), sums,
     )  # fmt: skip
 
 
@@ -115,7 +115,7 @@ class Tally:
         self.first_repeated: Place | None = None
         self._lock = threading.Lock()
 
-    def place(self, number: int, n_edges: int) -> int:
+    def place(self, number: int, src: Array) -> int:
         """Return the number of the piece."""
         return number
 

@@ -34,7 +34,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..source.arrays import read_file
 from ..source.matrix import Block
 from . import thinning_loops as loops
-from .job import EdgeSink, Job, NotSymmetricError, edges_crc, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import prove_symmetry, read_edges
 from .wishes import Thinning
@@ -265,12 +265,10 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     n_rows = _count_rows(edges[0], block, after)
     if not rows.job.both:
         edges = _first(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
-    edges = edges[: len(rows.job.edge_dtypes)]
-    position = sink.place(block.number, edges[0].size)
-    sink.write(position, *edges)
+    position, n_edges, crc = deliver(rows.job, sink, block.number, edges)
     proof |= dict(zip(("largest", "first", "last"), after.tolist(), strict=True))
     return ThinSummary(
-        **proof, position=position, n_edges=edges[0].size, crc=edges_crc(*edges), n_rows=n_rows,
+        **proof, position=position, n_edges=n_edges, crc=crc, n_rows=n_rows,
         n_before=n_before, n_rows_before=n_rows_before, first_before=int(before[1]),
         last_before=int(before[2]), strongest=strongest,
     )  # fmt: skip

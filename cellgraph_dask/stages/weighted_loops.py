@@ -12,7 +12,7 @@ import numpy as np
 
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
-from .loops import _mixed, _mixed_again, _sort
+from .loops import _count_degrees, _fill_rows, _mixed, _mixed_again, _sort
 
 # Places in `rules.CODES`.
 _ONES, _MAX, _MIN, _MEAN, _SUM, _FUZZY, _DIFFER = 0, 1, 2, 3, 4, 5, 6
@@ -132,6 +132,23 @@ def _sort_weighted(
         weight[start + k] = sorted_weight[k]
 
 
+@compiled(int)
+def narrow(weights: Array, out: Array) -> int:
+    """Write weights (positive) in another dtype; return where the first becomes 0 or infinite.
+
+    That is -1 if there is none.
+    """
+    lost: Any = False
+    for k in range(weights.size):
+        out[k] = weights[k]
+        lost |= (out[k] == 0) | (out[k] == np.inf)
+    if lost:
+        for k in range(weights.size):
+            if out[k] == 0 or out[k] == np.inf:
+                return k
+    return -1
+
+
 @compiled(int, int)
 def first_on_diagonal(
     indices: Array, weights: Array, indptr: Array, first_row: int
@@ -225,75 +242,117 @@ def merge_weighted(
     return int(n)
 
 
-@compiled(int, int)
-def _hashes(i: Any, j: Any, bits: Any, seeds: Array) -> tuple[Any, Any]:
-    """Return both hashes of an entry with its weight's bits; those of its mirror image, negated."""
-    pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
-    first = _mixed(pair + _mixed(bits, seeds[2]), seeds[0])
-    second = _mixed_again(first, seeds[1])
-    if j < i:
-        return np.uint64(0) - first, np.uint64(0) - second
-    return first, second
+@compiled(int, bool)
+def _weigh(
+    indices: Array, rows: Array, weights: Array, bits: Array, largest: Array, first_whole: int,
+    n_whole: int, seeds: Array, imbalance: Array,
+) -> tuple[int, bool]:  # fmt: skip
+    """Add the hashes of a block's entries with their weights to `imbalance`.
+
+    See `stream_entries`; `n_whole` rows from `first_whole` on are whole in the block. As in
+    `loops._weigh` there are no branches, so that this becomes vector code. Entries on the diagonal,
+    zeros and what is not finite have no hash. Returned are how many of these there are, and of
+    negative weights and those above `largest`; and whether the columns of a row do not rise
+    strictly.
+    """
+    sum_a = imbalance[0]
+    sum_b = imbalance[1]
+    near = imbalance[2]
+    n_near = np.uint64(n_whole)
+    n_special = 0
+    for e in range(indices.size):
+        i = np.int64(rows[e])
+        j = np.int64(indices[e])
+        exponent = (bits[e] >> np.uint64(52)) & np.uint64(0x7FF)
+        is_entry = (j != i) & (bits[e] << np.uint64(1) != 0) & (exponent != np.uint64(0x7FF))
+        n_special += not (is_entry & (weights[e] > 0.0) & (weights[e] <= largest[0]))
+        counts = np.uint64(0) - np.uint64(is_entry)  # all ones, or nothing
+        minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
+        pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
+        mixed = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
+        signed = ((mixed & counts) ^ minus) - minus
+        sum_a += signed
+        sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
+        inside = (np.uint64(i - first_whole) < n_near) & (np.uint64(j - first_whole) < n_near)
+        near += signed & (np.uint64(0) - np.uint64(inside))
+    imbalance[0] = sum_a
+    imbalance[1] = sum_b
+    imbalance[2] = near
+    unsorted: Any = False
+    for e in range(1, indices.size):
+        unsorted |= (rows[e] == rows[e - 1]) & (indices[e] <= indices[e - 1])
+    return n_special, unsorted
+
+
+@compiled(int)
+def _keep(
+    indices: Array, weights: Array, both: int, rows: Array, dst: Array, kept_weights: Array
+) -> int:
+    """Move a block's upper entries, or `both`, to the front of the last three; return how many."""
+    n: Any = np.uint64(0)
+    for e in range(indices.size):
+        i = rows[e]
+        j = indices[e]
+        rows[n] = i
+        dst[n] = j
+        kept_weights[n] = weights[e]
+        n += np.uint64((np.int64(j) > np.int64(i)) | ((both != 0) & (np.int64(j) != np.int64(i))))
+    return int(np.int64(n))
+
+
+@compiled(bool)
+def _sort_rows(src: Array, dst: Array, weight: Array, n: int, keys: Array, spare: Array) -> bool:
+    """Do what `loops._sort_rows` does, with weights; the last two are work space."""
+    repeats: Any = False
+    begin = 0
+    while begin < n:
+        end = begin + 1
+        unsorted: Any = False
+        while end < n and src[end] == src[begin]:
+            unsorted |= dst[end] <= dst[end - 1]
+            end += 1
+        if unsorted:
+            _sort_weighted(dst, weight, begin, end, keys, spare)
+            for k in range(begin + 1, end):
+                repeats |= dst[k] == dst[k - 1]
+        begin = end
+    return bool(repeats)
 
 
 @compiled(int, bool)
 def stream_entries(
-    indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, whole: Array,
-    both: int, rule: int, seeds: Array, keys: Array, out_src: Array, out_dst: Array,
+    indices: Array, weights: Array, bits: Array, largest: Array, indptr: Array, first_row: int,
+    whole: Array, both: int, rule: int, seeds: Array, keys: Array, out_src: Array, out_dst: Array,
     out_weight: Array, imbalance: Array, degrees: Array,
 ) -> tuple[int, bool]:  # fmt: skip
     """Write a block's entries as edges with weights, if the matrix is symmetric in its weights.
 
     As `loops.stream_block`, but that hashes take the weights in: `bits` is a view of `weights`
-    (float64) as uint64. `imbalance` has four uint64 values more: the sums of those entries alone
-    whose row and column are both among the rows ``[whole[0], whole[1])``, all of which are whole in
-    this block; they come to zero if the matrix is symmetric. The seeds are three. `keys` (int64) is
-    work space to sort as many entries; `weights` are used up.
+    (float64, finite, not negative) as uint64, `largest` holds the largest one there may be.
+    `imbalance` has a third uint64 value: the sum of those entries alone whose row and column are
+    both among the rows ``[whole[0], whole[1])``, all of which are whole in this block; it comes to
+    zero if the matrix is symmetric. The seeds are three. `degrees` has a fourth value, the number
+    of entries on the diagonal. `keys` (int64) is work space to sort as many entries; `weights` are
+    used up.
     """
-    a = imbalance[0]
-    b = imbalance[1]
-    near_a = np.uint64(0)
-    near_b = np.uint64(0)
-    repeats: Any = False
-    degrees[:] = 0
-    n: Any = 0
-    for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        begin = n
-        degree = 0
-        unsorted: Any = False
-        inside = whole[0] <= i < whole[1]
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            if j == i:
-                degrees[3] += 1
-                continue
-            degree += 1
-            first, second = _hashes(i, j, bits[e], seeds)
-            a += first
-            b += second
-            if inside and whole[0] <= j < whole[1]:
-                near_a += first
-                near_b += second
-            if both or j > i:
-                unsorted |= n > begin and j <= np.int64(out_dst[n - 1])
-                out_src[n] = i
-                out_dst[n] = j
-                out_weight[n] = combine(rule, weights[e], weights[e])
-                n += 1
-        if unsorted:
-            _sort_weighted(out_dst, out_weight, begin, n, keys, weights[indptr[r] :])
-            for k in range(begin + 1, n):
-                repeats |= out_dst[k] == out_dst[k - 1]
-        degrees[0] = max(degrees[0], degree)
-        if r == 0:
-            degrees[1] = degree
-        degrees[2] = degree
-    imbalance[0] = a
-    imbalance[1] = b
-    imbalance[2] = near_a
-    imbalance[3] = near_b
-    return n, bool(repeats)
+    _fill_rows(indptr, first_row, out_src)
+    n_diagonal, unsorted = _weigh(
+        indices, out_src, weights, bits, largest, whole[0], max(whole[1] - whole[0], 0), seeds,
+        imbalance,
+    )  # fmt: skip
+    n: Any = indices.size
+    if both and not n_diagonal:
+        for e in range(indices.size):
+            out_dst[e] = indices[e]
+            out_weight[e] = weights[e]
+    else:
+        n = _keep(indices, weights, both, out_src, out_dst, out_weight)
+    if rule != _MAX and rule != _MIN:
+        for k in range(n):
+            out_weight[k] = combine(rule, out_weight[k], out_weight[k])
+    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
+    degrees[3] = n_diagonal
+    return n, unsorted and _sort_rows(out_src, out_dst, out_weight, n, keys, weights)
 
 
 @compiled(int, bool)
@@ -338,63 +397,75 @@ NOT_FINITE, NEGATIVE, ZERO, DIAGONAL, REPEATED, TOO_LARGE = 0, 1, 2, 3, 4, 5  # 
 
 @compiled(bool, bool)
 def look_at_entries(
-    indices: Array, weights: Array, bits: Array, indptr: Array, first_row: int, seeds: Array,
-    largest: Array, keys: Array, counts: Array, firsts: Array, imbalance: Array,
+    indices: Array, weights: Array, bits: Array, largest: Array, indptr: Array, first_row: int,
+    seeds: Array, rows: Array, keys: Array, counts: Array, firsts: Array, imbalance: Array,
 ) -> tuple[bool, bool]:  # fmt: skip
     """Count a block's entries that are special, and hash the others as `stream_entries` does.
 
     Of each kind, `counts` (int64) gets the number and `firsts` row and column of the first one, if
-    there is none yet (-1). `largest` is the largest weight that may be; `keys` (int64) is work
-    space. Repeats are found inside the block's part of a row. The results tell whether the entries
-    of the first row, and of the last one, rise.
+    there is none yet (-1). `largest` is the largest weight that may be; `rows` and `keys` (int64)
+    are work space. Repeats are found inside the block's part of a row. The results tell whether
+    the entries of the first row, and of the last one, rise.
     """
-    a = imbalance[0]
-    b = imbalance[1]
+    _fill_rows(indptr, first_row, rows)
+    n_special, unsorted = _weigh(indices, rows, weights, bits, largest, 0, 0, seeds, imbalance)
+    if n_special:
+        _count_special(indices, rows, weights, largest, counts, firsts)
+    if not unsorted:
+        return True, True
+    first, last = _count_repeats(indices, indptr, first_row, keys, counts, firsts)
+    return bool(first), bool(last)
+
+
+@compiled()
+def _count_special(
+    indices: Array, rows: Array, weights: Array, largest: Array, counts: Array, firsts: Array
+) -> None:
+    """Count the entries of each kind but repeated ones; see `look_at_entries`."""
+    for e in range(indices.size):
+        w = weights[e]
+        kind = -1
+        if not np.isfinite(w):
+            kind = NOT_FINITE
+        elif w == 0.0:
+            kind = ZERO
+        elif np.int64(indices[e]) == np.int64(rows[e]):
+            kind = DIAGONAL
+        elif w < 0.0:
+            kind = NEGATIVE
+        elif w > largest[0]:
+            kind = TOO_LARGE
+        if kind >= 0:
+            counts[kind] += 1
+            if firsts[kind, 0] < 0:
+                firsts[kind, 0] = rows[e]
+                firsts[kind, 1] = indices[e]
+
+
+@compiled(bool, bool)
+def _count_repeats(
+    indices: Array, indptr: Array, first_row: int, keys: Array, counts: Array, firsts: Array
+) -> tuple[bool, bool]:
+    """Count repeated entries, and tell whether those of the first and the last row rise."""
     first_rises: Any = True
     last_rises: Any = True
     for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        last: Any = -1
+        begin = indptr[r]
+        n = indptr[r + 1] - begin
         rises: Any = True
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            rises &= j > last
-            last = j
-            w = weights[e]
-            kind = -1
-            if not np.isfinite(w):
-                kind = NOT_FINITE
-            elif w == 0.0:
-                kind = ZERO
-            elif j == i:
-                kind = DIAGONAL
-            else:
-                if w < 0.0:
-                    kind = NEGATIVE
-                elif w > largest[0]:
-                    kind = TOO_LARGE
-                first, second = _hashes(i, j, bits[e], seeds)
-                a += first
-                b += second
-            if kind >= 0:
-                counts[kind] += 1
-                if firsts[kind, 0] < 0:
-                    firsts[kind, 0] = i
-                    firsts[kind, 1] = j
+        for k in range(1, n):
+            rises &= indices[begin + k] > indices[begin + k - 1]
         if not rises:
-            n = indptr[r + 1] - indptr[r]
             for k in range(n):
-                keys[k] = indices[indptr[r] + k]
+                keys[k] = indices[begin + k]
             _sort(keys, 0, n)
             for k in range(1, n):
                 if keys[k] == keys[k - 1]:
                     counts[REPEATED] += 1
                     if firsts[REPEATED, 0] < 0:
-                        firsts[REPEATED, 0] = i
+                        firsts[REPEATED, 0] = first_row + r
                         firsts[REPEATED, 1] = keys[k]
         if r == 0:
             first_rises = rises
         last_rises = rises
-    imbalance[0] = a
-    imbalance[1] = b
     return bool(first_rises), bool(last_rises)

@@ -29,6 +29,7 @@ from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.memory import (
     peak_bytes,
@@ -47,6 +48,7 @@ from .difference import EdgeCheck
 from .files import check_figures, check_texts, differing_files
 from .kept import Kept, kept_of
 from .limited import Limited
+from .observer import Observer
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
@@ -91,6 +93,9 @@ class VerifyReport(Report):
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
+    degree_histogram : tuple of (int, int) or None
+        Ranges of degrees, each as its smallest degree and the cells in it; all of one width, but
+        the last one takes the largest hundredth too.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
     provenance : Provenance or None
@@ -107,6 +112,8 @@ class VerifyReport(Report):
         Resident memory: allowed, and measured.
     """
 
+    _title = "Verification"
+
     ok: bool
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -120,6 +127,7 @@ class VerifyReport(Report):
     n_isolated: int | None = None
     mean_degree: float | None = None
     degree_quantiles: tuple[int, ...] | None = None
+    degree_histogram: tuple[tuple[int, int], ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
     provenance: Provenance | None = None
@@ -134,17 +142,18 @@ class VerifyReport(Report):
 def verify(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
-    None, stored: StoredEmbeddings | None = None,
+    None, stored: StoredEmbeddings | None = None, observer: Observer | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
-    and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. An observer is told more. It raises the
+    errors of reading the matrix, and `MemoryLimitError`.
     """
     check = Check(
-        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
-    )
+        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored,
+        observer,
+    )  # fmt: skip
     return measured(check, check.run)
 
 
@@ -185,6 +194,7 @@ class Check(Limited):
     components: bool | None
     proof_plan: ProofPlan | None
     stored: StoredEmbeddings | None
+    observer: Observer | None = None
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
@@ -226,7 +236,7 @@ class Check(Limited):
         if source is not None and source.n_cells != manifest.n_cells:
             problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
-                f"{source.path} has {source.n_cells} rows."
+                f"{source.path} has {counted(source.n_cells, 'row')}."
             )
             return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
@@ -248,6 +258,8 @@ class Check(Limited):
     ) -> VerifyReport:  # fmt: skip
         """Complete the report of an export whose edges are well-formed."""
         problems = list(report.problems)
+        if self.observer is not None:
+            self.observer.found(found.degrees, found.component_sizes)
         warnings = list(source.notes) if source is not None else []
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
@@ -256,6 +268,8 @@ class Check(Limited):
             )
         if source is not None:
             kind, differences = self._prove(source, manifest, found, seeds, kept)
+            if self.observer is not None:
+                self.observer.compared(differences)
             if differences:
                 problems += [*self._other_source(report.provenance), *differences]
                 warnings += [_UNKNOWN] if report.provenance is None else []
@@ -267,6 +281,7 @@ class Check(Limited):
             for path, byte in differing_files(self.out_dir, manifest)
         ]
         alignment, unchecked = self._align(manifest, found, warnings)
+        components = found.components
         return replace(
             report,
             ok=not problems,
@@ -277,8 +292,9 @@ class Check(Limited):
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
-            n_components=found.components.n_components if found.components else None,
-            largest_component=found.components.largest if found.components else None,
+            degree_histogram=found.degrees.histogram(),
+            n_components=components.n_components if components is not None else None,
+            largest_component=components.largest if components is not None else None,
         )
 
     def _other_source(self, provenance: Provenance | None) -> list[str]:
@@ -311,7 +327,7 @@ class Check(Limited):
                     needed = max(needed, thinned_bytes(source.n_cells, kept))
             raise self.too_small(needed)
         shift = proof_shift(manifest.n_cells) if source is not None else None
-        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
+        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift, observer=self.observer)
         return survey(self.out_dir, manifest, plan, self.progress)
 
     def _prove(
@@ -393,7 +409,7 @@ class Check(Limited):
         """Hold the sampled edges against the best embedding that can be read; or say why not."""
         reasons = []
         if found.samples.shape[1] < LEAST_SAMPLES:
-            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+            return None, (f"alignment: too few edges to tell ({found.samples.shape[1]})",)
         stored = None
         if self.stored is not None:
             stored = partial(self.stored, manifest.n_cells, max(self.available(), 0) // 4)
@@ -401,7 +417,7 @@ class Check(Limited):
             reasons += [why] if why and not embeddings else []
             for embedding in embeddings:
                 try:
-                    alignment = align(found.samples, embedding)
+                    alignment = align(found.samples, embedding, self.observer)
                 except Exception as error:  # of any library that reads damaged bytes
                     warnings.append(f"{embedding.name} cannot be used: {error}")
                     reasons.append(f"{embedding.name} cannot be used")

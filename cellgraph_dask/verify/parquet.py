@@ -34,6 +34,7 @@ from ..runtime.threads import Threads
 from ..source.matrix import Source
 from .checks import Check, StoredEmbeddings, VerifyReport, measured
 from .kept import kept_of
+from .observer import Observer
 
 _NONE = np.zeros(1, np.uint64)  # for weights where there are none
 _BYTE = re.compile(r" \(byte \d+\)")  # of plain files, which an export in Parquet has not
@@ -42,10 +43,12 @@ _BYTE = re.compile(r" \(byte \d+\)")  # of plain files, which an export in Parqu
 def verify_table(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, stored: StoredEmbeddings | None
-    = None,
+    = None, observer: Observer | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check a folder of Parquet files, and with a source prove its edges; see `checks.verify`."""
-    check = Check(out_dir, progress, source, limit, threads, scratch_dir, components, None, stored)
+    check = Check(
+        out_dir, progress, source, limit, threads, scratch_dir, components, None, stored, observer
+    )
     return measured(check, partial(_run, check))
 
 

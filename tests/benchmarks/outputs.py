@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.against_checkout import run_once
-from tests.benchmarks.measure import Run
+from tests.benchmarks.measure import Run, run_measured, touch_memory
 from tests.benchmarks.peers.peer_job import parse_bytes
 from tests.benchmarks.run import REPOSITORY
 
@@ -25,7 +25,12 @@ JOBS: dict[str, tuple[str, list[str]]] = {
     "parquet": ("export", ["--format", "parquet", "--weights", "--rule", "max"]),
     "symmetrize": ("symmetrize", ["--rule", "max", "--drop-diagonal"]),
     "check": ("check", ["--for", "cellucid-0.9.5"]),
+    "min-weight": ("export", ["--rule", "max", "--min-weight", "0.01"]),
+    "top-k": ("export", ["--rule", "max", "--top-k", "10"]),
+    "max-edges": ("export", ["--rule", "max", "--max-edges", "viewer"]),
 }
+IN_MEMORY = ("symmetrize", "check", "parquet", "top-k", "max-edges")
+PEERS = Path(__file__).with_name("peers") / "in_memory.py"
 
 
 def measure(source: str, job: str, options: argparse.Namespace) -> Run:
@@ -42,6 +47,19 @@ def measure(source: str, job: str, options: argparse.Namespace) -> Run:
     return found
 
 
+def measure_peer(source: str, job: str, options: argparse.Namespace) -> Run:
+    """Run what does the same job in memory once, with the interpreter that has its libraries."""
+    out = options.workdir.absolute() / "out-peer"
+    python = options.checker_python if job == "check" else options.peer_python
+    if options.touch_memory:
+        touch_memory(options.touch_memory)
+    found = run_measured([python, PEERS, job, source, out])
+    shutil.rmtree(out, ignore_errors=True)
+    if found.returncode:
+        raise RuntimeError(f"{job} in memory: {found.stderr.strip()[-500:]}")
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure all jobs on all sources, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.outputs")
@@ -51,6 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--touch-memory", type=parse_bytes, default=0, metavar="SIZE")
     parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--peers", action="store_true", help="once, the same jobs in memory too")
+    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON",
+                        help="has anndata, pandas, pyarrow, scipy and duckdb")  # fmt: skip
+    parser.add_argument("--checker-python", default=sys.executable, metavar="PYTHON",
+                        help="has cellucid 0.9.5")  # fmt: skip
     options = parser.parse_args(arguments)
     options.workdir.mkdir(parents=True, exist_ok=True)
     jobs = ["export", *options.jobs.split(",")]
@@ -68,6 +91,10 @@ def main(arguments: list[str] | None = None) -> int:
             planned = json.loads(runs[job][0].stdout).get("projected_memory_bytes", 0) / 1e6
             print(f"{Path(source).name:<28}{job:<12}{statistics.median(seconds):>8.2f}"
                   f"{ratio:>8.2f}{peak:>8.0f}{planned:>10.0f}")  # fmt: skip
+            if options.peers and job in IN_MEMORY:
+                peer = measure_peer(str(Path(source).absolute()), job, options)
+                print(f"{'':<28}{'  in memory':<12}{peer.seconds:>8.2f}{'':>8}"
+                      f"{peer.peak_rss_bytes / 1e6:>8.0f}")  # fmt: skip
     return 0
 
 

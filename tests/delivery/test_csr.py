@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from cellgraph_dask.delivery.csr import (
-    RowSink,
     _Target,
     chunk_holds,
     csr_bytes,
     cut_chunks,
     write_chunk,
 )
+from cellgraph_dask.delivery.parts import PieceSink
 from cellgraph_dask.delivery.zarr_files import CHUNK_VALUES
-from cellgraph_dask.errors import SourceError
 from cellgraph_dask.machine import buffers
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Job
@@ -27,12 +26,16 @@ from tests.helpers.stores import symmetric_graph
 def target_of(folder, n_cells, n_edges, dtype, zarr_format, *, n_pieces=5):
     """Return a target whose pieces hold so many random edges, and its job."""
     scratch = Scratch(str(folder))
-    job = Job(open_source(symmetric_graph(9, 2)), scratch, 8, "general", "max", True, True)
+    job = Job(
+        open_source(symmetric_graph(9, 2)), scratch, 8, "general", "max", True, True,
+        delivered=np.dtype(dtype).name,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     src = np.sort(rng.integers(0, n_cells, n_edges)).astype(np.uint32)
     columns = src, rng.integers(0, n_cells, n_edges).astype(np.uint32), rng.random(n_edges)
+    columns = *columns[:2], columns[2].astype(dtype)
     cuts = np.linspace(0, n_edges, n_pieces + 1).astype(int)
-    sink = RowSink(scratch, np.dtype(dtype))
+    sink = PieceSink(scratch)
     for k in range(n_pieces):
         sink.write(k, *(column[cuts[k] : cuts[k + 1]] for column in columns))
     target = _Target(
@@ -83,14 +86,3 @@ def test_rows_start_where_they_do_whatever_the_pieces(tmp_path):
 
     for first, last in ((0, 3001), (0, 1), (3000, 3001), (7, 8), (1500, 3001), (10, 900)):
         assert _row_starts(target, first, last).tolist() == wanted[first:last].tolist()
-
-
-def test_a_weight_that_would_vanish_names_its_pair(tmp_path):
-    sink = RowSink(Scratch(str(tmp_path)), np.dtype(np.float32))
-    src, dst = np.array([1, 1, 2], np.uint32), np.array([5, 6, 7], np.uint32)
-    with pytest.raises(SourceError, match=r"\(1, 6\) is 1e-50.* become 0 as float32"):
-        sink.write(0, src, dst, np.array([1, 1e-50, 1e50]))
-    with pytest.raises(SourceError, match=r"\(2, 7\) is 1e\+50.* become infinite as float32"):
-        sink.write(0, src, dst, np.array([1, 1, 1e50]))
-    double = RowSink(Scratch(str(tmp_path)), np.dtype(np.float64))
-    double.write(0, src, dst, np.array([1, 1e-50, 1e50]))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import zarr
 from numcodecs import blosc
 
-from cellgraph_dask.delivery.zarr_files import ArrayFiles, blosc_frame, write_documents
+from cellgraph_dask.delivery.zarr_files import (
+    ArrayFiles,
+    blosc_frame,
+    byte_planes,
+    write_documents,
+    zlib_stream,
+)
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("dtype", ["u2", "i4", "f4", "i8", "f8"])
-@pytest.mark.parametrize("n", [1, 31, 127, 128, 129, 1000, 1 << 18])
+@pytest.mark.parametrize("n", [1, 31, 127, 128, 129, 1000, 9000, 1 << 18])
 @pytest.mark.parametrize("kind", ["small", "noise", "zeros"])
 def test_frames_are_blosc_s(dtype, n, kind):
     most = {"small": 50, "noise": 2**15, "zeros": 1}[kind]
@@ -21,11 +29,13 @@ def test_frames_are_blosc_s(dtype, n, kind):
     if kind == "noise":
         values = RNG.bytes(values.nbytes)
         values = np.frombuffer(values, dtype)
-    planes = np.ascontiguousarray(values.view(np.uint8).reshape(n, -1).T)
+    planes = byte_planes(values)
+    assert np.array_equal(planes, values.view(np.uint8).reshape(n, -1).T)
     frame = blosc_frame(planes)
     assert blosc.decompress(frame) == values.tobytes()
     theirs = blosc.compress(values, b"zlib", 6, blosc.SHUFFLE, 0)
     assert len(frame) <= 1.25 * len(theirs)
+    assert zlib.decompress(zlib_stream(planes)) == planes.tobytes()
     assert frame[:2] == theirs[:2]
     assert frame[3:8] == theirs[3:8]
 

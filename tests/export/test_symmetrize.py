@@ -77,8 +77,9 @@ def assert_equal(found, wanted) -> None:
         assert_equal(found.X, wanted.X)
         assert_equal(found.var, wanted.var)
     elif isinstance(wanted, Mapping):
-        assert sorted(found) == sorted(wanted)
-        for name in wanted:
+        names = {name for name in wanted if name is not None}  # anndata 0.13: X, among layers
+        assert {name for name in found if name is not None} == names
+        for name in names:
             assert_equal(found[name], wanted[name])
     elif isinstance(wanted, pd.DataFrame):
         pd.testing.assert_frame_equal(found, wanted, check_dtype=False, check_column_type=False)
@@ -310,9 +311,10 @@ def stored_cells(cells: AnnData, folder: Path, kind: str) -> Path | AnnData:
     if kind == "h5ad":
         cells.write_h5ad(path)
     else:
-        with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=int(kind)):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # records have no specification in zarr 3
-            cells.write_zarr(path)
+            with anndata.settings.override(zarr_write_format=int(kind)):
+                cells.write_zarr(path)
     return path
 
 
@@ -339,9 +341,12 @@ def test_files_of_the_same_format_are_copied_as_they_are(tmp_path, cells):
     source, dest = stored_cells(cells, tmp_path, "2"), tmp_path / "d.zarr"
     symmetrize_connectivities(source, dest, rule="max")
     before, after = snapshot(source), snapshot(dest)
-    rest = {p: b for p, b in before.items() if not p.startswith("obsp/") and p != ".zmetadata"}
-    assert {path: after[path] for path in rest} == rest
-    assert all(p.startswith("obsp/") for p in set(after) - set(rest) - {".zmetadata"})
+    names = {p for p in before if "/_index/" in p}  # which anndata 0.13 writes as groups
+    names |= {p for p in after if "/_index/" in p}
+    changed = {p for p in before | after if p.startswith("obsp/")} | {".zmetadata"} | names
+    assert {p: b for p, b in after.items() if p not in changed} == {
+        p: b for p, b in before.items() if p not in changed
+    }
 
 
 def test_a_graph_of_a_modality_makes_a_store_of_that(tmp_path):
@@ -402,7 +407,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch, stage, inside):
     more = {"rule": "mean", "to_key": "mean", "threads": 1}
     symmetrize_connectivities(kept, wanted, **more)
 
-    task = {"split": "stages.pipeline.split", "write": "delivery.csr.write_chunk",
+    task = {"split": "stages.pipeline.split", "write": "delivery.zarr_files.write_file",
             "copy": "delivery.store_copy.copy_files"}[stage]  # fmt: skip
     module, _, name = f"cellgraph_dask.{task}".rpartition(".")
     right = getattr(importlib.import_module(module), name)

@@ -116,7 +116,7 @@ def _has(python: str, modules: list[str]) -> bool:
 
 @pytest.mark.parametrize("heading", NEEDS)
 def test_programs_agree_on_edges_weights_and_degrees(folder: Path, heading: str) -> None:
-    pythons = [sys.executable, os.environ.get("CELLGRAPH_READERS", sys.executable)]
+    pythons = [sys.executable, os.environ.get("CELLGRAPH_READERS") or sys.executable]
     python = next((p for p in pythons if _has(p, NEEDS[heading])), None)
     if python is None:
         pytest.skip(f"not installed: {', '.join(NEEDS[heading])}")

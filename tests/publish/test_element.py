@@ -222,7 +222,8 @@ def test_a_store_behind_a_link_and_a_group_in_a_larger_one(tmp_path):
     (tmp_path / "link.zarr").symlink_to(store)
     symmetrize_connectivities(store, tmp_path / "link.zarr", rule="max", to_key="sym")
     assert sorted(anndata.read_zarr(store).obsp) == ["connectivities", "sym"]
-    root = zarr.open_group(tmp_path / "m.zarr", mode="w", zarr_format=2)
+    zarr_format = zarr.open_group(store, mode="r").metadata.zarr_format
+    root = zarr.open_group(tmp_path / "m.zarr", mode="w", zarr_format=zarr_format)
     root.create_group("mod")
     shutil.move(store, tmp_path / "m.zarr" / "mod" / "rna")
     zarr.consolidate_metadata(tmp_path / "m.zarr")

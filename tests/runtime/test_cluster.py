@@ -407,3 +407,19 @@ def test_symmetrize_on_a_cluster_gives_the_bytes_of_threads(tmp_path, cluster):
     assert snapshot(tmp_path / "t.zarr") == snapshot(tmp_path / "w.zarr")
     symmetrize_connectivities(source, tmp_path / "u.zarr", rule="mean", to_key="mean")
     assert snapshot(source / "obsp" / "mean") == snapshot(tmp_path / "u.zarr" / "obsp" / "mean")
+
+
+@pytest.mark.parametrize("kind", ["directed", "symmetric"])
+def test_thinning_on_a_cluster_gives_the_bytes_of_threads(tmp_path, stores, local_cluster, kind):
+    from distributed import Client
+
+    options = {"rule": "mean", "weights": True, "top_k": 4, "max_edges": 300_000}
+    here = export_connectivities(stores[kind], tmp_path / "t", **options)
+    with Client(local_cluster):
+        report = export_connectivities(stores[kind], tmp_path / "w", **options)
+    assert contents(tmp_path / "t") == contents(tmp_path / "w")
+    assert report.n_edges == 300_000
+    assert report.thinned.n_dropped == here.thinned.n_dropped
+    assert here.thinned.after is not None
+    assert report.thinned.after is None
+    assert report.peak_memory_bytes <= report.projected_memory_bytes <= 900e6

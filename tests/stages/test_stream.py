@@ -1,5 +1,8 @@
 """The one pass for symmetric matrices: taken when it may be, never trusted when it must not be."""
 
+import math
+import struct
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -8,8 +11,10 @@ from hypothesis import strategies as st
 
 from cellgraph_dask.source.blocks import looks_symmetric
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.stages import loops
+from cellgraph_dask.stages import loops, weighted_loops
 from cellgraph_dask.stages.job import Tuning
+from cellgraph_dask.stages.rules import CODES
+from cellgraph_dask.stages.symmetry import KINDS
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import stored, write_store
 from tests.oracle import assert_exported
@@ -175,3 +180,101 @@ def test_a_streamed_block_is_what_python_makes_of_it(lengths, first_row, ordered
     assert repeats == twice
     assert imbalance.tolist() == [s & MASK for s in sums]
     assert degrees.tolist() == [max(counts), counts[0], counts[-1]]
+
+
+def weighed(i, j, weight, seeds):
+    """Return the two hashes of an entry with its weight."""
+    (bits,) = struct.unpack("<Q", struct.pack("<d", weight))
+
+    def mixed(x):
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & MASK
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & MASK
+        return x ^ x >> 31
+
+    pair = (min(i, j) << 32 | max(i, j)) + mixed((bits + seeds[2]) & MASK)
+    x = mixed((pair + seeds[0]) & MASK)
+    again = ((x ^ seeds[1]) * 0xD6E8FEB86659FD93) & MASK
+    return [h if j > i else -h for h in (x, again ^ again >> 32)]
+
+
+WEIGHTS = (0.25, 1.0, 7.5)
+ODD_WEIGHTS = (*WEIGHTS, 0.0, -0.0, -1.0, math.nan, math.inf, -math.inf, 9.0)
+
+
+@given(
+    lengths=st.lists(st.sampled_from([0, 1, 2, 7, 16, 33]), min_size=1, max_size=8),
+    first_row=st.sampled_from([0, 3, 2**31 - 50]),
+    ordered=st.booleans(),
+    both=st.booleans(),
+    diagonal=st.booleans(),
+    odd=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_weighed_block_is_what_python_makes_of_it(
+    lengths, first_row, ordered, both, diagonal, odd, seed
+):
+    rng = np.random.default_rng(seed)
+    entries = []
+    for i, n in enumerate(lengths, first_row):
+        around = max(i - 25, 0) + np.arange(50)
+        around = around if diagonal else around[around != i]
+        columns = rng.choice(around, n, replace=not ordered)
+        for j in map(int, np.sort(columns) if ordered else columns):
+            entries.append((i, j, float(rng.choice(ODD_WEIGHTS if odd else WEIGHTS))))
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    indices = np.array([j for _, j, _ in entries], np.int32)
+    weights = np.array([w for *_, w in entries], np.float64)
+    seeds = rng.integers(0, 2**63, 3, dtype=np.uint64)
+    told = list(map(int, seeds))
+    whole = first_row + 1, first_row + len(lengths) - 1
+    keys, rows = np.empty(indices.size, np.int64), np.empty(indices.size, np.uint32)
+
+    sums, near = [5, 7], 0
+    kinds = {kind: [] for kind in KINDS}
+    seen = set()
+    for i, j, w in entries:
+        is_entry = math.isfinite(w) and w != 0 and i != j
+        kinds["not finite"] += [(i, j)] * (not math.isfinite(w))
+        kinds["zero"] += [(i, j)] * (w == 0)
+        kinds["diagonal"] += [(i, j)] * (math.isfinite(w) and w != 0 and i == j)
+        kinds["negative"] += [(i, j)] * (is_entry and w < 0)
+        kinds["too large"] += [(i, j)] * (is_entry and w > 8)
+        kinds["repeated"] += [(i, j)] * ((i, j) in seen)
+        seen.add((i, j))
+        if is_entry:
+            hashes = weighed(i, j, w, told)
+            sums = [a + b for a, b in zip(sums, hashes, strict=True)]
+            near += hashes[0] * (whole[0] <= i < whole[1] and whole[0] <= j < whole[1])
+
+    counts, firsts = np.zeros(len(KINDS), np.int64), np.full((len(KINDS), 2), -1)
+    imbalance = np.array([5, 7, 0], np.uint64)
+    weighted_loops.look_at_entries(
+        indices, weights, weights.view(np.uint64), np.array([8.0]), indptr, first_row, seeds, rows,
+        keys, counts, firsts, imbalance,
+    )  # fmt: skip
+    assert imbalance.tolist()[:2] == [s & MASK for s in sums]
+    for kind, count, first in zip(KINDS, counts.tolist(), firsts.tolist(), strict=True):
+        assert count == len(kinds[kind]), kind
+        if kind == "repeated":  # in the order of columns
+            row = min((i for i, _ in kinds[kind]), default=-1)
+            wanted = min((place for place in kinds[kind] if place[0] == row), default=(-1, -1))
+        else:
+            wanted = kinds[kind][0] if kinds[kind] else (-1, -1)
+        assert tuple(first) == wanted, kind
+    if odd:
+        return
+
+    out = [rows, np.empty_like(rows), np.empty(indices.size)]
+    imbalance, degrees = np.array([5, 7, 0], np.uint64), np.full(4, -1)
+    n, repeats = weighted_loops.stream_entries(
+        indices, weights, weights.view(np.uint64), np.array([np.inf]), indptr, first_row,
+        np.array(whole), both, CODES.index("sum"), seeds, keys, *out, imbalance, degrees,
+    )  # fmt: skip
+    wanted = [(i, j, 2 * w) for i, j, w in entries if j > i or (both and j != i)]
+    wanted.sort(key=lambda edge: edge[:2])  # stable
+    assert list(zip(*(column[:n].tolist() for column in out), strict=True)) == wanted
+    assert repeats == (len({edge[:2] for edge in wanted}) < len(wanted))
+    assert imbalance.tolist() == [s & MASK for s in (*sums, near)]
+    per_row = np.bincount([i - first_row for i, j, _ in entries if i != j], minlength=len(lengths))
+    n_diagonal = sum(i == j for i, j, _ in entries)
+    assert degrees.tolist() == [per_row.max(), per_row[0], per_row[-1], n_diagonal]
