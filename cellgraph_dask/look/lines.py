@@ -65,10 +65,11 @@ def draw_lines(
                 last = min(last, leave)
         if first > last:
             continue
-        x0 = px + first * dx
-        y0 = py + first * dy
-        x1 = px + last * dx
-        y1 = py + last * dy
+        # An end that is very far away has lost the digits that tell its pixel.
+        x0 = min(max(px + first * dx, 0.0), np.float64(width))
+        y0 = min(max(py + first * dy, 0.0), np.float64(height))
+        x1 = min(max(px + last * dx, 0.0), np.float64(width))
+        y1 = min(max(py + last * dy, 0.0), np.float64(height))
         n = np.int64(max(abs(np.floor(x1) - np.floor(x0)), abs(np.floor(y1) - np.floor(y0))))
         fx = np.int64(x0 * _ONE)
         fy = np.int64(y0 * _ONE)
