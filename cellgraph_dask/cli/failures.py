@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +14,9 @@ import click
 
 from ..errors import CellgraphError, redact
 from ..machine.interrupts import SIGNALS, Hold, holding
+from .help import Command, write_commands, write_examples
 
 FAILED = 1
-
-EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `verify` found something wrong; 129, 130 and "
-    "143 after SIGHUP, Ctrl-C (SIGINT) and SIGTERM."
-)
 
 # Keys of a context's `meta`, which a command shares with the group.
 _JSON, VERBOSE, INTERRUPTED = (f"{__name__}.{name}" for name in ("json", "verbose", "interrupted"))
@@ -33,6 +29,14 @@ class Commands(click.Group):
     Errors are told on standard error, and with ``--json`` on standard output too. A command may put
     a function under `INTERRUPTED` that says what an interruption has left.
     """
+
+    command_class = Command
+    examples: Sequence[str] = ()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under headings, and examples."""
+        write_commands(self, ctx, formatter)
+        write_examples(formatter, self.examples)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command."""

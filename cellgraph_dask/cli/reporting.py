@@ -7,13 +7,17 @@ from typing import Any
 import click
 
 from ..errors import shown
-from .failures import EXIT_CODES, Commands
+from .completion import FILES
+from .failures import Commands
+from .group import check_keys, cli
+from .help import MATRIX, PICTURE, under
 from .options import (
     RULES,
     json_option,
     key_option,
     output_option,
     progress_option,
+    scratch_option,
     size_options,
     source_options,
 )
@@ -22,30 +26,41 @@ from .streams import note_done
 _WRONG = 3  # exit code
 
 
-@click.command(epilog=EXIT_CODES)
-@click.argument("path")
+@cli.command(
+    short_help="Report what a graph is like, in one HTML page.",
+    examples="""
+    cellgraph-dask report exports/atlas -o report.html
+    cellgraph-dask report exports/atlas -o report.html --source atlas.zarr
+    cellgraph-dask report exports/atlas --json
+    """,
+)
+@click.argument("path", shell_complete=FILES)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE",
+              shell_complete=FILES,
               help="The page, such as report.html; with --json it may be left out.")  # fmt: skip
-@click.option("--source", metavar="SOURCE",
-              help="Prove that the edges are exactly those of this matrix, and look for "
-                   "embeddings there.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--components/--no-components", default=None,
+              help="Count connected components.  [default: up to 16 million edges]")  # fmt: skip
+@under(
+    PICTURE,
+    click.option("--picture/--no-picture", default=None,
+                 help="Draw all edges, as plot does.  [default: if that is possible]"),
+)  # fmt: skip
+@under(
+    MATRIX,
+    click.option("--source", metavar="SOURCE", shell_complete=FILES,
+                 help="Prove that the edges are exactly those of this matrix, and look for "
+                      "embeddings there."),
+    click.option("--to-key", metavar="NAME",
+                 help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
+                      "connectivities]"),
+    click.option("--rule", type=click.Choice(RULES),
+                 help="Of such a matrix: the rule that it was made with, if any."),
+)  # fmt: skip
 @key_option
 @source_options
 @size_options
-@click.option(
-    "--scratch-dir", type=click.Path(file_okay=False), metavar="DIR",
-    help="Folder for temporary files, if any are needed.  [default: in PATH]",
-)  # fmt: skip
-@click.option("--components/--no-components", default=None,
-              help="Count connected components.  [default: up to 16 million edges]")  # fmt: skip
-@click.option("--picture/--no-picture", default=None,
-              help="Draw all edges, as plot does.  [default: if that is possible]")  # fmt: skip
-@click.option("--to-key", metavar="NAME",
-              help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
-                   "connectivities]")  # fmt: skip
-@click.option("--rule", type=click.Choice(RULES),
-              help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@scratch_option("in PATH", ", if any are needed")
 @output_option
 @json_option
 @progress_option
@@ -56,8 +71,7 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
     The page needs no network and no other file. Exit with 3 if anything is wrong; the page is
     written all the same, and says so.
     """
-    if options["neighbors_key"] is not None and options["key"] != "connectivities":
-        raise click.UsageError("give --key or --neighbors-key, not both")
+    check_keys(options)
     if options["output"] is None and not as_json:
         raise click.UsageError("name the page with -o, such as -o report.html, or give --json")
     from ..look.report import is_store, report_export

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import Slab, downloaded, open_plain, slabs_bytes, stream_slabs
 from ..errors import InvalidExportError, SourceError
 from ..machine.buffers import Array
-from ..machine.remote import AnyPath, find_path, plain_name
+from ..machine.remote import AnyPath, find_path, is_url, plain_name
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block, Source
 from ..source.opening import is_container, open_source
@@ -170,12 +171,27 @@ def _ends(slab: Slab) -> tuple[Array, Array]:
     return slab.src, slab.dst
 
 
+def _is_folder(source: Any) -> bool:
+    """Whether a source is a folder that is not even the beginning of a store."""
+    name = plain_name(source)
+    if not isinstance(name, str) or is_url(name) or not os.path.isdir(name):  # noqa: PTH112
+        return False
+    return not {"zarr.json", ".zgroup", ".zarray"} & set(os.listdir(name))  # noqa: PTH208
+
+
 @contextmanager
 def _of_source(
     source: Any, key: str, neighbors_key: str | None, storage_options: Mapping[str, Any] | None
 ) -> Iterator[Edges]:
     """Give the stored entries of a matrix off its diagonal, but for zeros."""
-    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    try:
+        opened = open_source(
+            source, key, neighbors_key=neighbors_key, storage_options=storage_options
+        )
+    except SourceError as error:
+        if not _is_folder(source):
+            raise
+        raise SourceError(f"{source} is neither an export nor a store: {error}") from error
     if not isinstance(opened, Source):
         raise SourceError(
             f"{opened.key} is a dense matrix or a Dask array; the entries of sparse matrices in "

@@ -36,6 +36,7 @@ SIZE = (1200, 1000)
 _SIZES = (200, 20_000)  # pixels of a side
 _SAMPLE = 1_000_000  # cells
 _LIKE_CHANCE = 0.35  # of the edges are longer than the median random pair: so are shuffled ones
+_LEAST_EDGES = 50  # of which the share is a sign
 _MOST_HIGHLIGHTED = 1000  # cells
 _PIXEL_BYTES = 64  # of a pixel while the picture is made: densities, colors, what is written
 _FIGURE_BYTES = 24 * 2**20  # fonts, texts and the like
@@ -184,7 +185,7 @@ def _report(
         inside &= (y >= canvas.y_range[0]) & (y <= canvas.y_range[1])
         outside += int(np.count_nonzero(~inside & ~np.isnan(x)))
     warnings: tuple[str, ...] = ()
-    if share is not None and share > _LIKE_CHANCE:
+    if share is not None and _is_by_chance(share, n_placed):
         warnings = (
             f"{share:.0%} of the edges are longer than the median pair of cells at random: the "
             f"graph does not look like one of the cells of {points.name}. They may be in another "
@@ -207,23 +208,33 @@ def _sentences(
     edges: Edges, points: Points, sums: Sums, share: float | None, outside: int
 ) -> Iterator[str]:
     """Say what the picture shows."""
-    what = "edges" if edges.is_export else "entries"
+    what_one, what = ("edge", "edges") if edges.is_export else ("entry", "entries")
     if share is not None:
-        share = 100 * share
-        text = f"{share:.2f}" if share < 10 else f"{share:.0f}"
+        text = f"{100 * share:.2f}" if share < 0.1 else f"{100 * share:.0f}"
         yield (
             f"{text} % of the {what} are longer than the median pair of cells at random; by chance "
             "it would be 50 %."
         )
-        if share > 100 * _LIKE_CHANCE:
+        if _is_by_chance(share, sums.n_drawn - sums.n_without_place):
             yield "So the graph does not look like one of these cells."
     if points.n_without_place:
         yield (
-            f"Left out: {points.n_without_place:,} cells whose place is NaN or infinite, with "
-            f"{sums.n_without_place:,} {what}."
+            f"Left out: {_count(points.n_without_place, 'cell', 'cells')} whose place is NaN or "
+            f"infinite, with {_count(sums.n_without_place, what_one, what)}."
         )
     if outside:
-        yield f"{outside:,} cells lie beyond the border, far from all others."
+        yield (
+            f"{_count(outside, 'cell lies', 'cells lie')} beyond the border, far from all others."
+        )
+
+
+def _is_by_chance(share: float, n_edges: int) -> bool:
+    """Whether edges, and not too few of them, are nearly as long as random pairs."""
+    return n_edges >= _LEAST_EDGES and share > _LIKE_CHANCE
+
+
+def _count(n: int, one: str, more: str) -> str:
+    return f"{n:,} {one if n == 1 else more}"
 
 
 def _composed(

@@ -123,11 +123,13 @@ def _aggregate(canvas: Canvas, ends: dict[str, Array], brought: list[Array]) -> 
 
 
 def chance_length(points: Points) -> float:
-    """Return the median distance, squared, of pairs of cells at random."""
+    """Return the median distance, squared, of pairs of two cells at random."""
+    n = points.x.size
+    if n < 2:
+        return 0.0
     rng = np.random.default_rng(0)
-    a, b = (
-        rng.integers(max(points.x.size, 1), size=(2, _CHANCE_PAIRS)) if points.x.size else ([], [])
-    )
+    a = rng.integers(n, size=_CHANCE_PAIRS)
+    b = (a + rng.integers(1, n, size=_CHANCE_PAIRS)) % n
     lengths = _lengths(points.x[a], points.x[b], points.y[a], points.y[b])
     lengths = lengths[np.isfinite(lengths)]
     return float(np.median(lengths)) if lengths.size else 0.0

@@ -17,14 +17,15 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..edge_pairs.format import Manifest
+from ..edge_pairs.format import Manifest, most_viewer_edges
 from ..edge_pairs.reader import open_plain
 from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.files import named_disk_errors, opened, write_at
 from ..machine.memory import peak_bytes, reset_peak
@@ -43,10 +44,13 @@ from .alignment import Stored
 from .api import allowed
 from .checks import Check, StoredEmbeddings, VerifyReport
 from .comparison import prove_by_comparison
+from .difference import EdgeCheck
+from .kept import Kept
 from .limited import Limited
 from .observer import Observer
 from .pair_file import weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, smallest_proof_bytes
+from .thinned import prove_thinned, thinned_bytes
 
 _MASK = 2**64 - 1
 _WHY = {
@@ -65,6 +69,10 @@ def verify_element(
     key: str = "connectivities",
     neighbors_key: str | None = None,
     rule: str | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Literal["largest", "smallest"] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
@@ -80,8 +88,9 @@ def verify_element(
     source, key, neighbors_key, storage_options
         The store and matrix that it was made of, as for `plan_export`. Without a source, the matrix
         is checked for itself: order, weights, symmetry.
-    rule
-        The rule that it was made with; None if there was none.
+    rule, min_weight, top_k, max_edges, strongest
+        The rule that it was made with, and by what it was thinned, as for
+        `symmetrize_connectivities`; None for what there was not.
     memory_limit, threads, progress
         As for `plan_export`.
     scratch_dir
@@ -102,8 +111,9 @@ def verify_element(
     with progress_bars(progress) as bars:
         return observe_element(
             store, bars, None, to_key=to_key, source=source, key=key, neighbors_key=neighbors_key,
-            rule=rule, storage_options=storage_options, memory_limit=memory_limit, threads=threads,
-            scratch_dir=scratch_dir,
+            rule=rule, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
+            strongest=strongest, storage_options=storage_options, memory_limit=memory_limit,
+            threads=threads, scratch_dir=scratch_dir,
         )  # fmt: skip
 
 
@@ -111,7 +121,8 @@ def observe_element(
     store: Any, progress: Progress, observer: Observer | None, *, to_key: str, source: Any, key:
     str, neighbors_key: str | None, rule: str | None, storage_options: Mapping[str, Any] | None,
     memory_limit: int | str | None, threads: int | None, scratch_dir: str | Path | None, components:
-    bool | None = None,
+    bool | None = None, min_weight: float | None = None, top_k: int | None = None, max_edges:
+    int | Literal["viewer"] | None = None, strongest: str | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Do what `verify_element` does, and tell an observer what its graph is like.
 
@@ -122,9 +133,12 @@ def observe_element(
     reset_peak()
     element = _opened(store, to_key, None, storage_options if source is None else None)
     matrix = _opened(source, key, neighbors_key, storage_options) if source is not None else None
+    if max_edges == "viewer":
+        max_edges = most_viewer_edges(element.n_cells)
+    kept = Kept(rule, min_weight, top_k, max_edges, strongest)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     check = _Check(
-        element, matrix, rule, limit, n_threads, folder, progress, observer, components,
+        element, matrix, kept, limit, n_threads, folder, progress, observer, components,
         partial(_embeddings, store, element.key, storage_options if source is None else None),
     )  # fmt: skip
     problems, n_edges, largest = check.run()
@@ -138,6 +152,7 @@ def observe_element(
         source=None if matrix is None else matrix.path,
         key=None if matrix is None else matrix.key,
         proof=None if matrix is None or problems else _WEIGHTS,
+        thinning=None if matrix is None else kept.thinning,
         threads=n_threads,
         seconds=round(time.perf_counter() - began, 3),
         memory_limit_bytes=limit,
@@ -175,11 +190,11 @@ class _Check(Limited):
     """One verification of an element."""
 
     def __init__(
-        self, element: Source, source: Source | None, rule: str | None, limit: int, threads: int,
+        self, element: Source, source: Source | None, kept: Kept, limit: int, threads: int,
         folder: Path, progress: Progress, observer: Observer | None, components: bool | None,
         stored: StoredEmbeddings,
     ) -> None:  # fmt: skip
-        self._element, self._source, self._rule = element, source, rule
+        self._element, self._source, self._kept = element, source, kept
         self.limit, self._threads = limit, threads
         self._folder, self._progress = folder, progress
         self._observer, self._components, self._stored = observer, components, stored
@@ -192,8 +207,8 @@ class _Check(Limited):
             return [f"{element.key} is not a CSR matrix with float weights."], None, None
         if source is not None and source.n_cells != element.n_cells:
             return [
-                f"{element.key} has {element.n_cells} cells, but {source.key} of {source.path} has "
-                f"{source.n_cells}."
+                f"{element.key} has {counted(element.n_cells, 'cell')}, but {source.key} of "
+                f"{source.path} has {source.n_cells}."
             ], None, None  # fmt: skip
         self._warm_up()
         largest = 0
@@ -241,7 +256,8 @@ class _Check(Limited):
         plan = plan_proof(source, self.available(), self._threads, _WEIGHTS)
         if plan is None:
             both = filter(None, (self._element, self._source))
-            raise self.too_small(max(smallest_proof_bytes(one, _WEIGHTS) for one in both))
+            needed = max(smallest_proof_bytes(one, _WEIGHTS) for one in both)
+            raise self.too_small(max(needed, thinned_bytes(source.n_cells, self._kept)))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)
         return blocks, plan
@@ -258,10 +274,16 @@ class _Check(Limited):
         """Compare the entries above the diagonal with the source; return what is wrong."""
         blocks, plan = self._cut(source)
         with Watch(source) as watch, closing(open_plain(folder, manifest)) as edges:
-            problems = prove_by_comparison(
-                source, blocks, edges, folder, plan, Threads(plan.threads, self._progress),
-                _WEIGHTS, self._rule, self._element.data.dtype.newbyteorder("="),
-            )  # fmt: skip
+            dtype = self._element.data.dtype.newbyteorder("=")
+            check = EdgeCheck.of(source, edges, plan, dtype)
+            bars, kept = self._progress, self._kept
+            if kept.thinning:
+                problems = prove_thinned(self, check, blocks, folder, plan, bars, kept)
+            else:
+                threads = Threads(plan.threads, bars)
+                problems = prove_by_comparison(
+                    check, blocks, folder, plan, threads, _WEIGHTS, kept.rule
+                )
             watch.check()
         return problems
 

@@ -33,6 +33,7 @@ from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from ..source.matrix import Source
 from .checks import Check, StoredEmbeddings, VerifyReport, measured
+from .kept import kept_of
 from .observer import Observer
 
 _NONE = np.zeros(1, np.uint64)  # for weights where there are none
@@ -85,7 +86,12 @@ def _run(check: Check) -> VerifyReport:
 def _check_texts(out_dir: Path, table: GraphTable) -> list[str]:
     """Say what in the manifest does not fit together, and which files readers would take in."""
     problems = []
-    wanted = table.made_from.options.get("rule") or ("max" if table.weighted else "ones")
+    try:
+        kept = kept_of(table.made_from)
+    except InvalidExportError as error:
+        return [str(error)]
+    by_weight = table.weighted or kept.thinning is not None
+    wanted = kept.rule or ("max" if by_weight else "ones")
     if table.rule != wanted:
         problems.append(
             f"{out_dir / GRAPH}: rule is {table.rule!r}, but the options it tells give {wanted!r}."
