@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import shown
-from .completion import FILES
+from .completion import FILES, TO_KEYS
 from .failures import Commands
 from .group import check_keys, cli
 from .help import MATRIX, PICTURE, under
@@ -51,7 +51,7 @@ _WRONG = 3  # exit code
     click.option("--source", metavar="SOURCE", shell_complete=FILES,
                  help="Prove that the edges are exactly those of this matrix, and look for "
                       "embeddings there."),
-    click.option("--to-key", metavar="NAME",
+    click.option("--to-key", metavar="NAME", shell_complete=TO_KEYS,
                  help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                       "connectivities]"),
     click.option("--rule", type=click.Choice(RULES),

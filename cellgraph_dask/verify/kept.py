@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from ..edge_pairs.parquet import RULES
@@ -33,14 +35,21 @@ class Kept:
             if value is not None and (not isinstance(value, str) or value not in allowed):
                 raise ValueError(f"{name} is {_short(value)}, not one of {', '.join(allowed)}")
         for name in ("top_k", "max_edges"):
-            n = getattr(self, name)
-            if n is not None and (type(n) is not int or n < 1):
+            n: Any = getattr(self, name)
+            if n is None:
+                continue
+            if isinstance(n, bool) or not isinstance(n, Integral) or n < 1:
                 raise ValueError(f"{name} is {_short(n)}, not a whole number from 1 on")
-        least = self.min_weight
-        if least is not None and not (
-            type(least) in (int, float) and 0 <= least <= sys.float_info.max
-        ):
-            raise ValueError(f"min_weight is {_short(least)}, not a finite number from 0 on")
+            object.__setattr__(self, name, int(n))  # maybe one of numpy
+        least: Any = self.min_weight
+        if least is not None:
+            value = math.nan
+            if not isinstance(least, bool) and isinstance(least, Real):
+                with suppress(OverflowError):
+                    value = float(least)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"min_weight is {_short(least)}, not a finite number from 0 on")
+            object.__setattr__(self, "min_weight", value)
 
     @property
     def thinning(self) -> dict[str, Any] | None:
