@@ -14,9 +14,8 @@ import click
 from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
-from ..source.listing import matrices
-from . import look, starting  # noqa: F401 (their commands)
-from .completion import FILES, FOLDERS, KEYS, names
+from . import look, reporting, starting  # noqa: F401 (their commands)
+from .completion import FILES, FOLDERS, KEYS, TO_KEYS
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, command_to_resume, imports, what_is_left
 from .help import MATRIX, WRITTEN, under
@@ -24,6 +23,7 @@ from .options import (
     RULES,
     TARGETS,
     again_options,
+    cells_option,
     cluster_options,
     json_option,
     key_option,
@@ -143,17 +143,22 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
-@click.option("--to-key", metavar="NAME", shell_complete=names(matrices, "out_dir"),
+@click.option("--to-key", metavar="NAME", shell_complete=TO_KEYS,
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
               help="Of such a matrix: the rule that it was made with, if any.")  # fmt: skip
+@thinning_options
 @output_option
 @json_option
 @progress_option
 @click.pass_context
 def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: Any) -> None:
-    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong."""
+    """Check the export in OUT_DIR, or the matrix in a store; exit with 3 if anything is wrong.
+
+    --to-key, --rule and the options of thinning are for a matrix that symmetrize has written, which
+    does not say how it was made; an export does.
+    """
     check_keys(options)
     report = _verified(out_dir, options)
     note_done()
@@ -169,16 +174,22 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 
 def _verified(place: str, options: dict[str, Any]) -> Any:
     """Verify an export, or a matrix if there is a store in its place."""
-    to_key, rule = options.pop("to_key"), options.pop("rule")
+    names = ("to_key", "rule", "min_weight", "top_k", "max_edges", "strongest")
+    made = {name: options.pop(name) for name in names}
+    given = [f"--{name.replace('_', '-')}" for name, value in made.items() if value is not None]
     if any(Path(place, name).is_file() for name in (".zgroup", "zarr.json")):
         with imports():
             from ..verify.element import verify_element
 
         if options.pop("components") or options.pop("output_storage_options"):
             raise click.UsageError("--components and --output-storage-options are for exports")
-        return verify_element(place, to_key=to_key or "connectivities", rule=rule, **options)
-    if to_key is not None or rule is not None:
-        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
+        made["to_key"] = made["to_key"] or "connectivities"
+        return verify_element(place, **made, **options)
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: for stores that symmetrize has written. An export says itself "
+            "how it was made."
+        )
     with imports():
         from ..verify.api import verify_export
 
@@ -242,6 +253,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     click.option("--zarr-format", type=click.Choice(["2", "3"]),
                  help="Of a new store.  [default: that of SOURCE, or 2]"),
 )  # fmt: skip
+@cells_option
 @thinning_options
 @size_options
 @scratch_option("beside DEST")

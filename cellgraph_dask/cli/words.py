@@ -150,6 +150,9 @@ def describe_verification(out_dir: str, report: Any) -> str:
     facts = []
     if report.proof is not None:
         matrix = f"{report.key} of {report.source}"
+        if report.thinning:
+            kept = (f"--{name.replace('_', '-')} {n}" for name, n in report.thinning.items())
+            matrix += f" that {' '.join(kept)} keeps"
         facts.append(("edges", _PROOFS[report.proof].format(matrix)))
     facts += describe_graph(report)
     facts.append(
