@@ -14,9 +14,8 @@ import click
 from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
-from ..source.listing import matrices
 from . import look, reporting, starting  # noqa: F401 (their commands)
-from .completion import FILES, FOLDERS, KEYS, names
+from .completion import FILES, FOLDERS, KEYS, TO_KEYS
 from .failures import INTERRUPTED
 from .group import check_keys, cli, client, command_to_resume, imports, what_is_left
 from .help import MATRIX, WRITTEN, under
@@ -24,6 +23,7 @@ from .options import (
     RULES,
     TARGETS,
     again_options,
+    cells_option,
     cluster_options,
     json_option,
     key_option,
@@ -143,7 +143,7 @@ def export(
     "--components/--no-components", default=None,
     help="Count connected components.  [default: up to 16 million edges]",
 )  # fmt: skip
-@click.option("--to-key", metavar="NAME", shell_complete=names(matrices, "out_dir"),
+@click.option("--to-key", metavar="NAME", shell_complete=TO_KEYS,
               help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                    "connectivities]")  # fmt: skip
 @click.option("--rule", type=click.Choice(RULES),
@@ -253,6 +253,7 @@ def check(context: click.Context, /, source: str, as_json: bool, **options: Any)
     click.option("--zarr-format", type=click.Choice(["2", "3"]),
                  help="Of a new store.  [default: that of SOURCE, or 2]"),
 )  # fmt: skip
+@cells_option
 @thinning_options
 @size_options
 @scratch_option("beside DEST")

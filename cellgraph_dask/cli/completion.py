@@ -92,6 +92,7 @@ def _given(ctx: click.Context, name: str) -> str | None:
 
 FILES, FOLDERS = paths("file"), paths("dir")
 KEYS = names(listing.matrices, "source", "path")
+TO_KEYS = names(listing.matrices, "out_dir", "path")
 GRAPHS = names(listing.graphs, "source", "path")
 EMBEDDINGS = names(listing.embeddings, "source", "path")
 COLUMNS = names(listing.columns, "source", "path")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..machine.memory import parse_bytes
-from .completion import GRAPHS, KEYS
+from .completion import FILES, GRAPHS, KEYS
 from .failures import VERBOSE, Commands
 from .help import CLUSTER, EDGES, MATRIX, MESSAGES, RUN, SIZES, WRITTEN, together, under
 
@@ -104,7 +104,7 @@ size_options = under(
 cells_option = under(
     EDGES,
     click.option(
-        "--cells", metavar="FILE|obs:COLUMN=VALUE",
+        "--cells", metavar="FILE|obs:COLUMN=VALUE", shell_complete=FILES,
         help="Only these cells: a file with a name on each line, or those with a value in a column "
              "of obs.  [default: all]",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import shown
-from .completion import FILES
+from .completion import FILES, TO_KEYS
 from .failures import Commands
 from .group import check_keys, cli
 from .help import MATRIX, PICTURE, under
@@ -51,7 +51,7 @@ _WRONG = 3  # exit code
     click.option("--source", metavar="SOURCE", shell_complete=FILES,
                  help="Prove that the edges are exactly those of this matrix, and look for "
                       "embeddings there."),
-    click.option("--to-key", metavar="NAME",
+    click.option("--to-key", metavar="NAME", shell_complete=TO_KEYS,
                  help="Of a store that symmetrize has written: the matrix in its obsp.  [default: "
                       "connectivities]"),
     click.option("--rule", type=click.Choice(RULES),
@@ -90,6 +90,8 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
     else:
         for verdict in found.verdicts:
             click.echo(f"{verdict.question} {verdict.answer}. {verdict.text}")
+        if found.no_picture is not None and options["picture"] is not False:
+            click.echo(f"No picture: {commands.in_options(found.no_picture)}")
         click.echo(f"Report: {shown(options['output'])}")
     commands.print_all("Wrong", found.verification.problems)
     commands.print_all("Warning", found.verification.warnings)

@@ -64,6 +64,13 @@ class CellsTable:
             written = parquet_io.write_table(folder / CELLS, columns, metadata, 1, groups)
         return TableFile(CELLS, n_cells, *written)
 
+    def check_names(self) -> None:
+        """Raise a SourceError if the names of the selected cells cannot be written as a text."""
+        assert self.selection is not None
+        with self._names() as names:
+            for _ in lines_of(names, self.selection):
+                pass
+
     def write_names(self, folder: Path) -> str:
         """Write the names of the selected cells to a text beside edge files, durably.
 

@@ -91,9 +91,11 @@ class Element:
     @property
     def options(self) -> dict[str, Any]:
         """See `Product`."""
+        selection = self.copy.selection if self.copy is not None else None
         return {
             "rule": self.wanted, "to_key": self.to_key, "drop_diagonal": self.drop_diagonal,
             "dtype": self.dtype, "zarr_format": self.zarr_format,
+            **(selection.options if selection is not None else {}),
         } | self.thinning.options  # fmt: skip
 
     def check(self, n_cells: int) -> None:

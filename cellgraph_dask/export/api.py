@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..delivery.cells_table import CellsTable, table_of_cells
 from ..machine.files import absolute
-from ..machine.memory import limit_bytes
 from ..machine.remote import default_options
 from ..plan.options import Directions, Format, Options
 from ..plan.plan import ExportPlan, prepare
@@ -16,13 +15,12 @@ from ..plan.thinning import thinning_of
 from ..runtime.cluster import client_for
 from ..source.matrix import Source
 from ..source.opening import is_container, open_source
-from ..source.selected import selected
-from ..source.selection import Cells, select_cells
+from ..source.selection import Cells
 from ..source.spool import LazyMatrix, estimate, sketch
-from ..source.stamps import Watch
 from ..stages.job import Method
 from ..stages.rules import Rule
 from ..stages.wishes import Strongest
+from .choosing import choose
 from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
@@ -133,7 +131,9 @@ def plan_export(
         If an export into `out_dir` would be refused, as that is of another generation of cellucid.
     """
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    opened, table = _chosen(opened, source, storage_options, cells, cells_table, memory_limit)
+    opened, table = _chosen(
+        opened, source, storage_options, cells, cells_table, memory_limit, client, format
+    )
     options = Options(
         out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
@@ -175,22 +175,20 @@ def plan_export(
 
 def _chosen(
     opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None,
-    cells: Cells | None, cells_table: bool, memory_limit: int | str | None,
+    cells: Cells | None, cells_table: bool, memory_limit: int | str | None, client: Client | None,
+    format: Format,
 ) -> tuple[Source | LazyMatrix, CellsTable | None]:  # fmt: skip
     """Return the graph of the cells that are to be exported, and what their table is made from."""
     key, n_cells = opened.key if is_container(source) else "", opened.n_cells
     selection = None
     if cells is not None:
-        with Watch(opened) as watch:
-            selection = select_cells(
-                source, key, n_cells, cells, storage_options=storage_options,
-                limit=limit_bytes(memory_limit),
-            )  # fmt: skip
-            opened = selected(opened, selection)
-            watch.check()
+        opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)
     elif not cells_table:
         return opened, None
-    return opened, table_of_cells(source, n_cells, storage_options, key, selection)
+    table = table_of_cells(source, n_cells, storage_options, key, selection)
+    if selection is not None and format != "parquet":
+        table.check_names()
+    return opened, table
 
 
 def export_connectivities(
@@ -280,7 +278,9 @@ def export_connectivities(
     86012345
     """
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    opened, table = _chosen(opened, source, storage_options, cells, cells_table, memory_limit)
+    opened, table = _chosen(
+        opened, source, storage_options, cells, cells_table, memory_limit, client, format
+    )
     return run_export(
         opened,
         Options(

@@ -132,6 +132,7 @@ def run_export(
 
 
 def _run_export(export: _Export, options: Options, began: float) -> ExportReport:
+    options.product.check(export.source.n_cells)  # which takes no spooling
     source, record = export.source, export.interrupted()
     force = options.force or (record is not None and record.force)
     output = output_of(options, force=force, resume=record is not None)

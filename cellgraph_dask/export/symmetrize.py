@@ -21,9 +21,11 @@ from ..source.cells import levels
 from ..source.layout import get
 from ..source.matrix import Source
 from ..source.opening import is_container, open_root, open_source
+from ..source.selection import Cells
 from ..source.spool import LazyMatrix
 from ..stages.rules import Rule
 from ..stages.wishes import Strongest
+from .choosing import choose
 from .run import ExportReport, run_export
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def symmetrize_connectivities(
     source: Any,
     dest: str | Path,
     *,
+    cells: Cells | None = None,
     rule: Rule | None = None,
     min_weight: float | None = None,
     top_k: int | None = None,
@@ -74,8 +77,9 @@ def symmetrize_connectivities(
         How the weights a and b of both directions become one, an absent one being 0. `min` keeps
         mutual neighbors only, `fuzzy` is a + b - a b, for weights from 0 to 1. By default only a
         matrix is taken that is symmetric in its weights as it is.
-    min_weight, top_k, max_edges, strongest
-        Which edges are kept, as for `plan_export`.
+    cells, min_weight, top_k, max_edges, strongest
+        Which cells and edges are kept, as for `plan_export`. With `cells`, a new store has their
+        rows alone, of all that there is for each cell.
     to_key
         Name of the new element in `obsp`.
     drop_diagonal
@@ -113,10 +117,15 @@ def symmetrize_connectivities(
     inside = _is_same(opened.origin.file, dest) and stored is not None
     if inside and zarr_format not in (None, stored):
         raise ValueError(f"{dest} is of zarr format {stored}; an element of it cannot have another")
+    selection = None
+    if cells is not None:
+        if inside:
+            raise ValueError(f"{dest} has other cells too; name a new store for these cells")
+        opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)
     made: ZarrFormat = zarr_format or (3 if stored == 3 else 2)
     element = Element(
         rule, to_key, drop_diagonal, dtype, made, group,
-        None if inside else StoreCopy.of(source, group, made, storage_options),
+        None if inside else StoreCopy.of(source, group, made, storage_options, selection),
         thinning_of(
             opened.key, opened.n_cells, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
             strongest=strongest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..edge_pairs.parquet import GRAPH, GraphTable, is_parquet, read_graph_table
 from ..edge_pairs.parquet_edges import edges_bytes, stream_edges
 from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import Slab, downloaded, open_plain, slabs_bytes, stream_slabs
-from ..errors import InvalidExportError, SourceError
+from ..errors import CellgraphError, InvalidExportError, SourceError
 from ..machine.buffers import Array
 from ..machine.remote import AnyPath, find_path, is_url, plain_name
 from ..source.blocks import cut_blocks
@@ -48,6 +48,7 @@ class Edges:
     table: GraphTable | None = None  # of an export in Parquet files
     source: Any = None  # the store that it was made from
     key: str = ""  # the matrix in there
+    told: Provenance | None = None  # what an export says of it
 
 
 @contextmanager
@@ -120,7 +121,18 @@ def _with_provenance(edges: Edges) -> Edges:
 def _made_from(edges: Edges, told: Provenance) -> Edges:
     """Add the store that an export was made from; there is none of a matrix in memory."""
     lasting = told.fingerprint is not None
-    return replace(edges, source=told.source, key=told.key) if lasting else edges
+    return replace(edges, source=told.source, key=told.key, told=told) if lasting else edges
+
+
+def changed(edges: Edges, storage_options: Mapping[str, Any] | None) -> str | None:
+    """Say whether the store that an export was made from has been written again since."""
+    if edges.told is None:
+        return None
+    with suppress(CellgraphError):  # whoever reads its cells tells what is wrong with it
+        options = storage_options if is_url(edges.source) else None
+        matrix = open_source(edges.source, edges.told.key, storage_options=options)
+        return edges.told.differs(edges.source, edges.told.key, matrix.fingerprint())
+    return None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,8 @@ def _glance(report: GraphFacts) -> str:
 def _picture(report: GraphFacts) -> str:
     shown = report.picture
     if shown is None or not report.images:
-        return f'<p class="note">There is no picture: {text(report.no_picture)}.</p>'
+        why = (report.no_picture or "").rstrip(".")
+        return f'<p class="note">There is no picture: {text(why)}.</p>'
     light, *others = [b64encode(image).decode() for image in report.images]
     sources = "".join(
         '<source media="screen and (prefers-color-scheme: dark)" '
@@ -206,7 +207,7 @@ def _lengths(report: GraphFacts) -> str:
     n = aligned.n_sampled
     said = (
         f"{n:,} edges were picked at random, and each was compared with a random pair of cells, in "
-        f"{aligned.embedding}: {aligned.value:.0%} are shorter than their pair. Where a graph "
+        f"{aligned.embedding}: {aligned.value:.1%} are shorter than their pair. Where a graph "
         "belongs to its embedding, edges are short; where they are as long as random pairs, the "
         "rows of the matrix are not in the order of the cells."
     )
@@ -280,7 +281,7 @@ def _origin(report: GraphFacts) -> str:
             ("Fingerprint of the source", made.fingerprint or "none was taken"),
             ("Exported by", f"cellgraph_dask {made.version}"),
         ]
-        rows += [(f"Option {name}", _option(value)) for name, value in made.options.items()]
+        rows += [(f"Option {name}", value) for name, value in _options(made.options)]
     if found.source is not None:
         rows.append(("Compared with", f"{found.key} of {found.source}"))
     return said + (_pairs("What it was made from", rows) if rows else "")
@@ -377,11 +378,15 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _option(value: object) -> str:
-    """Return the value of an option in words."""
-    if value is None or isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else json.dumps(value)
+def _options(options: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield names and values of options in words, those inside others too."""
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _options(value, f"{above}{name}, ")
+        elif value is None or isinstance(value, bool):
+            yield above + name, "yes" if value else "no"
+        else:
+            yield above + name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _count(value: float) -> str:

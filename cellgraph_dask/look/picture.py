@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MemoryLimitError, SourceError
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import (
     SLACK_BYTES,
@@ -25,7 +26,7 @@ from ..machine.remote import is_url, plain_name
 from ..runtime.progress import progress_bars
 from ..runtime.threads import check_threads, default_threads
 from ..source.columns import Column, ColumnReader, open_column
-from .edges import Edges, open_edges
+from .edges import Edges, changed, open_edges
 from .figure import MOST_DOTS, axes_pixels, save
 from .points import Places, Points, find_places, shown_range
 from .raster import Canvas, Drawing, Paint, Sums, check_extra, drawing_bytes, pieces, warm_up
@@ -83,6 +84,9 @@ def picture(
         reader = None
         if color is not None:
             reader = stack.enter_context(_open_color(edges, source, color, storage_options))
+        warnings = []
+        if source is None and (reader is not None or places.where == edges.source):
+            warnings = [text for text in [changed(edges, storage_options)] if text]
         n_sums = 0 if reader is None else 3
         warm_up(n_sums)
         if pixels is None:
@@ -104,7 +108,7 @@ def picture(
         "color": color, "cells": tuple(chosen.tolist()), "size": (width, height),
         "background": background, "threads": n_threads, "memory_limit_bytes": limit,
     }  # fmt: skip
-    report = _report(edges, points, canvas, sums, facts, began)
+    report = _report(edges, points, canvas, sums, facts, warnings, began)
     return _composed(report, points, canvas, sums, column, chosen)
 
 
@@ -175,8 +179,9 @@ def _fitting_threads(
 
 
 def _report(
-    edges: Edges, points: Points, canvas: Canvas, sums: Sums, facts: dict[str, Any], began: float
-) -> PlotReport:
+    edges: Edges, points: Points, canvas: Canvas, sums: Sums, facts: dict[str, Any], warnings:
+    list[str], began: float,
+) -> PlotReport:  # fmt: skip
     n_placed = sums.n_drawn - sums.n_without_place
     share = sums.n_longer / n_placed if n_placed else None
     outside = 0
@@ -184,12 +189,11 @@ def _report(
         inside = (x >= canvas.x_range[0]) & (x <= canvas.x_range[1])
         inside &= (y >= canvas.y_range[0]) & (y <= canvas.y_range[1])
         outside += int(np.count_nonzero(~inside & ~np.isnan(x)))
-    warnings: tuple[str, ...] = ()
     if share is not None and _is_by_chance(share, n_placed):
-        warnings = (
+        warnings.append(
             f"{share:.0%} of the edges are longer than the median pair of cells at random: the "
             f"graph does not look like one of the cells of {points.name}. They may be in another "
-            "order, or the embedding of other data.",
+            "order, or the embedding of other data."
         )
     store = plain_name(edges.source)
     return PlotReport(
@@ -199,7 +203,7 @@ def _report(
         share_longer_than_chance=None if share is None else round(share, 4),
         n_cells_without_place=points.n_without_place, n_edges_without_place=sums.n_without_place,
         n_cells_outside=outside, caption=" ".join(_sentences(edges, points, sums, share, outside)),
-        warnings=warnings, seconds=round(time.perf_counter() - began, 3),
+        warnings=tuple(warnings), seconds=round(time.perf_counter() - began, 3),
         peak_memory_bytes=peak_bytes(), **facts,
     )  # fmt: skip
 
@@ -219,22 +223,18 @@ def _sentences(
             yield "So the graph does not look like one of these cells."
     if points.n_without_place:
         yield (
-            f"Left out: {_count(points.n_without_place, 'cell', 'cells')} whose place is NaN or "
-            f"infinite, with {_count(sums.n_without_place, what_one, what)}."
+            f"Left out: {counted(points.n_without_place, 'cell')} whose place is NaN or "
+            f"infinite, with {counted(sums.n_without_place, what_one)}."
         )
     if outside:
         yield (
-            f"{_count(outside, 'cell lies', 'cells lie')} beyond the border, far from all others."
+            f"{counted(outside, 'cell lies', 'cells lie')} beyond the border, far from all others."
         )
 
 
 def _is_by_chance(share: float, n_edges: int) -> bool:
     """Whether edges, and not too few of them, are nearly as long as random pairs."""
     return n_edges >= _LEAST_EDGES and share > _LIKE_CHANCE
-
-
-def _count(n: int, one: str, more: str) -> str:
-    return f"{n:,} {one if n == 1 else more}"
 
 
 def _composed(

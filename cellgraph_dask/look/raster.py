@@ -210,7 +210,7 @@ def check_cells(src: Array, dst: Array, n_cells: int) -> None:
     if last >= n_cells or min(int(src.min()), int(dst.min())) < 0:
         raise InvalidExportError(
             f"an edge is of cell {last}, but there are {n_cells} cells. The export is damaged; "
-            "`verify` says where."
+            "a verification says where."
         )
 
 

@@ -16,6 +16,7 @@ from .._version import __version__
 from ..edge_pairs.format import MANIFEST, read_manifest
 from ..edge_pairs.parquet import GRAPH, is_parquet, read_graph_table
 from ..errors import InvalidExportError, OutputError
+from ..machine import html
 from ..machine.files import absolute, fsync_folder, named_disk_errors, write_aside
 from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
 from ..runtime.progress import progress_bars
@@ -35,6 +36,15 @@ _LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "datashader", "matplo
 @dataclass(frozen=True)
 class GraphReport(GraphFacts):
     """A report of an export; its attributes are those of `GraphFacts`, and plain values."""
+
+    def _repr_html_(self) -> str:
+        """Return the verdicts and the picture for a notebook; `to_html` has all."""
+        verdicts = [(v.question, v.answer, v.text) for v in self.verdicts]
+        shown = html.table(("", "", ""), verdicts)
+        if self.images and self.picture is not None:
+            shown += html.image(self.images[0], self.picture.caption)
+        title, color = f"Report of {self.path}", html.GREEN if self.ok else html.RED
+        return html.block(title, shown, color=color)
 
     def to_html(self) -> str:
         """Return the report as one HTML page, which needs nothing else."""
@@ -214,6 +224,8 @@ def _stored(place: AnyPath) -> _Stored:
             return _Stored("Parquet", table.weighted, None, _sizes(place, names))
         manifest = read_manifest(place)
         names = [MANIFEST, *(manifest.path(side) for side in manifest.columns)]
+        if isinstance(place, Path) and os.path.lexists(place / manifest.cells_path):
+            names.append(manifest.cells_path)
         return _Stored("edge files", manifest.weighted, manifest.compression, _sizes(place, names))
     return _Stored()
 

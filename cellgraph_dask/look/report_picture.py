@@ -7,9 +7,11 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from ..errors import redact
+from ..errors import MemoryLimitError, redact
 from .picture import picture
 from .scene import PlotReport
+
+_SMALL = (720, 600)  # pixels
 
 
 class Drawn(NamedTuple):
@@ -26,13 +28,16 @@ def draw(
     None,
 ) -> Drawn:  # fmt: skip
     """Draw a graph over the best embedding; see `plot_graph` for the options."""
+    options: dict[str, Any] = {
+        "source": source, "key": key, "neighbors_key": neighbors_key, "storage_options":
+        storage_options, "memory_limit": memory_limit, "threads": threads, "progress": progress,
+    }  # fmt: skip
+    images = []
     try:
-        drawn = picture(
-            path, source=source, key=key, neighbors_key=neighbors_key,
-            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
-            progress=progress,
-        )  # fmt: skip
-        images = []
+        try:
+            drawn = picture(path, **options)
+        except MemoryLimitError:  # which a smaller one may fit
+            drawn = picture(path, **options, size=_SMALL)
         for background in ("white", "black"):
             with BytesIO() as file:
                 scene = replace(drawn, report=replace(drawn.report, background=background))

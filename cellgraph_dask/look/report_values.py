@@ -68,6 +68,8 @@ class GraphFacts(Report):
         The picture as PNG, on white and on black; empty without one.
     """
 
+    _title = "Graph"
+
     path: str
     created: str
     ok: bool

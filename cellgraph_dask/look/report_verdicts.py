@@ -150,8 +150,8 @@ def _aligned(report: VerifyReport) -> Verdict:
         why = "; ".join(report.unchecked) or "the edges could not be looked at"
         return Verdict(question, "unknown", "Not checked", f"{_sentence(why)}.")
     text = (
-        f"{aligned.value:.0%} of {aligned.n_sampled:,} sampled edges are shorter than a random "
-        f"pair of cells in {aligned.embedding}; by chance it would be 50%."
+        f"{_percent(aligned.value)} of {aligned.n_sampled:,} sampled edges are shorter than a "
+        f"random pair of cells in {aligned.embedding}; by chance it would be 50%."
     )
     if aligned.shuffled:
         text += " Are the rows of the matrix in the order of the cells?"
@@ -212,9 +212,7 @@ def _have(n: int) -> str:
 
 def _percent(share: float) -> str:
     """Return a share in percent; what is not all is not called 100%."""
-    if 0.999 < share < 1:
-        return "more than 99.9%"
-    return f"{share:.1%}"
+    return f"{share:.1%}" if share <= 0.999 or share == 1 else "more than 99.9%"
 
 
 def _sentence(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -36,11 +37,21 @@ def facts(pairs: Iterable[tuple[str, str]]) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table with a line of names."""
     first = "".join(f'<th scope="col" style="{_CELL}">{escape(head)}</th>' for head in heads)
+    first = first if any(heads) else ""
     lines = "".join(
         "<tr>" + "".join(f'<td style="{_CELL}">{escape(cell)}</td>' for cell in row) + "</tr>"
         for row in rows
     )
     return f'<table style="border-collapse:collapse"><tr>{first}</tr>{lines}</table>'
+
+
+def image(png: bytes, text: str) -> str:
+    """Return a picture; a text says the same."""
+    data = b64encode(png).decode()
+    return (
+        f'<img src="data:image/png;base64,{data}" alt="{escape(text)}" '
+        'style="max-width:100%;height:auto">'
+    )
 
 
 def bar(parts: Iterable[tuple[float, str]], whole: float, text: str) -> str:

@@ -71,10 +71,15 @@ def _parts(fields: dict[str, Any]) -> Iterator[str]:
         elif name.endswith("_histogram") and value:
             drawn = blocks([n for _, n in value])
             facts.append((label, f"{drawn} from {value[0][0]:,} to {value[-1][0]:,} or more"))
-        elif value not in (None, ()):
+        elif value not in (None, ()) and not _holds_bytes(value):
             facts.append((label, _text(name, value)))
     yield html.facts(facts)
     yield from below
+
+
+def _holds_bytes(value: Any) -> bool:
+    """Whether a value is of files' contents, and no text."""
+    return isinstance(value, tuple) and any(isinstance(item, bytes) for item in value)
 
 
 def _label(name: str) -> str:

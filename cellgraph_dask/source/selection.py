@@ -380,6 +380,8 @@ def _of_names(
 def _of_sequence(
     source: Any, key: str, n_cells: int, cells: Any, options: Mapping[str, Any] | None, check: Limit
 ) -> tuple[Array, str]:
+    if isinstance(cells, Iterator):
+        return _of_names(source, key, n_cells, _Wanted(enumerate(cells), None), options, check), ""
     values = cells if hasattr(cells, "dtype") else list(cells)
     kind = getattr(getattr(values, "dtype", None), "kind", None)
     if kind == "b" or (kind is None and values and isinstance(values[0], bool | np.bool_)):

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,14 @@ from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks
 from ..source.embeddings import stored_embeddings
 from ..source.matrix import Block, Source
-from ..source.opening import open_source
+from ..source.names import open_names
+from ..source.opening import is_container, open_source
+from ..source.selection import select_cells
 from ..source.stamps import Watch
 from . import loops
 from .alignment import Stored
 from .api import allowed
+from .cells import restricted
 from .checks import Check, StoredEmbeddings, VerifyReport
 from .comparison import prove_by_comparison
 from .difference import EdgeCheck
@@ -137,11 +140,23 @@ def observe_element(
         max_edges = most_viewer_edges(element.n_cells)
     kept = Kept(rule, min_weight, top_k, max_edges, strongest)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    check = _Check(
-        element, matrix, kept, limit, n_threads, folder, progress, observer, components,
-        partial(_embeddings, store, element.key, storage_options if source is None else None),
-    )  # fmt: skip
-    problems, n_edges, largest = check.run()
+    with ExitStack() as stack:
+        if matrix is not None and element.n_cells < matrix.n_cells:  # some cells, by their names
+            with open_names(store, element.n_cells, key=element.key) as names:
+                told = (name or "" for _, some in names.steps() for name in some)
+                where = matrix.key if is_container(source) else ""
+                selection = select_cells(
+                    source, where, matrix.n_cells, told, storage_options=storage_options,
+                    limit=limit,
+                )  # fmt: skip
+            clear_dead(folder)
+            place = stack.enter_context(temporary_folder(folder))
+            matrix = restricted(matrix, selection, place, limit, n_threads, progress)
+        check = _Check(
+            element, matrix, kept, limit, n_threads, folder, progress, observer, components,
+            partial(_embeddings, store, element.key, storage_options if source is None else None),
+        )  # fmt: skip
+        problems, n_edges, largest = check.run()
     return replace(
         check.graph,
         ok=not problems,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import click
@@ -30,8 +31,8 @@ def test_options_are_under_headings_once_each(name):
     command = cli.commands[name]
     for option in command.params:
         if isinstance(option, click.Option):
-            starts = [line for line in lines if line.startswith(f"  {', '.join(option.opts)}")]
-            assert len(starts) == 1, option.opts
+            flags = re.compile(rf"  {', '.join(option.opts)}(\s|$)")
+            assert len(list(filter(flags.match, lines))) == 1, option.opts
     messages = lines[lines.index("Messages:") :]
     assert any(line.startswith("  -h, --help") for line in messages)
     assert max(map(len, lines)) <= 80

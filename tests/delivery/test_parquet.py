@@ -1,6 +1,7 @@
 """Parquet files: the rows of the matrix, the same bytes however the work was cut, resumable."""
 
 import dataclasses
+import io
 import os
 import tempfile
 from itertools import pairwise
@@ -38,7 +39,8 @@ def contents(folder):
 def read(folder):
     """Return the columns of all files together."""
     # ParquetFile.read of pyarrow 19 fails where there are no rows; read_table does not.
-    tables = [pq.read_table(path) for path in sorted(folder.glob("edges-*.parquet"))]
+    paths = sorted(folder.glob("edges-*.parquet"))
+    tables = [pq.read_table(io.BytesIO(path.read_bytes())) for path in paths]
     return [
         np.concatenate([table[name].to_numpy() for table in tables])
         for name in tables[0].column_names

@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from cellgraph_dask import symmetrize_connectivities
 from cellgraph_dask.delivery import row_names
+from cellgraph_dask.errors import SourceError
 from tests.helpers.stores import directed_graph, snapshot
 
 N = 7
@@ -139,6 +140,20 @@ def test_an_index_with_a_name_missing_is_copied_and_told_of(tmp_path, kind, inde
     assert isinstance(stored, zarr.Group)
     found = read(tmp_path / "d.zarr")
     assert found.obs_names.isna().tolist() == [k == 3 for k in range(N)]
+
+
+def test_what_anndata_cannot_write_is_named(tmp_path):
+    adata = cells()
+    adata.write_zarr(tmp_path / "s.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy = anndata.experimental.read_lazy(str(tmp_path / "s.zarr"))
+    with pytest.raises(SourceError, match=r"is read lazily.* Give the path"):
+        symmetrize_connectivities(lazy, tmp_path / "d.zarr", rule="max")
+    adata.uns["f"] = open
+    with pytest.raises(SourceError, match=r"^uns of AnnData in memory cannot be copied: IOReg"):
+        symmetrize_connectivities(adata, tmp_path / "d.zarr", rule="max")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_names_missing_in_memory_are_told_of(tmp_path):

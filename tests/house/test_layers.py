@@ -66,6 +66,7 @@ LIBRARIES = {
         "runtime/cluster",
         "plan/options",
         "export/api",
+        "export/choosing",
         "export/run",
         "export/symmetrize",
     },

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from cellgraph_dask import (
     inspect_path,
     open_export,
     plan_export,
+    report_export,
     verify_export,
 )
 from cellgraph_dask.export.check import BrokenRule, CheckReport
@@ -25,6 +28,7 @@ from cellgraph_dask.verify.checks import VerifyReport
 from tests.helpers.stores import directed_graph, symmetric_graph, write_store
 
 ROOT = Path(__file__).parents[2]
+PICTURE: Any = SimpleNamespace(caption="all <edges>")
 EXAMPLE = ROOT / "examples/notebook.ipynb"
 
 
@@ -37,9 +41,12 @@ class _Page(HTMLParser):
         self.text: list[str] = []
 
     def handle_starttag(self, tag, attrs):
-        assert tag in {"div", "span", "table", "tr", "th", "td"}
-        assert {name for name, _ in attrs} <= {"style", "role", "aria-label", "title", "scope"}
-        self.open.append(tag)
+        names = {"style", "role", "aria-label", "title", "scope", "src", "alt"}
+        assert {name for name, _ in attrs} <= names
+        assert dict(attrs).get("src", "data:image/png;base64,").startswith("data:image/png;base64,")
+        if tag != "img":
+            assert tag in {"div", "span", "table", "tr", "th", "td"}
+            self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -123,6 +130,17 @@ def test_a_check(tmp_path):
     assert "rule count text cells 1 too many" in text_of(report)
 
 
+def test_a_report_with_its_picture(made):
+    pytest.importorskip("datashader")
+    _, out, *_ = made
+    shown = report_export(out, picture=False)
+    assert text_of(shown).startswith(f"Report of {out} Is it sound? Yes ")
+    drawn = replace(shown, picture=PICTURE, images=(b"\x89PNG<>", b""))
+    assert '<img src="data:image/png;base64,' in drawn._repr_html_()
+    assert 'alt="all &lt;edges&gt;"' in drawn._repr_html_()
+    assert "PNG" not in text_of(drawn)
+
+
 def test_an_open_export(made):
     _, out, _, report = made
     with open_export(out) as graph:
@@ -171,9 +189,9 @@ def shown(outputs: list[dict[str, Any]]) -> str:
 
 @pytest.mark.slow
 def test_the_example_runs_and_its_outputs_tell(tmp_path, monkeypatch):
-    made, plan, export, verified, checked, opened, neighbors = (
-        shown(outputs) for outputs in executed(EXAMPLE, tmp_path, monkeypatch)
-    )
+    pytest.importorskip("datashader")
+    *outputs, drawn = executed(EXAMPLE, tmp_path, monkeypatch)
+    made, plan, export, verified, checked, opened, neighbors = map(shown, outputs)
     assert made.startswith("What is there path cells.zarr kind store")
     assert "2.0 GB allowed" in plan
     assert re.match(r"stream: 100%, [\d,]+ of [\d,]+ entries, 0:0\d, .*/s Export ", export)
@@ -181,6 +199,7 @@ def test_the_example_runs_and_its_outputs_tell(tmp_path, monkeypatch):
     assert "one-sided" in checked
     assert "cells 2,000" in opened
     assert neighbors.startswith("array([")
+    assert [list(output["data"]) for output in drawn] == [["image/png", "text/plain"]]
 
 
 def test_the_example_holds_no_outputs():

@@ -346,6 +346,17 @@ def test_an_export_at_a_url_is_drawn(folder):
     assert found.report.path == url
 
 
+def test_a_store_that_was_written_again_since_the_export_is_told(tmp_path):
+    matrix, places = near_graph()
+    store = write_store(tmp_path / "s.zarr", matrix, obsm={"X_umap": places})
+    export_connectivities(store, tmp_path / "out")
+    assert drawn(tmp_path / "out").report.warnings == ()
+    write_store(store, matrix, obsm={"X_umap": places})
+    (warning,) = drawn(tmp_path / "out").report.warnings
+    assert warning == f"{store} has been written again since the export was made from it."
+    assert drawn(tmp_path / "out", source=store).report.warnings == ()  # that was asked for
+
+
 def test_a_folder_of_something_else_is_told(tmp_path):
     with pytest.raises(SourceError, match="is neither an export nor a store"):
         drawn(tmp_path)
