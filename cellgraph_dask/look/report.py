@@ -30,7 +30,7 @@ from .report_values import FileSize, GraphFacts
 from .report_verdicts import ceilings, verdicts
 
 _SUFFIXES = (".html", ".htm")
-_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "datashader", "matplotlib")
+_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "matplotlib")
 
 
 @dataclass(frozen=True)
