@@ -76,6 +76,7 @@ class ParquetFolder:
             "rule": self.wanted,
             "directions": "both" if self.both else "one",
             "cells_table": self.cells is not None,
+            **(self.cells.options if self.cells is not None else {}),
         } | self.thinning.options
 
     def check(self, n_cells: int) -> None:

@@ -25,6 +25,7 @@ from ..edge_pairs.format import (
 from ..edge_pairs.gzip_member import DeflatePart
 from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER, Place
@@ -34,6 +35,7 @@ from ..stages.job import Job
 from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
+from .cells_table import CellsTable
 from .edge_files import EdgeFiles, writer_bytes
 from .parts import PieceDelivery, pieces_bytes
 
@@ -147,6 +149,7 @@ class EdgePairs:
     wanted: Rule | None = None  # None if weights matter: the matrix must be symmetric in them
     both: bool = False
     thinning: Thinning = ALL
+    cells: CellsTable | None = None  # what the names of selected cells are read from
 
     refuses_diagonal = is_inside = False
     weight_dtype = "float64"
@@ -177,14 +180,15 @@ class EdgePairs:
         """See `Product`; a plain export has nothing to tell of weights."""
         weights = {"weights": self.weights} if self.weights else {}
         rule = {"rule": self.wanted} if self.weights or self.wanted is not None else {}
-        return {"compression": self.compression} | weights | rule | self.thinning.options
+        cells = self.cells.options if self.cells is not None else {}
+        return {"compression": self.compression} | weights | rule | self.thinning.options | cells
 
     def check(self, n_cells: int) -> None:
         """See `Product`."""
         if self.weights and not 0 < n_cells <= MOST_WEIGHTED_CELLS:
             raise SourceError(
-                f"the matrix has {n_cells:,} cells; files with weights hold graphs of 1 to "
-                f"{MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
+                f"the matrix has {counted(n_cells, 'cell')}; files with weights hold graphs of 1 "
+                f"to {MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
             )
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
@@ -192,8 +196,9 @@ class EdgePairs:
         if not self.weights or viewer_bytes(n_cells, n_edges) <= VIEWER_BYTES:
             return []
         return [
-            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {most_viewer_edges(n_cells):,} "
-            f"edges of {n_cells:,} cells; this graph may have up to {n_edges:,}."
+            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most "
+            f"{counted(most_viewer_edges(n_cells), 'edge')} of {counted(n_cells, 'cell')}; this "
+            f"graph may have up to {n_edges:,}."
         ]
 
     def _columns(self, n_cells: int) -> dict[str, np.dtype[Any]]:
@@ -216,7 +221,9 @@ class EdgePairs:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        return writer_bytes(self._columns(job.source.n_cells), self.compression, threads, n)
+        columns = self._columns(job.source.n_cells)
+        names = self.cells.names_bytes if self.cells is not None else 0
+        return max(writer_bytes(columns, self.compression, threads, n), names)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
@@ -261,5 +268,7 @@ class EdgePairs:
             weighted=self.weights,
         )  # fmt: skip
         with named_disk_errors(made):
+            if self.cells is not None:
+                provenance = provenance.with_names(self.cells.write_names(made))
             (made / PROVENANCE).write_text(provenance.to_json(manifest))
         output.publish(manifest, made, progress)

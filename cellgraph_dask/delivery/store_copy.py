@@ -23,10 +23,22 @@ import numpy as np
 from ..errors import SourceError
 from ..publish.consolidated import is_group
 from ..runtime.stage import ResumableExecutor, Stage
-from ..source.layout import Node, Tree, children, get, is_array, metadata_of, text_of
+from ..source.layout import (
+    Node,
+    Tree,
+    children,
+    format_of,
+    get,
+    is_array,
+    metadata_of,
+    text_of,
+    told,
+)
 from ..source.opening import Root, open_root
+from ..source.selection import Selection
 from ..stages.runs import Written, holds
 from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
+from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_rows, has_rows, shape_of
 from .zarr_files import (
     CHUNK_VALUES,
     DOCUMENTS,
@@ -44,6 +56,7 @@ _PARTS = ("X", "obs", "var", "obsm", "varm", "varp", "layers", "uns", "raw")
 _BATCH_BYTES = 1 << 25  # of files that one task copies
 _BATCH_FILES = 64
 _MOST_SMALL_BYTES = 1 << 26  # of what is read as a whole
+_SELECTING_BYTES = 1 << 25  # to find selected rows, and their entries
 _KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
 
 
@@ -81,40 +94,51 @@ class StoreCopy:
     storage_options: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     thread_bytes: int = 0  # the most that a thread needs
     notes: tuple[str, ...] = ()  # what readers do not take of it
+    selection: Selection | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
-        cls, source: Any, group: str, zarr_format: ZarrFormat, options: Mapping[str, Any] | None
-    ) -> StoreCopy:
+        cls, source: Any, group: str, zarr_format: ZarrFormat, options: Mapping[str, Any] | None,
+        selection: Selection | None = None,
+    ) -> StoreCopy:  # fmt: skip
         """Return what is to be copied of a source, having looked at all of it."""
         with open_root(source, options) as root:
             if isinstance(root.node, Tree):
-                most, notes = _BATCH_BYTES, unnamed_in(source)
                 if group:
                     raise SourceError(
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
                         "or write them to a store."
                     )
+                if hasattr(source.obs, "ds"):  # anndata's table of what is still in the store
+                    raise SourceError(
+                        f"{root.origin.path} is read lazily, and a new store cannot be made of it. "
+                        "Give the path of its store."
+                    )
+                most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
                 indexes = list(index_groups(root, node, skip=_OBSP))
                 most = max([_thread_bytes(node), *(index.n_bytes for index in indexes)])
                 notes = [index.note for index in indexes if index.note]
-        return cls(source, group, zarr_format, options, most, tuple(notes))
+                if selection is not None:
+                    check_rows(node, selection.n_cells)
+                    most += _SELECTING_BYTES
+        return cls(source, group, zarr_format, options, most, tuple(notes), selection)
 
     def run(self, folder: Path, executor: ResumableExecutor) -> int:
         """Copy it all into a folder, where `obsp` is; return the bytes of its files."""
         with open_root(self.source, self.storage_options) as root:
             file = root.origin.file
             if isinstance(root.node, Tree):
-                return _write_object(self.source, folder, self.zarr_format)
+                return _write_object(self._objects(), folder, self.zarr_format)
             node = _anndata_in(root, self.group)
             found = index_groups(root, node, skip=_OBSP)
             indexes = {index.path: index for index in found if not index.flaw}
-            anew = _Anew(root, self.zarr_format, indexes)
+            anew = _Anew(root, self.zarr_format, indexes, self.selection)
             n_bytes = 0
             if (
-                file is not None
+                self.selection is None
+                and file is not None
                 and Path(file).is_dir()
                 and root.zarr_format == self.zarr_format
                 and (Path(file) / self.group).is_dir()
@@ -130,6 +154,12 @@ class StoreCopy:
         stage = Stage("copy", task, tasks, sizes, "bytes", Copied, kept, f"anew {self.zarr_format}")
         return n_bytes + anew.n_bytes + _sum(executor.run(stage))
 
+    def _objects(self) -> Any:
+        """Return the AnnData in memory, or the selected cells of it."""
+        if self.selection is None:
+            return self.source
+        return self.source[self.selection.original(np.arange(len(self.selection)))]
+
 
 def _thread_bytes(anndata: Node) -> int:
     """Return the most bytes that a thread needs to copy a part of an AnnData in a store."""
@@ -140,7 +170,8 @@ def _thread_bytes(anndata: Node) -> int:
         here = _chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
         written = math.prod(here)
         is_text = text_of(node.attrs.get("encoding-type")) == "string-array"
-        values = written * (TEXT_BYTES if is_text else 2 * itemsize)
+        at_once = max(written, math.prod(stored)) if is_text else written
+        values = at_once * (TEXT_BYTES if is_text else 2 * itemsize)
         most = max(most, 3 * math.prod(stored) * itemsize + values + chunk_bytes(itemsize, written))
     return most
 
@@ -261,14 +292,21 @@ def files_hold(folder: Path, kept: tuple[FileTask, Copied]) -> bool:
 class _Anew:
     """Groups that are written now, and arrays whose chunks tasks will write."""
 
-    def __init__(self, root: Root, zarr_format: ZarrFormat, indexes: Mapping[str, Index]) -> None:
+    def __init__(
+        self, root: Root, zarr_format: ZarrFormat, indexes: Mapping[str, Index],
+        selection: Selection | None,
+    ) -> None:  # fmt: skip
         self._root, self._format, self._indexes = root, zarr_format, indexes
+        self._selection = selection
         self.arrays: list[tuple[Any, ArrayFiles]] = []  # what is read, and what is written
         self.n_bytes = 0  # of what has been written
 
     def group(self, node: Node, folder: Path, path: str = "") -> None:
         """Write a group and plan all that is in it, but for the members of `obsp`."""
         attributes = _plain_attributes(node)
+        if self._rows_of(path) and format_of(node)[0]:
+            self._sparse_rows(node, folder, attributes)
+            return
         write_documents(folder, group_documents(self._format, attributes))
         for name in children(node):
             child, inner = get(node, name), f"{path}/{name}".lstrip("/")
@@ -277,21 +315,44 @@ class _Anew:
                     folder / name, group_documents(self._format, _plain_attributes(child))
                 )
             elif is_array(child):
-                self._array(child, folder, name)
+                self._array(child, folder, name, self._rows_of(inner))
             elif inner in self._indexes:
-                self.index(self._indexes[inner], folder / name)
+                self.index(self._indexes[inner], folder / name, self._rows_of(inner))
             else:
                 self.group(child, folder / name, inner)
 
-    def index(self, index: Index, folder: Path) -> None:
+    def _rows_of(self, path: str) -> Selection | None:
+        """Return which rows of what is at a path are copied, if not all."""
+        return self._selection if has_rows(path) else None
+
+    def _sparse_rows(self, node: Node, folder: Path, attributes: dict[str, Any]) -> None:
+        """Plan the selected rows of a CSR matrix."""
+        assert self._selection is not None
+        n_rows = len(self._selection)
+        write_documents(folder, group_documents(self._format, shape_of(attributes, n_rows)))
+        entries = Entries(self._root.dense(get(node, "indptr")), self._selection)
+        for name in ("indptr", "indices", "data"):
+            stored: Any = get(node, name)
+            reader: Any = NewIndptr(entries)
+            if name != "indptr":
+                reader = NewEntries(self._root.dense(stored), entries)
+            length = n_rows + 1 if name == "indptr" else entries.n_entries
+            dtype = np.dtype(stored.dtype).newbyteorder("<")
+            place = folder / name
+            array = ArrayFiles(place, self._format, (length,), vector_chunks(length), dtype)
+            array.write_metadata(_plain_attributes(stored))
+            if length:
+                self.arrays.append((reader, array))
+
+    def index(self, index: Index, folder: Path, selection: Selection | None = None) -> None:
         """Plan an index that is a group, as an array of texts."""
-        shape = (index.length,)
+        shape = (index.length if selection is None else len(selection),)
         array = ArrayFiles(folder, self._format, shape, vector_chunks(*shape), np.dtype(object))
         array.write_metadata(encoding("string-array", "0.2.0"))
         if index.length:
-            self.arrays.append((index.texts, array))
+            self.arrays.append((_of_rows(index.texts, selection), array))
 
-    def _array(self, node: Node, folder: Path, name: str) -> None:
+    def _array(self, node: Node, folder: Path, name: str, selection: Selection | None) -> None:
         attributes, dtype = _plain_attributes(node), node.dtype
         kind = attributes.get("encoding-type", "array")
         is_text = kind in ("string-array", "string") or dtype.kind == "T"
@@ -300,6 +361,8 @@ class _Anew:
             self._by_anndata(node, folder, name)
             return
         shape = tuple(int(n) for n in shape)
+        if selection is not None and shape:
+            shape = (len(selection), *shape[1:])
         dtype = np.dtype(object) if is_text else np.dtype(dtype).newbyteorder("<")
         chunks = _chunks_for(shape, getattr(node, "chunks", None))
         array = ArrayFiles(folder / name, self._format, shape, chunks, dtype)
@@ -310,7 +373,7 @@ class _Anew:
         elif math.prod(shape):
             with metadata_of(name):
                 reader = texts_in(self._root, node) if is_text else self._root.dense(node)
-            self.arrays.append((reader, array))
+            self.arrays.append((_of_rows(reader, selection), array))
 
     def _by_anndata(self, node: Node, folder: Path, name: str) -> None:
         """Have anndata copy what is small and of a kind that only it knows."""
@@ -342,6 +405,10 @@ class _Anew:
                 last = min(first + step, array.n_chunks)
                 yield ChunkTask(number, k, first, last, (last - first) * size)
                 number += 1
+
+
+def _of_rows(reader: Any, selection: Selection | None) -> Any:
+    return reader if selection is None else Rows(reader, selection)
 
 
 def _chunks_for(shape: tuple[int, ...], stored: Any) -> tuple[int, ...]:
@@ -409,9 +476,17 @@ def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
         if value is not None:
             if isinstance(value, Mapping):  # anndata 0.13 has X among the layers, without a name
                 value = {key: item for key, item in value.items() if key is not None}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                write_dispatched(group, name, value, _write_element)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    write_dispatched(group, name, value, _write_element)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # what anndata cannot write may be anything
+                raise SourceError(
+                    f"{name} of {type(adata).__name__} in memory cannot be copied: {told(error)}. "
+                    "Remove what anndata cannot write, or give the path of a store."
+                ) from error
     n_bytes = 0
     for above, _, names in os.walk(folder):
         for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():

@@ -33,6 +33,8 @@ FORMAT = "edge_pairs"
 EDGE_FILE = re.compile(
     rf"edges\.({'|'.join((*SIDES, WEIGHTS))})(\.(?P<tag>[0-9a-f]{{8}}))?(\.f64)?\.bin(\.gz)?"
 )
+# The name of a text with the names of cells, as `cells_name` gives it.
+CELLS_FILE = re.compile(r"cells(\.(?P<tag>[0-9a-f]{8}))?\.txt")
 ABSENT = (FileNotFoundError, NotADirectoryError)
 _TAGGED = re.compile(rf"{FOLDER}/edges\.src\.([0-9a-f]{{8}})\.bin")
 
@@ -75,6 +77,11 @@ def file_name(side: str, compression: int | None, tag: str = "") -> str:
     return f"edges.{side}{'.' if tag else ''}{tag}{kind}.bin" + (".gz" if compression else "")
 
 
+def cells_name(tag: str = "") -> str:
+    """Return the name of the text with the names of cells, for an export of some of them."""
+    return f"cells{'.' if tag else ''}{tag}.txt"
+
+
 def edge_columns(n_cells: int, *, weighted: bool = False) -> dict[str, np.dtype[Any]]:
     """Return the dtypes of the edge files, by their side."""
     columns = dict.fromkeys(SIDES, index_dtype(n_cells, weighted=weighted))
@@ -115,6 +122,11 @@ class Manifest:
     def path(self, side: str) -> str:
         """Return the path of an edge file, relative to the export's folder."""
         return f"{FOLDER}/{file_name(side, self.compression, self.tag)}"
+
+    @property
+    def cells_path(self) -> str:
+        """Path of the names of cells, if there are any, relative to the export's folder."""
+        return f"{FOLDER}/{cells_name(self.tag)}"
 
     def to_json(self) -> str:
         """Return the manifest's text: the keys, their order and the spacing of cellucid."""

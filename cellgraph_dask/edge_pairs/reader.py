@@ -25,6 +25,7 @@ from ..machine.files import named_disk_errors, opened, read_at, write_at
 from ..machine.remote import AnyPath, RemotePath, local_path
 from ..machine.temporary import clear_dead, temporary_folder
 from .format import (
+    CELLS_FILE,
     FOLDER,
     IDENTITY,
     MANIFEST,
@@ -251,6 +252,7 @@ def first_bad_edge(src: Array, dst: Array, last_src: int, last_dst: int, n_cells
 
 
 _SPARE_BYTES = 1 << 20
+_NAME_BYTES = 1 << 10  # of a cell, on average; names that are longer are cut
 _MOST_MANIFEST = 1 << 30  # bytes, of which each file takes some hundred
 
 
@@ -287,7 +289,8 @@ def _files(origin: RemotePath) -> list[tuple[str, int]]:
         (manifest.path(side), _most_stored(manifest.n_edges * dtype.itemsize))
         for side, dtype in manifest.columns.items()
     ]
-    return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES)]
+    cells = (manifest.cells_path, _NAME_BYTES * manifest.n_cells + _SPARE_BYTES)
+    return [*texts, *edges, (f"{FOLDER}/{PROVENANCE}", _SPARE_BYTES), cells]
 
 
 def _files_of_table(origin: RemotePath) -> list[tuple[str, int]]:
@@ -315,7 +318,7 @@ def _copy(source: RemotePath, target: Path, most: int) -> None:
         except FileNotFoundError:
             target.unlink()
         except PermissionError as error:  # or absent, where this user may not list
-            if target.name not in (IDENTITY, PROVENANCE):
+            if target.name not in (IDENTITY, PROVENANCE) and not CELLS_FILE.match(target.name):
                 raise InvalidExportError(f"{source} cannot be read: {error.strerror}.") from error
             target.unlink()
         except OSError as error:

@@ -15,10 +15,12 @@ from ..plan.thinning import thinning_of
 from ..runtime.cluster import client_for
 from ..source.matrix import Source
 from ..source.opening import is_container, open_source
+from ..source.selection import Cells
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
 from ..stages.rules import Rule
 from ..stages.wishes import Strongest
+from .choosing import choose
 from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def plan_export(
     key: str = "connectivities",
     neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cells: Cells | None = None,
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
@@ -65,6 +68,11 @@ def plan_export(
         Name of one of scanpy's neighbor graphs (``uns[neighbors_key]``), instead of `key`.
     storage_options
         For fsspec, if `source` is a URL: endpoint, credentials and the like.
+    cells
+        Which cells to export; by default all. The path of a text file with a name on each line,
+        ``"obs:COLUMN=VALUE"`` for those with that value in a column of `obs`, a sequence of names,
+        or a mask of true and false. They get numbers from 0 on, in the order of `obs`, and their
+        names are written beside: ``connectivity/cells.txt``, or `cells.parquet`.
     compression
         Level of gzip, 1 to 9; None for plain files.
     weights
@@ -123,6 +131,9 @@ def plan_export(
         If an export into `out_dir` would be refused, as that is of another generation of cellucid.
     """
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    opened, table = _chosen(
+        opened, source, storage_options, cells, cells_table, memory_limit, client, format
+    )
     options = Options(
         out_dir if out_dir is not None else absolute(Path()),
         compression=compression,
@@ -138,7 +149,7 @@ def plan_export(
         ),
         format=format,
         directions=directions,
-        cells_table=_table_of(opened, source, storage_options) if cells_table else None,
+        cells_table=table,
         memory_limit=memory_limit,
         threads=threads,
         scratch_dir=scratch_dir,
@@ -155,18 +166,29 @@ def plan_export(
     if out_dir is not None:
         refuse_inside(opened, options)
     if isinstance(opened, LazyMatrix):
-        opened = estimate(opened, computing(options.client, memory_limit, 1, opened.task_bytes))
+        opened = estimate(opened, computing(opened, options.client, memory_limit, 1))
         method = "general"
     elif options.client is not None and not opened.origin.is_shared:
         opened, method = sketch(opened), "general"
     return prepare(opened, folder, options, upload_bytes=upload_bytes, method=method).plan
 
 
-def _table_of(
-    opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None
-) -> CellsTable:
-    key = opened.key if is_container(source) else ""
-    return table_of_cells(source, opened.n_cells, storage_options, key)
+def _chosen(
+    opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None,
+    cells: Cells | None, cells_table: bool, memory_limit: int | str | None, client: Client | None,
+    format: Format,
+) -> tuple[Source | LazyMatrix, CellsTable | None]:  # fmt: skip
+    """Return the graph of the cells that are to be exported, and what their table is made from."""
+    key, n_cells = opened.key if is_container(source) else "", opened.n_cells
+    selection = None
+    if cells is not None:
+        opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)
+    elif not cells_table:
+        return opened, None
+    table = table_of_cells(source, n_cells, storage_options, key, selection)
+    if selection is not None and format != "parquet":
+        table.check_names()
+    return opened, table
 
 
 def export_connectivities(
@@ -176,6 +198,7 @@ def export_connectivities(
     key: str = "connectivities",
     neighbors_key: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    cells: Cells | None = None,
     compression: int | None = None,
     weights: bool = False,
     rule: Rule | None = None,
@@ -203,7 +226,9 @@ def export_connectivities(
 
     Parameters
     ----------
-    source, key, neighbors_key, storage_options, compression, weights, rule, format, directions
+    source, key, neighbors_key, storage_options, cells, compression, weights, rule, format
+        As for `plan_export`.
+    directions
         As for `plan_export`.
     min_weight, top_k, max_edges, strongest
         As for `plan_export`.
@@ -223,7 +248,8 @@ def export_connectivities(
         by its cluster. What it has finished is checked and kept; the bytes are the same. If there
         is none, the export starts from the beginning.
     progress
-        Whether to show progress bars on standard error; None for "if it is a terminal".
+        Whether to show progress bars, on standard error or in the output of a notebook's cell;
+        None for "on a terminal or in a notebook".
     client, output_storage_options
         As for `plan_export`.
 
@@ -252,6 +278,9 @@ def export_connectivities(
     86012345
     """
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    opened, table = _chosen(
+        opened, source, storage_options, cells, cells_table, memory_limit, client, format
+    )
     return run_export(
         opened,
         Options(
@@ -269,7 +298,7 @@ def export_connectivities(
             ),
             format=format,
             directions=directions,
-            cells_table=_table_of(opened, source, storage_options) if cells_table else None,
+            cells_table=table,
             memory_limit=memory_limit,
             threads=threads,
             scratch_dir=scratch_dir,

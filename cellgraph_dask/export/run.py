@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import ClusterError, ResumeError, SourceError
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
@@ -76,6 +77,8 @@ class ExportReport(Report):
         What thinning has done; None if all edges were kept.
     """
 
+    _title = "Export"
+
     out_dir: str
     n_cells: int
     n_edges: int
@@ -129,6 +132,7 @@ def run_export(
 
 
 def _run_export(export: _Export, options: Options, began: float) -> ExportReport:
+    options.product.check(export.source.n_cells)  # which takes no spooling
     source, record = export.source, export.interrupted()
     force = options.force or (record is not None and record.force)
     output = output_of(options, force=force, resume=record is not None)
@@ -212,7 +216,10 @@ class _Export:
         if not self.options.resume:
             return None
         if self.ready is None or not self.lasting:
-            log.info("only exports of files and URLs can be resumed; starting from the beginning")
+            log.info(
+                "only exports of whole sparse matrices in files and at URLs can be resumed; "
+                "starting from the beginning"
+            )
             return None
         return interrupted_run(self.ready, self.watch.fingerprint, self.options)
 
@@ -261,7 +268,7 @@ class _Export:
                     result = _run(prepared, record, output, edges, progress, self.options)
                     self.watch.check()
                     n_edges = result.outcome.n_edges
-                    log.info("publishing %s edges to %s", f"{n_edges:,}", output.name)
+                    log.info("publishing %s to %s", counted(n_edges, "edge"), output.name)
                     self.made.append((prepared, result))
                     self.options.product.publish(
                         output, edges, prepared.plan.n_cells, result.outcome,
@@ -312,13 +319,13 @@ def _report(
 
 
 def computing(
-    client: Client | None, memory_limit: int | str | None, threads: int, task_bytes: int
+    matrix: LazyMatrix, client: Client | None, memory_limit: int | str | None, threads: int
 ) -> Compute:
     """Return the function that computes a `LazyMatrix`: on the cluster, or on threads."""
-    if client is not None:
+    if client is not None and not matrix.is_local:
         return partial(compute_on_workers, client)
-    limit = limit_bytes(memory_limit)
-    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=task_bytes)
+    limit = limit_bytes(memory_limit if client is None else None)  # else it is that of workers
+    return partial(compute_on_threads, n_threads=threads, limit=limit, task_bytes=matrix.task_bytes)
 
 
 def _spooled(
@@ -327,11 +334,12 @@ def _spooled(
     """Return a source that is counted and that all see, in files of ours."""
     with named_disk_errors(folder.parent):
         if options.client is not None:
-            check_folders(options.client, None, [folder])
+            file = source.origin.file if isinstance(source, LazyMatrix) else None
+            check_folders(options.client, file, [folder])
         if isinstance(source, Source):
             return spool_memory(source, folder)
         threads = options.threads or default_threads()
-        compute = computing(options.client, options.memory_limit, threads, source.task_bytes)
+        compute = computing(source, options.client, options.memory_limit, threads)
         return spool(source, folder, compute, progress)
 
 
@@ -367,9 +375,11 @@ def _run(
 def _taken(plan: ExportPlan) -> str:
     """Say for the log which method is taken, with which sizes."""
     return (
-        f"{plan.key} of {plan.source}: {plan.n_cells:,} cells, {plan.n_entries:,} entries; "
-        f"{plan.method} method, {plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-        f"{plan.threads} threads; projected memory {format_bytes(plan.projected_memory_bytes)} of "
+        f"{plan.key} of {plan.source}: {counted(plan.n_cells, 'cell')}, "
+        f"{counted(plan.n_entries, 'entry')}; {plan.method} method, "
+        f"{counted(plan.n_blocks, 'block')}, {counted(plan.n_partitions, 'partition')}, "
+        f"{counted(plan.threads, 'thread')}; projected memory "
+        f"{format_bytes(plan.projected_memory_bytes)} of "
         f"{format_bytes(plan.memory_limit_bytes)}, temporary files up to "
         f"{format_bytes(plan.scratch_bytes)}"
     )

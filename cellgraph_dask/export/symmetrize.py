@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..delivery.element import Element
+from ..delivery.row_names import notes_in_place
 from ..delivery.store_copy import StoreCopy
 from ..delivery.zarr_files import DOCUMENTS, ZarrFormat
 from ..errors import OutputError, SourceError
@@ -20,9 +21,11 @@ from ..source.cells import levels
 from ..source.layout import get
 from ..source.matrix import Source
 from ..source.opening import is_container, open_root, open_source
+from ..source.selection import Cells
 from ..source.spool import LazyMatrix
 from ..stages.rules import Rule
 from ..stages.wishes import Strongest
+from .choosing import choose
 from .run import ExportReport, run_export
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ def symmetrize_connectivities(
     source: Any,
     dest: str | Path,
     *,
+    cells: Cells | None = None,
     rule: Rule | None = None,
     min_weight: float | None = None,
     top_k: int | None = None,
@@ -73,8 +77,9 @@ def symmetrize_connectivities(
         How the weights a and b of both directions become one, an absent one being 0. `min` keeps
         mutual neighbors only, `fuzzy` is a + b - a b, for weights from 0 to 1. By default only a
         matrix is taken that is symmetric in its weights as it is.
-    min_weight, top_k, max_edges, strongest
-        Which edges are kept, as for `plan_export`.
+    cells, min_weight, top_k, max_edges, strongest
+        Which cells and edges are kept, as for `plan_export`. With `cells`, a new store has their
+        rows alone, of all that there is for each cell.
     to_key
         Name of the new element in `obsp`.
     drop_diagonal
@@ -108,18 +113,24 @@ def symmetrize_connectivities(
         raise ValueError(f"zarr_format must be 2 or 3, not {zarr_format!r}")
     _check_key(to_key)
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    group, stored = _place_of(opened, source, storage_options)
+    group, stored, notes = _place_of(opened, source, storage_options)
     inside = _is_same(opened.origin.file, dest) and stored is not None
     if inside and zarr_format not in (None, stored):
         raise ValueError(f"{dest} is of zarr format {stored}; an element of it cannot have another")
+    selection = None
+    if cells is not None:
+        if inside:
+            raise ValueError(f"{dest} has other cells too; name a new store for these cells")
+        opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)
     made: ZarrFormat = zarr_format or (3 if stored == 3 else 2)
     element = Element(
         rule, to_key, drop_diagonal, dtype, made, group,
-        None if inside else StoreCopy.of(source, group, made, storage_options),
+        None if inside else StoreCopy.of(source, group, made, storage_options, selection),
         thinning_of(
             opened.key, opened.n_cells, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
             strongest=strongest,
         ),
+        notes,
     )  # fmt: skip
     options = Options(
         dest,
@@ -147,8 +158,11 @@ def _check_key(name: str) -> None:
 
 def _place_of(
     opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None
-) -> tuple[str, int | None]:
-    """Return the path of the AnnData that a matrix is in, and the zarr format of its store."""
+) -> tuple[str, int | None, tuple[str, ...]]:
+    """Return the path of the AnnData that a matrix is in, the zarr format of its store, and notes.
+
+    These are on a store that stays as it is.
+    """
     if not is_container(source):
         raise SourceError(
             f"{opened.origin.path} has no cells beside it, of which a store could be made. Give "
@@ -157,7 +171,9 @@ def _place_of(
     with open_root(source, storage_options) as root:
         for level in levels(opened.key):
             if get(root.node, f"{level}/obs".lstrip("/")) is not None:
-                return level, root.zarr_format
+                anndata = get(root.node, level) if level else root.node
+                is_zarr = root.zarr_format is not None
+                return level, root.zarr_format, tuple(notes_in_place(anndata) if is_zarr else ())
     raise SourceError(f"{opened.origin.path} has no obs above {opened.key}; an AnnData has.")
 
 

@@ -40,7 +40,7 @@ class Options:
     thinning: Thinning = ALL
     format: Format = "cellucid"
     directions: Directions = "one"
-    cells_table: CellsTable | None = None  # what the table of cells is made from
+    cells_table: CellsTable | None = None  # what the table, or names of selected cells, are from
     memory_limit: int | str | None = None
     threads: int | None = None
     scratch_dir: str | Path | None = None  # an absolute path once it is here
@@ -76,7 +76,7 @@ class Options:
         if self.format != "parquet":
             if self.directions != "one":
                 raise ValueError("directions are for format='parquet'; cellucid has each edge once")
-            if self.cells_table is not None:
+            if self.cells_table is not None and self.cells_table.selection is None:
                 raise ValueError("the table of cells is for format='parquet'")
 
     @property
@@ -87,4 +87,7 @@ class Options:
         if self.format == "parquet":
             both = self.directions == "both"
             return ParquetFolder(self.weights, self.rule, both, self.cells_table, self.thinning)
-        return EdgePairs(self.compression, self.weights, self.rule, thinning=self.thinning)
+        return EdgePairs(
+            self.compression, self.weights, self.rule, thinning=self.thinning,
+            cells=self.cells_table,
+        )  # fmt: skip

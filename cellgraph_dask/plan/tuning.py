@@ -13,6 +13,7 @@ from typing import get_args
 
 from ..delivery.products import Product
 from ..errors import MemoryLimitError
+from ..machine.amounts import counted
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import Job, Method, Tuning
@@ -114,11 +115,12 @@ def _too_small(job: Job, budget: Budget) -> MemoryLimitError:
     n_threads = budget.fewest_threads
     who = "one thread needs" if n_threads == 1 else f"{n_threads} threads need"
     large = job.source.chunk_size > _MOST_BLOCK_ENTRIES
+    chunks = counted(job.source.chunk_size, "entry")
     smaller = " Or write the matrix again with smaller chunks." if large else ""
     return MemoryLimitError(
         f"the memory limit of {format_bytes(budget.limit)} is too small: "
         f"{format_bytes(budget.reserved)} are taken by Python and its libraries, and {who} "
-        f"{format_bytes(least - budget.reserved)} for chunks of {job.source.chunk_size:,} entries. "
+        f"{format_bytes(least - budget.reserved)} for chunks of {chunks}. "
         f"The smallest limit that will do is {least // 10**6}MB (`memory_limit`).{smaller}",
         needed_bytes=least,
     )

@@ -30,11 +30,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ..edge_pairs.format import (
+    CELLS_FILE,
     EDGE_FILE,
     FOLDER,
     IDENTITY,
     MANIFEST,
     Manifest,
+    cells_name,
     check_readable,
     identity_tells,
     identity_text,
@@ -95,9 +97,9 @@ class Target(Protocol):
 def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) -> None:
     """Show the edge files in the folder `made` to readers, under the names of a manifest.
 
-    The manifest has no tag. There may be a `PROVENANCE` beside them. If that fails, the old export
-    is whole. Once the new one is shown, signals wait, and what fails then is told as a warning:
-    only tidying up is left.
+    The manifest has no tag. There may be a `PROVENANCE` beside them, and the names of cells, which
+    are shown and replaced as edge files are. If that fails, the old export is whole. Once the new
+    one is shown, signals wait, and what fails then is told as a warning: only tidying up is left.
     """
     check_generation(
         target.path, weighted=manifest.weighted
@@ -109,13 +111,16 @@ def publish(target: Target, manifest: Manifest, made: Path, progress: Progress) 
 def _publish(
     target: Target, manifest: Manifest, made: Path, progress: Progress, hold: Hold
 ) -> None:
-    names, provenance = manifest.files, made / PROVENANCE
+    has_cells, provenance = (made / cells_name()).exists(), made / PROVENANCE
+    names = _names(manifest, has_cells)
     sizes = [(made / name).stat().st_size for name in names]
     _remove_unnamed(target)  # of an export that was killed
     try:
-        hop = _has_manifest(target) and any(target.size(name) is not None for name in names)
+        # No manifest names the names of cells: their name alone tells whose they are.
+        taken = has_cells or any(target.size(n) is not None for n in (*names, cells_name()))
+        hop = taken and _has_manifest(target)
         shown = replace(manifest, tag=os.urandom(4).hex()) if hop else manifest
-        target.bring([made / name for name in names], shown.files, progress)
+        target.bring([made / name for name in names], _names(shown, has_cells), progress)
         hold.begin()
         try:
             _show(target, shown, provenance.read_text() if provenance.exists() else NOTHING)
@@ -125,13 +130,15 @@ def _publish(
         hold.shown = True
         if hop:
             with _only_tidying(target):
-                target.copy(shown.files, names)
+                target.copy(_names(shown, has_cells), names)
+                if not has_cells and target.size(cells_name()) is not None:
+                    target.remove(cells_name())  # of the export before
                 target.put_texts([(MANIFEST, manifest.to_json())])
     finally:
         with _only_tidying(target):
             _remove_unnamed(target)
     found = _shown(target)
-    if found not in (shown, manifest) or _sizes(target, found) != sizes:
+    if found not in (shown, manifest) or _sizes(target, found, has_cells) != sizes:
         hold.shown = False
         raise OutputError(
             f"{target.path} does not hold what was written to it: another export into it may have "
@@ -139,8 +146,13 @@ def _publish(
         )
 
 
-def _sizes(target: Target, shown: Manifest | None) -> list[int | None]:
-    return [target.size(name) for name in shown.files] if shown is not None else []
+def _names(manifest: Manifest, has_cells: bool) -> list[str]:
+    """Return the names of edge files, and of the names of cells if there are any."""
+    return [*manifest.files, *([cells_name(manifest.tag)] if has_cells else [])]
+
+
+def _sizes(target: Target, shown: Manifest | None, has_cells: bool) -> list[int | None]:
+    return [target.size(name) for name in _names(shown, has_cells)] if shown is not None else []
 
 
 @contextmanager
@@ -221,11 +233,11 @@ def _remove_unnamed(target: Target) -> None:
         shown = _shown(target)
     except InvalidExportError:  # who knows what it names?
         return
-    named = set(shown.files) if shown else set()
+    named = set(_names(shown, True)) if shown else set()
     # A manifest that is not of this format may name what it likes, but no name with a tag.
     foreign = shown is None and _has_manifest(target)
     for name in target.list():
-        match = EDGE_FILE.fullmatch(name)
+        match = EDGE_FILE.fullmatch(name) or CELLS_FILE.fullmatch(name)
         if match and name not in named and (match["tag"] or not foreign):
             target.remove(name)
 

@@ -130,7 +130,7 @@ def compute_on_threads(
     if before + task_bytes > limit:
         least = (before + task_bytes) * 21 // 20
         raise MemoryLimitError(
-            f"the memory limit of {format_bytes(limit)} is too small: reading a chunk of the dense "
+            f"the memory limit of {format_bytes(limit)} is too small: reading a chunk of the "
             f"matrix takes up to {format_bytes(task_bytes)}, beside the {format_bytes(before)} of "
             f"Python and its libraries. Write it with smaller chunks, or allow "
             f"{-(-least // 10**6)}MB (`memory_limit`)."

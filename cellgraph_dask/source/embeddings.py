@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CellgraphError
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import format_bytes
 from .cells import levels
 from .layout import children, get, is_array, told
 from .opening import Root, is_container, open_root
+from .selection import Selection
 
 _PREFERRED = ("X_umap", "X_tsne", "X_draw_graph_fa", "X_phate", "X_pca")
 _MOST_COLUMNS = 10  # of wide embeddings, such as X_pca, the first ones tell enough
@@ -98,6 +100,15 @@ def _nothing(where: str, members: list[str], name: str | None) -> str:
     return f"{where} holds {what}{holds}" + (f"; did you mean {near[0]}?" if near else "")
 
 
+def restrict(embedding: Embedding, selection: Selection) -> Embedding:
+    """Return the same embedding of some cells, by their own numbers."""
+
+    def take(cells: Array) -> Array:
+        return embedding.take(selection.original(cells))
+
+    return embedding._replace(take=take, rows=_no_rows)
+
+
 def _nearest(root: Any, key: str) -> tuple[str, Any]:
     """Return the `obsm` that is nearest above a matrix, and its path."""
     where = "obsm"
@@ -123,7 +134,7 @@ def _problem(array: Any, n_cells: int, most_bytes: int) -> str:
     if len(array.shape) != 2 or array.shape[1] < 2 or dtype.kind not in "fiu":
         return f"has the shape {array.shape} and dtype {dtype}"
     if array.shape[0] != n_cells:
-        return f"has {array.shape[0]} rows for {n_cells} cells"
+        return f"has {counted(array.shape[0], 'row')} for {counted(n_cells, 'cell')}"
     if math.prod(array.shape) * dtype.itemsize > _MOST_BYTES:
         return f"has more than {format_bytes(_MOST_BYTES)}"
     if not 0 < _bytes_at_once(array) <= most_bytes:

@@ -58,10 +58,13 @@ class Origin:
     file: str | None = None  # absolute path of the file or folder that workers must see, if any
     is_shared: bool = False  # whether other processes can open it
     is_lasting: bool = False  # whether another run finds it by the same name
+    known_as: str | None = None  # the name of what it was computed from, if it was
 
     @property
     def name(self) -> str:
         """The same from every working directory and through any link, if it is lasting."""
+        if self.known_as is not None:
+            return self.known_as
         if not self.is_lasting:
             return self.path
         return os.path.realpath(self.file) if self.file is not None else self.path.rstrip("/")

@@ -48,8 +48,10 @@ class LazyMatrix:
     key: str
     array: Any
     notes: tuple[str, ...] = ()
-    piece_bytes: int = 0  # of values read at once from a dense matrix in a store
-    stored: Any = None  # that dense matrix
+    piece_bytes: int = 0  # of values read at once from what is in a store
+    stored: Any = None  # that dense matrix, or whatever has a stamp
+    loads: tuple[int, ...] = ()  # of each band of chunks: what it counts for; by default its rows
+    is_local: bool = False  # whether no other process can compute it
 
     @property
     def task_bytes(self) -> int:
@@ -147,24 +149,25 @@ def _part_tasks(matrix: LazyMatrix, layout: str, folder: Path) -> list[Any]:
     """Return the delayed tasks that write parts: of a band of chunks, or of several small ones."""
     import dask
 
-    convert = dask.delayed(_convert, pure=False)
+    to_rows = dask.delayed(convert, pure=False)
     join = dask.delayed(_side_by_side, pure=False)
     write = dask.delayed(_write_part, pure=False)
     along, across = (1, 0) if layout == "csc" else (0, 1)
     grid = matrix.array.to_delayed()
     grid = grid.T if layout == "csc" else grid
     sizes = [[int(size) for size in chunks] for chunks in matrix.array.chunks]
+    loads = matrix.loads or sizes[along]
     index = index_dtype(matrix.n_cells)
     tasks: list[Any] = []
     group: list[Any] = []
     n_grouped = 0
     for band, row in enumerate(grid):
         converted = [
-            convert(block, matrix.key, (sizes[along][band], sizes[across][k]), layout)
+            to_rows(block, matrix.key, (sizes[along][band], sizes[across][k]), layout)
             for k, block in enumerate(row)
         ]
         group.append(converted[0] if len(converted) == 1 else join(converted))
-        n_grouped += sizes[along][band]
+        n_grouped += loads[band]
         if n_grouped >= _PART_ROWS or len(converted) > 1 or band == len(grid) - 1:
             tasks.append(write(group, str(folder / f"part-{len(tasks):06d}"), index.str))
             group, n_grouped = [], 0
@@ -244,7 +247,7 @@ def _count_entries(block: Any, name: str) -> tuple[int, int]:
     return int(compress(block, name).data.size), int(block.shape[0]) * int(block.shape[1])
 
 
-def _convert(block: Any, name: str, shape: tuple[int, int], layout: str) -> Compressed:
+def convert(block: Any, name: str, shape: tuple[int, int], layout: str) -> Compressed:
     """Return a chunk as rows of entries, or for "csc" as columns; `shape` counts these first."""
     expected = shape[::-1] if layout == "csc" else shape
     found = tuple(getattr(block, "shape", None) or np.shape(block))
@@ -350,7 +353,7 @@ def _finish(of: LazyMatrix | Source, layout: str, parts: Sequence[Part], folder:
     )
     weights = np.result_type(*{np.dtype(part.weight_dtype) for part in parts})
     path, key, n_cells = folder.absolute(), of.key, of.n_cells
-    origin = Origin(of.origin.path, str(path), is_shared=True)
+    origin = Origin(of.origin.path, str(path), is_shared=True, known_as=of.origin.name)
     indptr = SpooledArray(f"{key}/indptr", n_cells + 1, np.dtype(np.int64), path)
     indices = SpooledArray(f"{key}/indices", n_entries, index, path)
     data = SpooledArray(f"{key}/data", n_entries, weights, path, after=index.itemsize)

@@ -13,15 +13,19 @@ from ..edge_pairs.reader import downloaded
 from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path, local_path
-from ..runtime.progress import progress_bars
+from ..machine.temporary import clear_dead, temporary_folder
+from ..runtime.progress import Progress, progress_bars
 from ..runtime.threads import check_threads, default_threads
-from ..source.embeddings import stored_embeddings
+from ..source.embeddings import restrict, stored_embeddings
 from ..source.matrix import Source
 from ..source.opening import is_container, open_source
+from ..source.selection import Selection
 from ..source.stamps import Watch
 from .alignment import Stored
+from .cells import check_names, chosen_cells, find_again, restricted
 from .checks import VerifyReport, verify
 from .files import is_export
+from .observer import Observer
 from .parquet import verify_table
 
 
@@ -74,27 +78,50 @@ def verify_export(
     OutputError, DiskSpaceError
         If the scratch folder cannot be written.
     """
+    with progress_bars(progress) as bars:
+        return observe_export(
+            out_dir, bars, None, source=source, key=key, neighbors_key=neighbors_key,
+            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
+            scratch_dir=scratch_dir, components=components,
+            output_storage_options=output_storage_options,
+        )  # fmt: skip
+
+
+def observe_export(
+    out_dir: str | Path, progress: Progress, observer: Observer | None, *,
+    source: str | Path | None, key: str, neighbors_key: str | None, storage_options:
+    Mapping[str, Any] | None, memory_limit: int | str | None, threads: int | None, scratch_dir:
+    str | Path | None, components: bool | None, output_storage_options: Mapping[str, Any] | None,
+) -> VerifyReport:  # fmt: skip
+    """Do what `verify_export` does, and tell an observer what comes to be seen."""
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
-    matrix: Source | None = None
+    opened: Source | None = None
     watch: Watch | None = None
     if source is not None:
-        opened = open_source(
+        found = open_source(
             source, key, neighbors_key=neighbors_key, storage_options=storage_options
         )
-        if not isinstance(opened, Source):
+        if not isinstance(found, Source):
             raise SourceError(
-                f"{opened.key} is a dense matrix or a Dask array; an export is compared with "
+                f"{found.key} is a dense matrix or a Dask array; an export is compared with "
                 "sparse matrices in stores or in memory."
             )
-        matrix = opened
-        watch = Watch(matrix)
-        key = opened.key if is_container(source) else ""
+        opened, watch = found, Watch(found)
+        key = found.key if is_container(source) else ""
+    selection: Selection | None = None
 
     def stored(n_cells: int, most_bytes: int) -> Stored:
-        return stored_embeddings(source, n_cells, storage_options, key=key, most_bytes=most_bytes)
+        if selection is None:
+            return stored_embeddings(
+                source, n_cells, storage_options, key=key, most_bytes=most_bytes
+            )
+        embeddings, why = stored_embeddings(
+            source, selection.n_cells, storage_options, key=key, most_bytes=most_bytes
+        )
+        return [restrict(embedding, selection) for embedding in embeddings], why
 
-    with progress_bars(progress) as bars, ExitStack() as stack:
+    with ExitStack() as stack:
         if watch is not None:
             stack.enter_context(watch)
         if isinstance(path, Path):
@@ -104,23 +131,41 @@ def verify_export(
                 folder = stack.enter_context(downloaded(path, scratch_dir))
             except InvalidExportError as error:
                 return VerifyReport(False, (str(error),))
+        others: list[str] = []
+        matrix: Source | None = opened
+        chosen = chosen_cells(folder)
+        if chosen is not None:
+            others = check_names(chosen, folder)
+            if opened is not None and not others:
+                temporary = local_path(scratch_dir) if scratch_dir is not None else folder
+                try:
+                    selection = find_again(chosen, opened, source, key, storage_options, limit)
+                    clear_dead(temporary)
+                    private = temporary_folder(temporary, hidden=scratch_dir is None)
+                    place = stack.enter_context(private)
+                    matrix = restricted(opened, selection, place, limit, n_threads, progress)
+                except InvalidExportError as error:
+                    others.append(str(error))
+            matrix = None if others else matrix
         check = verify_table if is_parquet(folder) else verify
         report = check(
             folder,
-            bars,
+            progress,
             source=matrix,
             limit=limit,
             threads=n_threads,
             scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
-            stored=stored if source is not None else None,
+            stored=stored if source is not None and matrix is not None else None,
+            observer=observer,
         )
         if watch is not None:
             watch.check()
-    problems = tuple(text.replace(str(folder), str(path)) for text in report.problems)
+    problems = tuple(text.replace(str(folder), str(path)) for text in (*report.problems, *others))
     if report.n_cells is None and not is_export(path):
         raise InvalidExportError(problems[0])
-    return replace(report, problems=problems, warnings=tuple(map(redact, report.warnings)))
+    ok = report.ok and not others
+    return replace(report, ok=ok, problems=problems, warnings=tuple(map(redact, report.warnings)))
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Parquet files: the rows of the matrix, the same bytes however the work was cut, resumable."""
 
 import dataclasses
+import io
 import os
 import tempfile
 from itertools import pairwise
@@ -37,10 +38,9 @@ def contents(folder):
 
 def read(folder):
     """Return the columns of all files together."""
-    tables = []
-    for path in sorted(folder.glob("edges-*.parquet")):
-        with pq.ParquetFile(path) as file:
-            tables.append(file.read())
+    # ParquetFile.read of pyarrow 19 fails where there are no rows; read_table does not.
+    paths = sorted(folder.glob("edges-*.parquet"))
+    tables = [pq.read_table(io.BytesIO(path.read_bytes())) for path in paths]
     return [
         np.concatenate([table[name].to_numpy() for table in tables])
         for name in tables[0].column_names

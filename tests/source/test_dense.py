@@ -112,7 +112,7 @@ def test_the_limit_that_a_huge_chunk_needs_is_accepted(tmp_path):
     array[:] = DENSE
     for call in (plan_export, export_connectivities):
         arguments = (store,) if call is plan_export else (store, tmp_path / "out")
-        with pytest.raises(MemoryLimitError, match="reading a chunk of the dense") as told:
+        with pytest.raises(MemoryLimitError, match="reading a chunk of the matrix") as told:
             call(*arguments, memory_limit="400MB")
         call(*arguments, memory_limit=str(told.value).split("allow ")[1].split(" ")[0])
     assert_exported(tmp_path / "out", GRAPH)
