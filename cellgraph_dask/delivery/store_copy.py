@@ -104,7 +104,6 @@ class StoreCopy:
         """Return what is to be copied of a source, having looked at all of it."""
         with open_root(source, options) as root:
             if isinstance(root.node, Tree):
-                most, notes = _BATCH_BYTES, unnamed_in(source)
                 if group:
                     raise SourceError(
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
@@ -115,6 +114,7 @@ class StoreCopy:
                         f"{root.origin.path} is read lazily, and a new store cannot be made of it. "
                         "Give the path of its store."
                     )
+                most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
                 indexes = list(index_groups(root, node, skip=_OBSP))

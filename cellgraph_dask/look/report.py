@@ -30,7 +30,7 @@ from .report_verdicts import ceilings, verdicts
 from .target import find_target, written_aside
 
 _FORMATS = ("html", "htm")
-_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "datashader", "matplotlib")
+_LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "matplotlib")
 
 
 @dataclass(frozen=True)

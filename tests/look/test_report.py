@@ -295,7 +295,7 @@ def test_the_command_needs_a_page_or_json(exports, store, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "parquet"])
 def test_a_report_has_the_picture(exports, name):
-    pytest.importorskip("datashader")
+    pytest.importorskip("matplotlib")
     report = cellgraph_dask.report_export(exports[name], picture=True)
     assert report.no_picture is None
     assert report.picture.n_drawn == report.verification.n_edges
@@ -312,7 +312,7 @@ def test_a_report_has_the_picture(exports, name):
 
 @pytest.mark.slow
 def test_what_keeps_from_drawing_is_told(exports, monkeypatch):
-    pytest.importorskip("datashader")
+    pytest.importorskip("matplotlib")
     report = cellgraph_dask.report_export(exports["plain"], source=graph(), picture=True)
     assert report.picture is None
     assert "no embedding" in report.no_picture
@@ -320,7 +320,7 @@ def test_what_keeps_from_drawing_is_told(exports, monkeypatch):
 
 
 def test_without_the_extra_there_is_a_report_and_no_picture(exports, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datashader", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     report = cellgraph_dask.report_export(exports["plain"])
     assert report.ok
     assert "pip install" in report.no_picture

@@ -289,6 +289,9 @@ def test_what_the_report_says(tmp_path):
     assert outcome.exit_code == 0
     said = f"exactly those of obsp/connectivities of {source} that --top-k 2 --max-edges 30 keeps,"
     assert said in outcome.stdout
+    for command in ("verify", "inspect"):
+        said = run(command, tmp_path / "out").stdout
+        assert re.search(r"thinned by: +--top-k 2 --max-edges 30\n", said)
     outcome = run("verify", tmp_path / "out", "--json")
     assert json.loads(outcome.stdout)["thinning"] == {"top_k": 2, "max_edges": 30}
 
