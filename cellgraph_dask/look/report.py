@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 from .._version import __version__
 from ..edge_pairs.format import MANIFEST, read_manifest
 from ..edge_pairs.parquet import GRAPH, is_parquet, read_graph_table
-from ..errors import InvalidExportError, OutputError
+from ..errors import InvalidExportError
 from ..machine import html
-from ..machine.files import absolute, fsync_folder, named_disk_errors, write_aside
 from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
 from ..runtime.progress import progress_bars
 from ..verify.api import observe_export
@@ -28,8 +27,9 @@ from .report_facts import Seen, Stages, StageTime
 from .report_picture import Drawn, draw
 from .report_values import FileSize, GraphFacts
 from .report_verdicts import ceilings, verdicts
+from .target import find_target, written_aside
 
-_SUFFIXES = (".html", ".htm")
+_FORMATS = ("html", "htm")
 _LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "matplotlib")
 
 
@@ -56,15 +56,9 @@ class GraphReport(GraphFacts):
         An OutputError says that the file is there already, which `force` replaces, or that it
         cannot be written; a DiskSpaceError that the disk is full.
         """
-        target = _target(output, force=force)
-        aside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-        with named_disk_errors(target.parent):
-            try:
-                write_aside(target, self.to_html(), aside=aside)
-                aside.replace(target)
-                fsync_folder(target.parent)
-            finally:
-                aside.unlink(missing_ok=True)
+        target = find_target(output, "report", _FORMATS, force=force)
+        with written_aside(target) as aside:
+            aside.write_text(self.to_html(), encoding="utf-8")
 
 
 def report_export(
@@ -123,7 +117,7 @@ def report_export(
         As for `verify_export`.
     """
     if output is not None:
-        _target(output, force=force)
+        find_target(output, "report", _FORMATS, force=force)
     in_store = is_store(path)
     if not in_store and (to_key is not None or rule is not None):
         raise ValueError("to_key and rule are for stores that symmetrize has written")
@@ -248,22 +242,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _target(output: str | Path, *, force: bool) -> Path:
-    """Return where a page goes; an OutputError says that it cannot go there."""
-    if is_url(plain_name(output)):
-        raise OutputError(f"{output} is a URL; a report is written to a file on this machine.")
-    target = absolute(local_path(output))
-    if target.suffix.lower() not in _SUFFIXES:
-        raise OutputError(
-            f"{output} does not end in .html; give the report a name such as report.html."
-        )
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder of {output} is not there; make it first.")
-    if os.path.lexists(target):
-        if not target.is_file() or target.is_symlink():
-            raise OutputError(f"{output} is no file; give the report another name.")
-        if not force:
-            raise OutputError(f"{output} is there already. Replace it with `force=True`.")
-    return target
