@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ from ..source.blocks import cut_blocks
 from ..source.matrix import Block, Source
 from ..source.names import open_names
 from ..source.opening import is_container, open_source
-from ..source.selection import select_cells
+from ..source.selection import Selection, select_cells
 from ..source.stamps import Watch
 from . import loops
 from .api import allowed
@@ -105,17 +105,12 @@ def verify_element(
     matrix = _opened(source, key, neighbors_key, storage_options) if source is not None else None
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
     with progress_bars(progress) as bars, ExitStack() as stack:
-        if matrix is not None and element.n_cells < matrix.n_cells:  # some cells, by their names
-            with open_names(store, element.n_cells, key=element.key) as names:
-                told = (name or "" for _, some in names.steps() for name in some)
-                where = matrix.key if is_container(source) else ""
-                selection = select_cells(
-                    source, where, matrix.n_cells, told, storage_options=storage_options,
-                    limit=limit,
-                )  # fmt: skip
-            clear_dead(folder)
-            place = stack.enter_context(temporary_folder(folder))
-            matrix = restricted(matrix, selection, place, limit, n_threads, bars)
+        if matrix is not None and element.n_cells < matrix.n_cells:
+            with suppress(SourceError):  # then the numbers of cells differ, as is told
+                selection = _chosen(store, element, source, matrix, storage_options, limit)
+                clear_dead(folder)
+                place = stack.enter_context(temporary_folder(folder))
+                matrix = restricted(matrix, selection, place, limit, n_threads, bars)
         check = _Check(element, matrix, rule, limit, n_threads, folder, bars)
         problems, n_edges, largest = check.run()
     return VerifyReport(
@@ -132,6 +127,17 @@ def verify_element(
         memory_limit_bytes=limit,
         peak_memory_bytes=peak_bytes(),
     )
+
+
+def _chosen(
+    store: Any, element: Source, source: Any, matrix: Source, options: Mapping[str, Any] | None,
+    limit: int,
+) -> Selection:  # fmt: skip
+    """Return which cells of the source a store has, by their names."""
+    with open_names(store, element.n_cells, key=element.key) as names:
+        told = (name or "" for _, some in names.steps() for name in some)
+        key = matrix.key if is_container(source) else ""
+        return select_cells(source, key, matrix.n_cells, told, storage_options=options, limit=limit)
 
 
 def _opened(
