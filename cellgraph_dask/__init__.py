@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .look.opened import ExportedGraph as ExportedGraph
     from .look.opened import open_export as open_export
     from .look.opened import plot_graph as plot_graph
+    from .look.report import GraphReport as GraphReport
+    from .look.report import report_export as report_export
     from .plan.plan import ExportPlan as ExportPlan
     from .source.blocks import read_connectivities as read_connectivities
     from .verify.api import verify_export as verify_export
@@ -29,6 +31,7 @@ _HOME = {
     "ExportPlan": "plan.plan",
     "ExportReport": "export.run",
     "ExportedGraph": "look.opened",
+    "GraphReport": "look.report",
     "InspectReport": "inspection",
     "VerifyReport": "verify.checks",
     "check_connectivities": "export.check",
@@ -38,6 +41,7 @@ _HOME = {
     "plan_export": "export.api",
     "plot_graph": "look.opened",
     "read_connectivities": "source.blocks",
+    "report_export": "look.report",
     "symmetrize_connectivities": "export.symmetrize",
     "verify_element": "verify.element",
     "verify_export": "verify.api",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from .edge_pairs.graph import open_export
-from .errors import OutputError
+from .errors import OutputError, SourceError
 from .export.api import export_connectivities
 from .export.run import ExportReport
+from .machine.amounts import counted, format_time
 from .machine.memory import format_bytes
 from .machine.remote import local_path
 from .machine.report import Report
@@ -24,26 +29,23 @@ _N_DIMENSIONS = 3
 
 @dataclass(frozen=True)
 class DemoResult(Report):
-    """What the demo made: an AnnData store, and a report of its export."""
+    """What the demo made: an AnnData store, a report of its export, and a picture if it could."""
+
+    _title = "Demo"
 
     store: str
     report: ExportReport
+    picture: str | None = None
 
     def describe(self) -> str:
-        """Describe the result for the terminal, with what to try next."""
-        report = self.report
+        """Say what to try next."""
+        store, out_dir = shlex.quote(self.store), shlex.quote(self.report.out_dir)
         return "\n".join(
             [
-                f"Made     {self.store}: AnnData, {report.n_cells:,} cells in {_N_CLUSTERS} "
-                f"clusters, {N_NEIGHBORS} nearest neighbors each",
-                f"Exported {report.out_dir}: {report.n_edges:,} edges, {report.seconds:.1f} s, "
-                f"peak memory {format_bytes(report.peak_memory_bytes)}",
-                "Checked  order, degrees and sizes of the edge files, and every edge against "
-                "scipy's C + C.T",
                 "Next:",
-                f"  cellgraph-dask plan {self.store} --memory-limit 512MB",
-                f"  cellgraph-dask export {self.store} {report.out_dir} --compression 6 --force",
-                f"  cellgraph-dask verify {report.out_dir} --source {self.store}",
+                f"  cellgraph-dask plan {store} --memory-limit 512MB",
+                f"  cellgraph-dask export {store} {out_dir} --compression 6 --force",
+                f"  cellgraph-dask verify {out_dir} --source {store}",
             ]
         )
 
@@ -94,24 +96,98 @@ def make_demo_store(path: Path, n_cells: int = 100_000, seed: int = 0) -> None:
         adata.write_zarr(path)
 
 
-def run_demo(directory: str | Path | None = None, *, n_cells: int = 100_000) -> DemoResult:
-    """Make a store, export its graph, and check the export.
+def make_pbmc_store(path: Path) -> int:
+    """Write the blood cells that scanpy brings along to a store; return how many there are.
 
-    Both go to a folder that must be empty if it is there: by default a new one in the working
-    directory. Otherwise, or if the check fails, `OutputError` is raised.
+    They are `scanpy.datasets.pbmc68k_reduced`, with the neighbors and the UMAP that are in it.
+    """
+    try:
+        import scanpy
+    except ImportError as error:
+        raise SourceError(
+            "the cells of `pbmc=True` come with scanpy, which is not installed: `pip install "
+            f"scanpy` ({error})."
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its old layout, and future formats
+        adata = scanpy.datasets.pbmc68k_reduced()
+        adata.write_zarr(path)
+    return int(adata.n_obs)
+
+
+def run_demo(
+    directory: str | Path | None = None,
+    *,
+    n_cells: int = 100_000,
+    pbmc: bool = False,
+    picture: bool | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> DemoResult:
+    """Make a store, export its graph, check the export, and draw it.
+
+    All goes to a folder that must be empty if it is there: by default a new one in the working
+    directory. Otherwise, or if the check fails, `OutputError` is raised. With `pbmc` the cells are
+    those of `make_pbmc_store`. By default a `picture` is drawn if the extra ``plot`` is installed.
+    `say` is told each step as it begins, and what came of it.
     """
     folder = local_path(directory) if directory is not None else _new_folder()
     if folder.exists() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty; name a new folder for the demo.")
     store, out_dir = folder / "cells.zarr", folder / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    make_demo_store(store, n_cells)
+    _make_store(store, n_cells, pbmc, say)
+    say(_step(2, "Export its graph", "export", store, out_dir))
     report = export_connectivities(store, out_dir)
+    say(
+        f"   {counted(report.n_edges, 'edge')} in {format_time(report.seconds)}, peak memory "
+        f"{format_bytes(report.peak_memory_bytes)}"
+    )
+    say(_step(3, "Check every edge", "verify", out_dir, "--source", store))
     verified = verify_export(out_dir, source=store)
     problems = [*verified.problems, *_compare_with_scipy(store, out_dir)]
     if problems:
         raise OutputError(f"the demo's export is wrong: {'; '.join(problems)}")
-    return DemoResult(str(store), report)
+    say("   Checked: the edges are those of the matrix, and of scipy's C + C.T")
+    color = "bulk_labels" if pbmc else "cluster"
+    drawn = _draw(out_dir, folder / "graph.png", color, picture, say)
+    return DemoResult(str(store), report, drawn)
+
+
+def _step(number: int, what: str, *words: object) -> str:
+    """Return the beginning of a step, with its command."""
+    command = shlex.join(["cellgraph-dask", *map(str, words)])
+    return f"{number}. {what}:\n   $ {command}"
+
+
+def _make_store(store: Path, n_cells: int, pbmc: bool, say: Callable[[str], None]) -> None:
+    began = time.perf_counter()
+    if pbmc:
+        say(f"1. Write blood cells that scanpy brings along, with their neighbors, to {store}")
+        n_cells = make_pbmc_store(store)
+    else:
+        say(
+            f"1. Make {counted(n_cells, 'cell')} in {_N_CLUSTERS} clusters, {N_NEIGHBORS} nearest "
+            f"neighbors each, in {store}"
+        )
+        make_demo_store(store, n_cells)
+    took = format_time(time.perf_counter() - began)
+    say(f"   AnnData, {counted(n_cells, 'cell')}, in {took}")
+
+
+def _draw(
+    out_dir: Path, target: Path, color: str, wanted: bool | None, say: Callable[[str], None]
+) -> str | None:
+    """Draw the export; say how it could be drawn if the extra for that is not installed."""
+    if wanted is None and find_spec("matplotlib") is None:
+        say("4. No picture: `pip install 'cellgraph-dask[plot]'` adds `cellgraph-dask plot`")
+    elif wanted is not False:
+        from .look.files import draw_file
+
+        say(_step(4, "Draw all edges", "plot", out_dir, "-o", target, "--color", color))
+        drawn = draw_file(out_dir, target, color=color)
+        say(f"   {target}, in {format_time(drawn.seconds)}")
+        return str(target)
+    return None
 
 
 def _new_folder() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .machine.report import Report
 from .publish.whole import work_beside
 from .publish.work_folder import WORK_FOLDER
 from .runtime.progress import progress_bars
+from .runtime.stage import JOURNAL, StageDone, stages_done
 from .source.embeddings import stored_embeddings
 from .source.layout import (
     Node,
@@ -36,7 +38,8 @@ from .verify.checks import VerifyReport, verify
 from .verify.parquet import verify_table
 
 _PREFIXES = ("cellgraph-dask-", WORK_FOLDER)
-_MOST_RUN_BYTES = 2**20
+_MOST_RUN_BYTES, _MOST_JOURNAL_BYTES, _MOST_RUNS = 2**20, 2**26, 10
+_ID = re.compile(r"[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,16 @@ class InspectReport(Report):
     run : dict or None
         Of a scratch folder: which run it belongs to, as far as that is noted in it. Of an export:
         the run that was interrupted while it replaced this export, if there is one.
+    running : bool or None
+        Whether that run is still running; None if its process is on another machine.
+    stages : tuple of StageDone
+        How far that run has come: names of its stages, tasks that are done, and all of them, as far
+        as it is noted.
     n_files, n_bytes : int or None
         Of a scratch folder: the files in it, and their size together.
     """
+
+    _title = "What is there"
 
     path: str
     kind: str
@@ -88,6 +98,8 @@ class InspectReport(Report):
     embeddings: tuple[str, ...] = ()
     export: VerifyReport | None = None
     run: dict[str, Any] | None = None
+    running: bool | None = None
+    stages: tuple[StageDone, ...] = ()
     n_files: int | None = None
     n_bytes: int | None = None
 
@@ -99,9 +111,42 @@ def _inspect_scratch(folder: Path) -> InspectReport:
             status = path.lstat()
             if not path.is_dir():
                 sizes.append(status.st_size)
+    run = _read_run(folder)
+    for inside in [] if run else sorted(folder.glob("run-*"))[:_MOST_RUNS]:
+        run = run or _read_run(inside)  # with `scratch_dir`, the rest is in the output folder
     return InspectReport(
-        str(folder), "scratch", run=_read_run(folder), n_files=len(sizes), n_bytes=sum(sizes)
+        str(folder), "scratch", n_files=len(sizes), n_bytes=sum(sizes), **_state(run, folder)
     )
+
+
+def _state(run: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """Return what is known of a run whose record, or journal, is in a work folder."""
+    if run is None:
+        return {}
+    number, out_dir = (str(run.get(name, "")) for name in ("id", "out_dir"))
+    work, stages = folder, list[StageDone]()
+    if out_dir and not is_url(out_dir):
+        places = (folder, Path(out_dir) / WORK_FOLDER, work_beside(Path(out_dir)))
+        work = next((place for place in places if _is_there(place / RUN)), folder)
+    if _ID.fullmatch(number):
+        with suppress(OSError, ValueError, TypeError, IndexError, RecursionError):
+            content = read_plain(work / f"{JOURNAL}-{number}", most=_MOST_JOURNAL_BYTES)
+            stages = stages_done(content)
+    return {"run": run, "running": _is_running(run, work), "stages": tuple(stages)}
+
+
+def _is_running(run: dict[str, Any], work: Path) -> bool | None:
+    """Whether a process of this machine holds the lock of a work folder; None if another's may."""
+    try:
+        lock = (work / "lock").lstat()
+        locks = Path("/proc/locks").read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    if str(run.get("process", "")).endswith(f" on {os.uname().nodename}"):
+        return any(line.split()[-3].endswith(f":{lock.st_ino}") for line in locks)
+    return None
 
 
 def _is_there(path: Path) -> bool:
@@ -226,9 +271,10 @@ def inspect_path(
         check = verify_table if in_parquet else verify
         with progress_bars(progress) as bars:
             report = check(folder, bars, limit=limit, threads=n_threads, components=True)
-        run = _read_run(work_beside(folder) if in_parquet else folder / WORK_FOLDER)
-        return InspectReport(str(folder), "export", export=report, run=run)
-    for scratch in (folder, folder / WORK_FOLDER):
+        work = work_beside(folder) if in_parquet else folder / WORK_FOLDER
+        state = _state(_read_run(work), work)
+        return InspectReport(str(folder), "export", export=report, **state)
+    for scratch in (folder, folder / WORK_FOLDER, work_beside(folder)):
         named = scratch.name.startswith(_PREFIXES)
         if _is_there(scratch / RUN) or (named and _is_there(scratch) and scratch.is_dir()):
             return _inspect_scratch(scratch)

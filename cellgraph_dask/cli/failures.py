@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +15,9 @@ import click
 
 from ..errors import CellgraphError, redact
 from ..machine.interrupts import SIGNALS, Hold, holding
+from .help import Command, write_commands, write_examples
 
 FAILED = 1
-
-EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `verify` found something wrong; 129, 130 and "
-    "143 after SIGHUP, Ctrl-C (SIGINT) and SIGTERM."
-)
 
 # Keys of a context's `meta`, which a command shares with the group.
 _JSON, VERBOSE, INTERRUPTED = (f"{__name__}.{name}" for name in ("json", "verbose", "interrupted"))
@@ -34,9 +31,18 @@ class Commands(click.Group):
     a function under `INTERRUPTED` that says what an interruption has left.
     """
 
+    command_class = Command
+    examples: Sequence[str] = ()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under headings, and examples."""
+        write_commands(self, ctx, formatter)
+        write_examples(formatter, self.examples)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command."""
         ctx.meta[_JSON] = "--json" in args
+        ctx.color = wants_color()  # else only on a terminal
         with self._told(ctx):
             return super().parse_args(ctx, args)
 
@@ -50,9 +56,8 @@ class Commands(click.Group):
                 if not hold.shown:  # else it has succeeded, whatever comes
                     raise
             if hold.noted:
-                click.echo(
-                    "Warning: the export is complete; only tidying up was interrupted.", err=True
-                )
+                text = "the export is complete; only tidying up was interrupted."
+                click.echo(f"{_head('Warning')} {text}", err=True)
             return result
 
     @contextmanager
@@ -67,7 +72,7 @@ class Commands(click.Group):
         except (CellgraphError, OSError) as error:  # of ours, or what the system refuses
             message = self.in_options(redact(str(error)))
             _print_json(context, error, message)
-            text = f"Error: {message}"
+            text = f"{_head('Error')} {message}"
             if context.meta.get(VERBOSE):
                 text = redact(traceback.format_exc())
             click.echo(text, err=True)
@@ -99,7 +104,23 @@ class Commands(click.Group):
     def print_all(self, word: str, texts: Iterable[str]) -> None:
         """Print messages on standard error."""
         for text in texts:
-            click.echo(f"{word}: {self.in_options(text)}", err=True)
+            click.echo(f"{_head(word)} {self.in_options(text)}", err=True)
+
+
+def wants_color() -> bool | None:
+    """Return what the user's environment says about colors; None if nothing."""
+    environment = os.environ
+    if environment.get("NO_COLOR") or environment.get("CLICOLOR") == "0":
+        return False
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+        if environment.get(name):
+            return environment[name] != "0"
+    return False if environment.get("TERM") == "dumb" else None
+
+
+def _head(word: str) -> str:
+    """Return the word that a message begins with; colors are taken out where none are wanted."""
+    return click.style(f"{word}:", fg="yellow" if word == "Warning" else "red", bold=True)
 
 
 def _print_json(context: click.Context, error: BaseException, message: str) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 import click
 
 from ..errors import shown
+from ..machine.amounts import counted, format_time
 from ..machine.memory import format_bytes
-from .failures import EXIT_CODES, Commands
+from .completion import COLUMNS, EMBEDDINGS, FILES
+from .group import check_keys, cli
+from .help import MATRIX, PICTURE, under
 from .options import json_option, key_option, progress_option, size_options, source_options
 from .streams import note_done
 
@@ -47,27 +50,42 @@ class _Cells(click.ParamType):  # type: ignore[type-arg]
         return numbers if "," in value else numbers[0]
 
 
-@click.command(epilog=EXIT_CODES)
-@click.argument("path")
-@click.option("-o", "--output", metavar="FILE", default="graph.png", show_default=True,
-              help="The picture: a file whose name ends in .png, .pdf or .svg.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-@click.option("--source", metavar="SOURCE",
-              help="Store with the embedding and obs.  [default: the one that the export was made "
-                   "from]")  # fmt: skip
+@cli.command(
+    short_help="Draw all edges over an embedding.",
+    examples="""
+    cellgraph-dask plot exports/atlas -o graph.png
+    cellgraph-dask plot atlas.h5ad -o graph.png --color leiden --background black
+    cellgraph-dask plot exports/atlas -o graph.pdf --source atlas.zarr --cells 5
+    """,
+)
+@click.argument("path", shell_complete=FILES)
+@under(
+    PICTURE,
+    click.option("-o", "--output", metavar="FILE", default="graph.png", show_default=True,
+                 shell_complete=FILES,
+                 help="The picture: a file whose name ends in .png, .pdf or .svg."),
+    click.option("--force", is_flag=True, help="Replace a file that is there."),
+    click.option("--embedding", metavar="NAME", shell_complete=EMBEDDINGS,
+                 help="Where the cells are: a key of obsm, or a file of points beside the export.  "
+                      "[default: the points, or the first of umap, tsne and pca]"),
+    click.option("--color", metavar="COLUMN", shell_complete=COLUMNS,
+                 help="Column of obs that gives the edges' colors."),
+    click.option("--size", type=_Pixels(), metavar="PIXELS", default="1200x1000",
+                 show_default=True, help="Of the picture: WIDTHxHEIGHT, or one number for both."),
+    click.option("--background", type=click.Choice(["white", "black"]), default="white",
+                 show_default=True, help="Color of the background."),
+    click.option("--cells", type=_Cells(), metavar="N", default="0",
+                 help="Highlight the edges of N cells, evenly by number, or of the cells of a list "
+                      "such as 1,5,7; of one cell: 7,"),
+)  # fmt: skip
+@under(
+    MATRIX,
+    click.option("--source", metavar="SOURCE", shell_complete=FILES,
+                 help="Store with the embedding and obs.  [default: the one that the export was "
+                      "made from]"),
+)  # fmt: skip
 @key_option
 @source_options
-@click.option("--embedding", metavar="NAME",
-              help="Where the cells are: a key of obsm, or a file of points beside the export.  "
-                   "[default: the points, or the first of umap, tsne and pca]")  # fmt: skip
-@click.option("--color", metavar="COLUMN", help="Column of obs that gives the edges' colors.")
-@click.option("--size", type=_Pixels(), metavar="PIXELS", default="1200x1000", show_default=True,
-              help="Of the picture: WIDTHxHEIGHT, or one number for both.")  # fmt: skip
-@click.option("--background", type=click.Choice(["white", "black"]), default="white",
-              show_default=True, help="Color of the background.")  # fmt: skip
-@click.option("--cells", type=_Cells(), metavar="N", default="0",
-              help="Highlight the edges of N cells, evenly by number, or of the cells of a list "
-                   "such as 1,5,7; of one cell: 7,")  # fmt: skip
 @size_options
 @json_option
 @progress_option
@@ -77,8 +95,7 @@ def plot(context: click.Context, /, path: str, output: str, as_json: bool, **opt
 
     PATH is an export, or an AnnData store, of which the stored entries are drawn.
     """
-    if options["neighbors_key"] is not None and options["key"] != "connectivities":
-        raise click.UsageError("give --key or --neighbors-key, not both")
+    check_keys(options)
     from ..look.files import draw_file
 
     report = draw_file(path, output, **options)
@@ -86,12 +103,10 @@ def plot(context: click.Context, /, path: str, output: str, as_json: bool, **opt
     if as_json:
         click.echo(report.to_json())
     else:
-        what = "edges" if report.kind == "export" else "entries"
+        drawn = counted(report.n_drawn, "edge" if report.kind == "export" else "entry")
         click.echo(
-            f"{report.n_drawn:,} {what} of {report.n_cells:,} cells over {report.embedding} in "
-            f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}: "
+            f"{drawn} of {counted(report.n_cells, 'cell')} over {report.embedding} in "
+            f"{format_time(report.seconds)}, peak memory {format_bytes(report.peak_memory_bytes)}: "
             f"{shown(output)}\n{report.caption}"
         )
-    commands = context.find_root().command
-    assert isinstance(commands, Commands)
-    commands.print_all("Warning", report.warnings)
+    cli.print_all("Warning", report.warnings)

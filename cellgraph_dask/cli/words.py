@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..machine.amounts import blocks, counted, format_time
 from ..machine.memory import format_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +34,23 @@ def rows(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
 
 
+def _in_options(thinning: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in thinning.items())
+
+
+def edges_of_cells(report: Any) -> str:
+    """Return the size of a graph."""
+    return f"{counted(report.n_edges, 'edge')} of {counted(report.n_cells, 'cell')}"
+
+
+def describe_run(report: Any, in_between: str, where: str) -> str:
+    """Describe what an `ExportReport` says, in a line."""
+    return (
+        f"{edges_of_cells(report)}{in_between} in {format_time(report.seconds)}, peak memory "
+        f"{format_bytes(report.peak_memory_bytes)}: {where}"
+    )
+
+
 def describe_plan(plan: ExportPlan) -> str:
     """Return a plan for a person to read."""
     facts = [
@@ -39,8 +58,8 @@ def describe_plan(plan: ExportPlan) -> str:
         ("cells", f"{plan.n_cells:,}"),
         ("stored entries", f"{plan.n_entries:,}"),
         ("method", _METHODS[plan.method]),
-        ("work", f"{plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-                 f"{plan.threads} threads"),
+        ("work", f"{counted(plan.n_blocks, 'block')}, {counted(plan.n_partitions, 'partition')}, "
+                 f"{counted(plan.threads, 'thread')}"),
         *_describe_files(plan),
         ("memory", f"{format_bytes(plan.projected_memory_bytes)} projected (of it "
                    f"{format_bytes(plan.reserved_memory_bytes)} reserved), limit "
@@ -67,14 +86,15 @@ def _describe_files(plan: ExportPlan) -> list[tuple[str, str]]:
 
 def describe_thinned(thinned: Any) -> str:
     """Say what thinning has left out."""
-    text = f"{thinned.n_dropped:,} edges were left out; "
-    text += f"{thinned.n_became_isolated:,} cells became isolated"
+    became = counted(thinned.n_became_isolated, "cell")
+    text = f"Left out: {counted(thinned.n_dropped, 'edge')}; {became} without neighbors since then"
     if thinned.before is None or thinned.after is None:
         return f"{text}. Components were not counted."
+    before, after = thinned.before, thinned.after
     return (
-        f"{text}. The graph had {thinned.before.n_components:,} components, the largest of "
-        f"{thinned.before.largest:,} cells; it has {thinned.after.n_components:,} now, the largest "
-        f"of {thinned.after.largest:,}."
+        f"{text}. The graph had {counted(before.n_components, 'component')}, the largest of "
+        f"{counted(before.largest, 'cell')}; it has {after.n_components:,} now, the largest of "
+        f"{after.largest:,}."
     )
 
 
@@ -84,23 +104,26 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
         return []
     least, _, low, middle, high, _, most = report.degree_quantiles
     facts = [
-        ("graph", f"{report.n_edges:,} edges of {report.n_cells:,} cells"),
+        ("graph", edges_of_cells(report)),
         ("neighbors", f"{least:,} to {most:,} a cell, {report.mean_degree:.1f} on average; half of "
                       f"the cells have {low:,} to {high:,}, the median is {middle:,}"),
-        ("isolated", f"{report.n_isolated:,} cells without neighbors"),
+        *_run_of_blocks(report.degree_histogram, most),
+        ("isolated", f"{counted(report.n_isolated, 'cell')} without neighbors"),
     ]  # fmt: skip
     if report.n_components is None:
         facts.append(("components", "not counted (--components counts them, if memory allows)"))
     elif report.n_components > 1:
         facts.append(
-            ("components", f"{report.n_components:,}, the largest of {report.largest_component:,} "
-                           "cells")
+            ("components", f"{report.n_components:,}, the largest of "
+                           f"{counted(report.largest_component, 'cell')}")
         )  # fmt: skip
     else:
         facts.append(("components", "1: the graph is connected"))
     if report.provenance is not None:
         made = report.provenance
         facts.append(("made from", f"{made.key} of {made.source}, by version {made.version}"))
+    if report.thinning:
+        facts.append(("thinned by", _in_options(report.thinning)))
     if report.alignment is not None:
         aligned = report.alignment
         facts.append(
@@ -111,21 +134,58 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
     return facts
 
 
+def _run_of_blocks(
+    histogram: tuple[tuple[int, int], ...] | None, largest: int
+) -> list[tuple[str, str]]:
+    """Draw degrees in a line, if standard output can show it."""
+    drawn = blocks([n for _, n in histogram or ()])
+    try:
+        drawn.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        return []
+    if histogram is None or len(histogram) < 2:
+        return []
+    first, second, last = (histogram[k][0] for k in (0, 1, -1))
+    end = last + second - first - 1
+    more = f"{last:,} and more" if largest > end else f"{end:,}"
+    return [("degrees", f"{drawn}  from {first:,} to {more}")]
+
+
 def describe_verification(out_dir: str, report: Any) -> str:
     """Describe a `VerifyReport` that found nothing wrong."""
     facts = []
     if report.proof is not None:
         matrix = f"{report.key} of {report.source}"
+        if report.thinning:
+            matrix += f" that {_in_options(report.thinning)} keeps"
         facts.append(("edges", _PROOFS[report.proof].format(matrix)))
     facts += describe_graph(report)
     facts.append(
-        ("time", f"{report.seconds:.1f} s, peak memory {format_bytes(report.peak_memory_bytes)}")
+        (
+            "time",
+            f"{format_time(report.seconds)}, peak memory {format_bytes(report.peak_memory_bytes)}",
+        )
     )
     first = (
-        f"{out_dir} is sound: {report.n_edges:,} edges of {report.n_cells:,} cells, at most "
-        f"{report.max_neighbors:,} neighbors."
+        f"{out_dir} is sound: {edges_of_cells(report)}, at most "
+        f"{counted(report.max_neighbors, 'neighbor')}."
     )
     return f"{first}\n{rows(facts)}"
+
+
+def _describe_state(report: Any) -> list[tuple[str, str]]:
+    """Say how far a run has come, and whether it is running."""
+    facts = []
+    *before, last = report.stages or (None,)
+    if before:
+        done = ", ".join(f"{stage.name} ({counted(stage.total, 'task')})" for stage in before)
+        facts.append(("done", done))
+    if last is not None:
+        where = "is at" if report.running else "stopped at"
+        facts.append((where, f"{last.name}: {last.done:,} of {counted(last.total, 'task')} done"))
+    if report.running:
+        facts.append(("running", f"yes: {report.run['process']}"))
+    return facts
 
 
 def describe_inspection(report: Any) -> str:
@@ -136,13 +196,15 @@ def describe_inspection(report: Any) -> str:
         lines = [head, *filter(None, [rows(describe_graph(export))])]
         if report.run:
             started = report.run.get("started", "at an unknown time")
-            lines.append(
-                f"A run to replace it, started {started}, was interrupted or is still running."
-            )
+            states = {True: "is running", False: "was interrupted"}
+            state = states.get(report.running, "was interrupted or is still running")
+            lines.append(f"A run to replace it, started {started}, {state}.")
+            lines += filter(None, [rows(_describe_state(report))])
         return "\n".join(lines)
     if report.kind == "scratch":
         run = report.run or {}
         facts = [(name.replace("_", " "), str(run[name])) for name in _OF_RUNS if name in run]
+        facts += _describe_state(report)
         facts.append(("files", f"{report.n_files:,}, {format_bytes(report.n_bytes)} together"))
         head = f"{report.path} is the scratch folder of a run" + (
             ":" if run else " that left no record."
@@ -162,7 +224,7 @@ def describe_inspection(report: Any) -> str:
             ("format", f"{matrix.format}, {' by '.join(f'{n:,}' for n in matrix.shape)}"),
         ]
         if matrix.n_entries is not None:
-            chunk = f"{matrix.chunk:,} entries" if matrix.chunk else "none"
+            chunk = counted(matrix.chunk, "entry") if matrix.chunk else "none"
             shard = f" in shards of {matrix.shard:,}" if matrix.shard else ""
             facts += [
                 ("stored entries", f"{matrix.n_entries:,}"),

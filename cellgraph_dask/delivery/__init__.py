@@ -5,5 +5,5 @@ It never computes an edge and never shows a file to readers.
 
 __all__ = [
     "cells_table", "edge_files", "element", "parquet", "parquet_product", "parts", "products",
-    "store_copy", "zarr_files",
+    "row_names", "store_copy", "zarr_files",
 ]  # fmt: skip

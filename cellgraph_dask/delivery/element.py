@@ -56,6 +56,7 @@ class Element:
     group: str = ""  # path of the AnnData in the store
     copy: StoreCopy | None = field(default=None, repr=False)  # None: the store is there
     thinning: Thinning = ALL
+    notes: tuple[str, ...] = ()  # on the store that is there
 
     weights = both = True
     preload = (warm_up,)
@@ -107,7 +108,7 @@ class Element:
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
         """See `Product`."""
-        return list(self.copy.notes) if self.copy else []
+        return list(self.copy.notes if self.copy else self.notes)
 
     def index_dtype(self, n_cells: int) -> np.dtype[Any]:
         """See `Product`."""

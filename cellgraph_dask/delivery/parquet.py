@@ -1,4 +1,4 @@
-"""Delivery as Parquet: files of pieces in the scratch folder first, Parquet files from them.
+"""Delivery as Parquet across processes: files of pieces in scratch, Parquet files from them.
 
 Each task of the stage "write" makes one file, of a range of sources. Files end at the first border
 between two sources at or after a multiple of `FILE_ROWS`, so they do not depend on how the work was
@@ -34,7 +34,8 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..stages.job import Job
 from .parts import COLUMNS, FromPieces, PieceSink, positions_of, read_column
 
-FILE_ROWS = 1 << 24  # about as many rows in a file
+# As many rows in a file, and those of its last source besides: mostly all are one row group.
+FILE_ROWS = 15 << 16
 
 
 class FileRange(NamedTuple):
@@ -88,7 +89,7 @@ class ParquetDelivery(FromPieces):
     def finish(self, counts: Sequence[int]) -> int:
         """Write the files from the pieces; return their bytes."""
         positions = positions_of(counts)
-        metadata = _metadata(self._target.job, positions[-1])
+        metadata = graph_metadata(self._target.job, positions[-1])
         target = replace(self._target, positions=positions, metadata=tuple(metadata.items()))
         ranges = cut_files(target)
         sizes = [rows.stop - rows.start for rows in ranges]
@@ -98,12 +99,20 @@ class ParquetDelivery(FromPieces):
         fsync_folder(target.folder)
         row_bytes = sum(dtype.itemsize for dtype in target.job.edge_dtypes)
         self.scratch_bytes = positions[-1] * row_bytes
-        files = [
-            TableFile(edges_name(rows.number), rows.stop - rows.start, *summary)
-            for rows, summary in zip(ranges, written, strict=True)
-        ]
-        (target.folder / GRAPH).write_text(json.dumps([asdict(file) for file in files]))
-        return sum(file.n_bytes for file in files)
+        return tell_files(target.folder, sizes, written)
+
+
+def tell_files(folder: Path, rows: Sequence[int], written: Sequence[tuple[int, str]]) -> int:
+    """Write down what `read_files` tells: of each file its rows, and bytes and digest.
+
+    All their bytes together are returned.
+    """
+    files = [
+        TableFile(edges_name(k), n_rows, *summary)
+        for k, (n_rows, summary) in enumerate(zip(rows, written, strict=True))
+    ]
+    (folder / GRAPH).write_text(json.dumps([asdict(file) for file in files]))
+    return sum(file.n_bytes for file in files)
 
 
 def read_files(folder: Path) -> tuple[TableFile, ...]:
@@ -111,7 +120,8 @@ def read_files(folder: Path) -> tuple[TableFile, ...]:
     return tuple(TableFile(**told) for told in json.loads((folder / GRAPH).read_text()))
 
 
-def _metadata(job: Job, n_rows: int) -> dict[str, str]:
+def graph_metadata(job: Job, n_rows: int) -> dict[str, str]:
+    """Return the metadata of all files, given how many rows they have together."""
     source = job.source
     return metadata_of(
         source.n_cells, n_rows // job.n_directions, job.rule or "ones",
@@ -156,7 +166,7 @@ def write_file(target: Target, rows: FileRange) -> FileSummary:
         for start in range(rows.start, rows.stop, target.row_group):
             stop = min(start + target.row_group, rows.stop)
             yield [
-                _signed(target.read(name, start, stop), dtype)
+                signed(target.read(name, start, stop), dtype)
                 for name, dtype in zip(COLUMNS, target.columns.values(), strict=False)
             ]
 
@@ -165,7 +175,7 @@ def write_file(target: Target, rows: FileRange) -> FileSummary:
     return FileSummary(*parquet_io.write_table(path, columns, metadata, 2, groups()))
 
 
-def _signed(values: Array, dtype: np.dtype[Any]) -> Array:
+def signed(values: Array, dtype: np.dtype[Any]) -> Array:
     """Return cells, or weights, in the dtype of a file; a copy only if that is wider."""
     return values.view(dtype) if values.itemsize == dtype.itemsize else values.astype(dtype)
 

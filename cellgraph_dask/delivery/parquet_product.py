@@ -33,6 +33,7 @@ from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
 from .cells_table import CellsTable
 from .parquet import ParquetDelivery, parquet_bytes, read_files
+from .parquet_files import ParquetFiles, files_bytes, files_scratch
 from .parts import pieces_bytes
 
 
@@ -97,12 +98,12 @@ class ParquetFolder:
 
     def scratch_bytes(self, job: Job, n_edges: int, *, on_cluster: bool) -> int:
         """See `Product`."""
-        return pieces_bytes(job, n_edges)
+        return pieces_bytes(job, n_edges) if on_cluster else files_scratch(job, n_edges)
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
         cells = self.cells.n_bytes if self.cells is not None else 0
-        return max(threads * parquet_bytes(job), cells)
+        return max(threads * parquet_bytes(job), files_bytes(job, threads), cells)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
@@ -120,9 +121,10 @@ class ParquetFolder:
 
     def delivery(
         self, job: Job, folder: Path, executor: ResumableExecutor, *, on_cluster: bool
-    ) -> ParquetDelivery:
+    ) -> ParquetDelivery | ParquetFiles:
         """See `Product`."""
-        return ParquetDelivery(job, folder, executor)
+        make = ParquetDelivery if on_cluster else ParquetFiles
+        return make(job, folder, executor)
 
     def publish(
         self, output: Any, made: Path, n_cells: int, outcome: Outcome, provenance: Provenance,

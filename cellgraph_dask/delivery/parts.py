@@ -40,7 +40,7 @@ class PieceSink:
 
     scratch: Scratch
 
-    def place(self, number: int, n_edges: int) -> int:
+    def place(self, number: int, src: Array) -> int:
         """Return the number of the piece: its place is not known yet."""
         return number
 

@@ -38,10 +38,14 @@ class Places:
 
     def _pass_kept(self) -> None:
         while self._next_index in self._kept:
+            self._placed(self._next_position, None)
             self._next_position += self._kept.pop(self._next_index)
             self._next_index += 1
 
-    def place(self, index: int, n_edges: int) -> int:
+    def _placed(self, position: int, src: Array | None) -> None:
+        """Take the sources of a piece, None if it will not come; called for all in order."""
+
+    def place(self, index: int, src: Array) -> int:
         """Return the position of piece `index`, waiting until all pieces before it were placed."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._next_index >= index)
@@ -49,7 +53,8 @@ class Places:
                 raise StoppedError
             position = self._next_position
             self._next_index += 1
-            self._next_position += n_edges
+            self._next_position += src.size
+            self._placed(position, src)
             self._pass_kept()
             self._changed.notify_all()
             return position

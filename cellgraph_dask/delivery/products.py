@@ -25,6 +25,7 @@ from ..edge_pairs.format import (
 from ..edge_pairs.gzip_member import DeflatePart
 from ..edge_pairs.provenance import PROVENANCE, Provenance
 from ..errors import SourceError
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..publish.output import Output, local_folder, open_output
 from ..publish.work_folder import WORK_FOLDER, Place
@@ -186,8 +187,8 @@ class EdgePairs:
         """See `Product`."""
         if self.weights and not 0 < n_cells <= MOST_WEIGHTED_CELLS:
             raise SourceError(
-                f"the matrix has {n_cells:,} cells; files with weights hold graphs of 1 to "
-                f"{MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
+                f"the matrix has {counted(n_cells, 'cell')}; files with weights hold graphs of 1 "
+                f"to {MOST_WEIGHTED_CELLS:,} cells. Leave the weights out."
             )
 
     def warnings(self, n_cells: int, n_edges: int) -> list[str]:
@@ -195,8 +196,9 @@ class EdgePairs:
         if not self.weights or viewer_bytes(n_cells, n_edges) <= VIEWER_BYTES:
             return []
         return [
-            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most {most_viewer_edges(n_cells):,} "
-            f"edges of {n_cells:,} cells; this graph may have up to {n_edges:,}."
+            f"The viewer of cellucid 0.9.1 to 0.9.4 draws at most "
+            f"{counted(most_viewer_edges(n_cells), 'edge')} of {counted(n_cells, 'cell')}; this "
+            f"graph may have up to {n_edges:,}."
         ]
 
     def _columns(self, n_cells: int) -> dict[str, np.dtype[Any]]:

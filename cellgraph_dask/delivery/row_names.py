@@ -40,10 +40,7 @@ class Index(NamedTuple):
         """What the user should know of an index that cannot be written as texts, if it counts."""
         if not self.flaw or self.path.rpartition("/")[0] not in _OPENED:
             return ""
-        return (
-            f"{self.path} {self.flaw}: it is copied as it is, and `cellucid serve` opens a store "
-            "only if its index is an array of texts. Name all rows with texts before."
-        )
+        return _note(self.path, f"{self.flaw}: it is copied as it is", "Name all rows before.")
 
 
 class _Categories:
@@ -74,6 +71,24 @@ def index_groups(root: Root, node: Node, *, skip: str, path: str = "") -> Iterat
                 yield _index(root, child, inner)
         else:
             yield from index_groups(root, child, skip=skip, path=inner)
+
+
+def _note(path: str, what: str, remedy: str) -> str:
+    return (
+        f"{path} {what}, and `cellucid serve` opens a store only if the names of cells and genes "
+        f"are arrays of texts. {remedy}"
+    )
+
+
+def notes_in_place(anndata: Node) -> Iterator[str]:
+    """Yield what the user should know of the indexes of a store that stays as it is."""
+    for path in _OPENED:
+        frame = get(anndata, path)
+        named = None if frame is None else text_of(attributes_of(frame).get("_index"))
+        index = get(frame, named) if named else None
+        if index is not None and not is_array(index):
+            remedy = "Write to a new store, in which they are."
+            yield _note(f"{path}/{named}", "is a group, as anndata 0.13 writes it", remedy)
 
 
 def texts_in(root: Root, array: Node) -> Any:

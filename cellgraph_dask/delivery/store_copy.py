@@ -23,7 +23,17 @@ import numpy as np
 from ..errors import SourceError
 from ..publish.consolidated import is_group
 from ..runtime.stage import ResumableExecutor, Stage
-from ..source.layout import Node, Tree, children, format_of, get, is_array, metadata_of, text_of
+from ..source.layout import (
+    Node,
+    Tree,
+    children,
+    format_of,
+    get,
+    is_array,
+    metadata_of,
+    text_of,
+    told,
+)
 from ..source.opening import Root, open_root
 from ..source.selection import Selection
 from ..stages.runs import Written, holds
@@ -94,12 +104,17 @@ class StoreCopy:
         """Return what is to be copied of a source, having looked at all of it."""
         with open_root(source, options) as root:
             if isinstance(root.node, Tree):
-                most, notes = _BATCH_BYTES, unnamed_in(source)
                 if group:
                     raise SourceError(
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
                         "or write them to a store."
                     )
+                if hasattr(source.obs, "ds"):  # anndata's table of what is still in the store
+                    raise SourceError(
+                        f"{root.origin.path} is read lazily, and a new store cannot be made of it. "
+                        "Give the path of its store."
+                    )
+                most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
                 indexes = list(index_groups(root, node, skip=_OBSP))
@@ -461,9 +476,17 @@ def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
         if value is not None:
             if isinstance(value, Mapping):  # anndata 0.13 has X among the layers, without a name
                 value = {key: item for key, item in value.items() if key is not None}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                write_dispatched(group, name, value, _write_element)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    write_dispatched(group, name, value, _write_element)
+            except (OSError, MemoryError):
+                raise
+            except Exception as error:  # what anndata cannot write may be anything
+                raise SourceError(
+                    f"{name} of {type(adata).__name__} in memory cannot be copied: {told(error)}. "
+                    "Remove what anndata cannot write, or give the path of a store."
+                ) from error
     n_bytes = 0
     for above, _, names in os.walk(folder):
         for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():

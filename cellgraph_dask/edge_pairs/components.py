@@ -7,6 +7,8 @@ in the end.
 from __future__ import annotations
 
 import queue
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +109,11 @@ class Components:
     n_components: int
     largest: int
 
+    @classmethod
+    def of(cls, sizes: Mapping[int, int]) -> Components:
+        """Return what components of these numbers of cells come to."""
+        return cls(sum(sizes.values()), max(sizes, default=0))
+
 
 class Forests:
     """Finds connected components; so many threads join trees at once, and others wait."""
@@ -125,6 +132,10 @@ class Forests:
 
     def components(self) -> Components:
         """Join the forests to one and count its trees. They are of no use afterwards."""
+        return Components.of(self.sizes())
+
+    def sizes(self) -> dict[int, int]:
+        """Do so, and return how many trees there are of each number of cells."""
         first, *others = self._all
         self._all = []
         n_cells = first.parent.size
@@ -133,10 +144,15 @@ class Forests:
                 parents = other.parent[start : start + _SLICE]
                 cells = np.arange(start, start + parents.size, dtype=parents.dtype)
                 unite(parents, cells, first.parent, first.settled)
-        n_components = flatten(first.parent)
+        flatten(first.parent)
         sizes = others[0].parent if others else np.empty_like(first.parent)
         count_children(first.parent, sizes)
-        return Components(n_components, int(sizes.max(initial=0)))
+        found: Counter[int] = Counter()
+        for start in range(0, n_cells, _SLICE):
+            part = sizes[start : start + _SLICE]
+            values, counts = np.unique(part[part > 0], return_counts=True)
+            found.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        return dict(found)
 
 
 def forest_bytes(n_cells: int, n_forests: int) -> int:

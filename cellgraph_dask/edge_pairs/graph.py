@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DiskSpaceError, InvalidExportError
+from ..machine import html
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
@@ -67,6 +68,13 @@ class ExportedGraph:
             f"ExportedGraph({self._name!r}, n_cells={self.n_cells}, n_edges={self.n_edges}, "
             f"max_neighbors={self.max_neighbors})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the graph for a notebook."""
+        sizes = {"cells": self.n_cells, "edges": self.n_edges, "largest degree": self.max_neighbors}
+        columns = ", ".join(f"{name} {dtype}" for name, dtype in self._manifest.columns.items())
+        facts = [*((name, f"{n:,}") for name, n in sizes.items()), ("columns", columns)]
+        return html.block(f"Graph in {self._name}", html.facts(facts))
 
     def __enter__(self) -> ExportedGraph:
         return self

@@ -191,6 +191,7 @@ def _parse(found: Mapping[str, Any]) -> GraphTable:
     expected += [CELLS] if table.cells is not None else []
     sound = (
         all(type(n) is int and 0 <= n < 2**63 for n in counts)
+        and table.made_from.is_sound
         and table.rule in RULES
         and table.directions in DIRECTIONS
         and type(table.weighted) is bool

@@ -19,12 +19,14 @@ import numpy as np
 
 from ..errors import InvalidExportError, OutputError
 from ..machine.buffers import Array
-from ..machine.files import begin_writeback, opened, write_at
+from ..machine.files import begin_writeback, opened, read_at, write_at
 from .parquet import MOST_ROWS
 
 _WRITEBACK_BYTES = 1 << 23
-_PAGES_BYTES = 6 << 20  # pages of a column on their way: as values, encoded, compressed
-_LEVEL = -1  # of zstd: 1 takes a fifth more time to save 3 percent
+_WRITTEN_BYTES = 1 << 20  # at once
+_PAGES_BYTES = 6 << 20  # of a column that is read: as values, encoded, compressed
+_WRITING_BYTES = 4 << 20  # pages on their way: of one column, and those that wait to be written
+_LEVEL = -5  # of zstd: 1 takes a third more time to save 5 percent
 _PAGE_BYTES = 1 << 17  # of values; they stay in a near cache from one step to the next
 _HASHED_BYTES = 1 << 20
 _NAMES = 1 << 16  # that are read at once
@@ -59,18 +61,26 @@ class _Sink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._digest = sha256()
-        self._end = 0
+        self._end = self._written = 0
+        self._waiting: list[bytes] = []  # pages are small, and a call for each would cost time
 
     def write(self, data: Any) -> int:
         if self._fd < 0:  # pyarrow closes what was given up
             return len(data)
-        begin = self._end
-        self._end = write_at(self._fd, bytes(data), begin)
+        self._waiting.append(bytes(data))
+        self._end += len(data)
+        if self._end - self._written >= _WRITTEN_BYTES:
+            self._write_out()
+        return len(data)
+
+    def _write_out(self) -> None:
+        data, begin = b"".join(self._waiting), self._written
+        self._waiting.clear()
+        self._written = write_at(self._fd, data, begin)
         self._digest.update(data)
-        first, last = begin // _WRITEBACK_BYTES, self._end // _WRITEBACK_BYTES
+        first, last = begin // _WRITEBACK_BYTES, self._written // _WRITEBACK_BYTES
         if first < last:
             begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
-        return len(data)
 
     def tell(self) -> int:
         return self._end
@@ -81,9 +91,20 @@ class _Sink:
     def close(self) -> None:
         """Do nothing: whoever opened the file closes it."""
 
-    def finish(self) -> Written:
+    def go_on(self, end: int, digest: Any) -> None:
+        """Write behind what is there, of which this is the digest."""
+        self._end, self._written, self._digest = end, end, digest
+
+    def so_far(self) -> tuple[int, Any]:
+        """Return the bytes that there are, and their digest."""
+        self._write_out()
+        return self._end, self._digest.copy()
+
+    def finish(self, *, durable: bool) -> Written:
+        self._write_out()
         os.ftruncate(self._fd, self._end)
-        os.fsync(self._fd)
+        if durable:
+            os.fsync(self._fd)
         return Written(self._end, self._digest.hexdigest())
 
     def give_up(self) -> None:
@@ -116,26 +137,76 @@ def write_table(
 
     Rows are sorted by the first `n_sorted` columns. Doing it twice at once gives the same file.
     """
+    return _write(path, columns, metadata, n_sorted, groups)[0]
+
+
+def write_body(
+    path: Path, columns: Mapping[str, Any], n_sorted: int, groups: Iterable[Sequence[Any]]
+) -> tuple[Written, int, Any]:
+    """Write a file as `write_table` does but for its metadata; it is not durable.
+
+    Besides, the bytes before its footer are returned, and their digest, for `finish_table`.
+    """
+    return _write(path, columns, None, n_sorted, groups)
+
+
+def finish_table(
+    path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str], n_sorted: int, n_bytes:
+    int, digest: Any = None,
+) -> Written:  # fmt: skip
+    """Give a file of `write_body` its metadata, durably: the bytes are those of `write_table`.
+
+    The digest is computed if it is not known any more.
+    """
+    pa = pyarrow()
+    with opened(path, os.O_RDWR) as fd:
+        sink = _Sink(fd)
+        if digest is None:
+            digest = _digest_of_fd(fd, n_bytes)
+        sink.go_on(n_bytes, digest)
+        empty = pa.BufferOutputStream()
+        writer = _writer(pa, empty, columns, n_sorted)
+        writer.add_key_value_metadata(dict(metadata))
+        writer.close()
+        footer = pa.parquet.read_metadata(pa.BufferReader(empty.getvalue()))
+        footer.append_row_groups(pa.parquet.read_metadata(str(path)))
+        encoded = pa.BufferOutputStream()
+        footer.write_metadata_file(encoded)
+        sink.write(memoryview(encoded.getvalue())[4:])  # behind the magic number
+        return sink.finish(durable=True)
+
+
+def _writer(pa: Any, sink: Any, columns: Mapping[str, Any], n_sorted: int) -> Any:
+    return pa.parquet.ParquetWriter(
+        sink, _schema(columns), version="2.6", data_page_version="1.0", store_schema=False,
+        use_dictionary=False, compression="zstd", compression_level=_LEVEL,
+        column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
+        data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
+        sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
+        memory_pool=pa.system_memory_pool(),
+    )  # fmt: skip
+
+
+def _write(
+    path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str] | None, n_sorted: int,
+    groups: Iterable[Sequence[Any]],
+) -> tuple[Written, int, Any]:  # fmt: skip
+    """Write a file; return size and digest, and those of what is before the footer."""
     pa = pyarrow()
     schema = _schema(columns)
     with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
         sink = _Sink(fd)
         try:
-            writer = pa.parquet.ParquetWriter(
-                sink, schema, version="2.6", data_page_version="1.0", store_schema=False,
-                use_dictionary=False, compression="zstd", compression_level=_LEVEL,
-                column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
-                data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
-                sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
-                memory_pool=pa.system_memory_pool(),
-            )  # fmt: skip
+            writer = _writer(pa, sink, columns, n_sorted)
             for group in groups:
                 arrays = [_arrow(values, f.type) for values, f in zip(group, schema, strict=True)]
                 table = pa.Table.from_arrays(arrays, schema=schema)
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-            writer.add_key_value_metadata(dict(metadata))
+            n_bytes, digest = sink.so_far()
+            if metadata is not None:
+                writer.add_key_value_metadata(dict(metadata))
             writer.close()
-            return sink.finish()
+            return sink.finish(durable=metadata is not None), n_bytes, digest
         finally:
             sink.give_up()
 
@@ -150,7 +221,7 @@ def _arrow(values: Any, kind: Any) -> Any:
 
 def writing_bytes(columns: Mapping[str, Any]) -> int:
     """Return the most bytes that `write_table` needs besides the row group that it is given."""
-    return len(columns) * _PAGES_BYTES
+    return _WRITING_BYTES + len(columns) * _PAGE_BYTES
 
 
 def reading_bytes(columns: Mapping[str, Any]) -> int:
@@ -169,12 +240,19 @@ def warm_up() -> None:
 
 def digest_of(path: Path) -> Written:
     """Return size and digest of a file; an OSError if it cannot be read."""
-    digest, n_bytes = sha256(), 0
-    with path.open("rb", buffering=0) as file:
-        while part := file.read(_HASHED_BYTES):
-            digest.update(part)
-            n_bytes += len(part)
-    return Written(n_bytes, digest.hexdigest())
+    with opened(path, os.O_RDONLY) as fd:
+        n_bytes = os.fstat(fd).st_size
+        return Written(n_bytes, _digest_of_fd(fd, n_bytes).hexdigest())
+
+
+def _digest_of_fd(fd: int, n_bytes: int) -> Any:
+    """Return the digest of the first bytes of an open file."""
+    digest = sha256()
+    for at in range(0, n_bytes, _HASHED_BYTES):
+        part = np.empty(min(_HASHED_BYTES, n_bytes - at), np.uint8)
+        read_at(fd, part, at)
+        digest.update(part.data)
+    return digest
 
 
 @contextmanager

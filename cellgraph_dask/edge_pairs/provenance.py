@@ -43,6 +43,13 @@ class Provenance:
     fingerprint: str | None
     version: str
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all of it, read from a file, is of its kind."""
+        texts = (self.source, self.key, self.version, self.fingerprint or "")
+        is_text = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return is_text and isinstance(self.options, dict)
+
     def to_json(self, manifest: Manifest) -> str:
         """Return the file's text, for the export of a manifest."""
         told = asdict(self) | {"source": printable(self.source), "key": printable(self.key)}
@@ -88,8 +95,7 @@ def _parse(path: AnyPath, raw: bytes, manifest: Manifest) -> Provenance:
         provenance = Provenance(**found)
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
-    texts = (provenance.source, provenance.key, provenance.version) if whole else ()
-    if not whole or not all(isinstance(text, str) and text.isprintable() for text in texts):
+    if not whole or not provenance.is_sound:
         raise InvalidExportError(
             f"{path} is not as an export has written it. Remove it, and what the export was made "
             "from is not known."

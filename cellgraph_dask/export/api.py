@@ -248,7 +248,8 @@ def export_connectivities(
         by its cluster. What it has finished is checked and kept; the bytes are the same. If there
         is none, the export starts from the beginning.
     progress
-        Whether to show progress bars on standard error; None for "if it is a terminal".
+        Whether to show progress bars, on standard error or in the output of a notebook's cell;
+        None for "on a terminal or in a notebook".
     client, output_storage_options
         As for `plan_export`.
 

@@ -17,6 +17,7 @@ import numpy as np
 from ..delivery.products import Product
 from ..edge_pairs.format import MOST_WEIGHTED_CELLS, VIEWER_BYTES, viewer_bytes
 from ..errors import DiskSpaceError
+from ..machine.amounts import counted
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import (
     format_bytes,
@@ -111,6 +112,8 @@ class CheckReport(Report):
     peak_memory_bytes : int
         Most resident bytes of this process.
     """
+
+    _title = "Check"
 
     ok: bool
     target: Target
@@ -292,7 +295,8 @@ class _Check:
         if source.n_cells > most:
             yield BrokenRule(
                 "cells", 1, None, None,
-                f"the graph has {source.n_cells:,} cells; the reader takes at most {most:,}.",
+                f"the graph has {counted(source.n_cells, 'cell')}; the reader takes at most "
+                f"{most:,}.",
             )  # fmt: skip
         n_edges = source.n_entries // 2
         n_bytes = viewer_bytes(source.n_cells, n_edges)

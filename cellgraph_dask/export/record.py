@@ -209,6 +209,8 @@ def run_folders(
             make_own(scratch)
             make_own(edges)
             record.write(output.work)
+            if scratch.parent != output.work:
+                record.write(scratch)  # so that who finds it knows what it is
         yield edges
         (output.work / RUN).unlink(missing_ok=True)  # it is published: nothing to resume
     except (KeyboardInterrupt, ClusterError) as error:

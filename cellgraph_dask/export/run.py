@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from ..edge_pairs.provenance import Provenance
 from ..errors import ClusterError, ResumeError, SourceError
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.interrupts import Hold, holding
 from ..machine.memory import format_bytes, limit_bytes, peak_bytes, reset_peak
@@ -75,6 +76,8 @@ class ExportReport(Report):
     thinned : Thinned or None
         What thinning has done; None if all edges were kept.
     """
+
+    _title = "Export"
 
     out_dir: str
     n_cells: int
@@ -265,7 +268,7 @@ class _Export:
                     result = _run(prepared, record, output, edges, progress, self.options)
                     self.watch.check()
                     n_edges = result.outcome.n_edges
-                    log.info("publishing %s edges to %s", f"{n_edges:,}", output.name)
+                    log.info("publishing %s to %s", counted(n_edges, "edge"), output.name)
                     self.made.append((prepared, result))
                     self.options.product.publish(
                         output, edges, prepared.plan.n_cells, result.outcome,
@@ -372,9 +375,11 @@ def _run(
 def _taken(plan: ExportPlan) -> str:
     """Say for the log which method is taken, with which sizes."""
     return (
-        f"{plan.key} of {plan.source}: {plan.n_cells:,} cells, {plan.n_entries:,} entries; "
-        f"{plan.method} method, {plan.n_blocks:,} blocks, {plan.n_partitions:,} partitions, "
-        f"{plan.threads} threads; projected memory {format_bytes(plan.projected_memory_bytes)} of "
+        f"{plan.key} of {plan.source}: {counted(plan.n_cells, 'cell')}, "
+        f"{counted(plan.n_entries, 'entry')}; {plan.method} method, "
+        f"{counted(plan.n_blocks, 'block')}, {counted(plan.n_partitions, 'partition')}, "
+        f"{counted(plan.threads, 'thread')}; projected memory "
+        f"{format_bytes(plan.projected_memory_bytes)} of "
         f"{format_bytes(plan.memory_limit_bytes)}, temporary files up to "
         f"{format_bytes(plan.scratch_bytes)}"
     )

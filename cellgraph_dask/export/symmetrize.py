@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..delivery.element import Element
+from ..delivery.row_names import notes_in_place
 from ..delivery.store_copy import StoreCopy
 from ..delivery.zarr_files import DOCUMENTS, ZarrFormat
 from ..errors import OutputError, SourceError
@@ -112,7 +113,7 @@ def symmetrize_connectivities(
         raise ValueError(f"zarr_format must be 2 or 3, not {zarr_format!r}")
     _check_key(to_key)
     opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
-    group, stored = _place_of(opened, source, storage_options)
+    group, stored, notes = _place_of(opened, source, storage_options)
     inside = _is_same(opened.origin.file, dest) and stored is not None
     if inside and zarr_format not in (None, stored):
         raise ValueError(f"{dest} is of zarr format {stored}; an element of it cannot have another")
@@ -129,6 +130,7 @@ def symmetrize_connectivities(
             opened.key, opened.n_cells, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
             strongest=strongest,
         ),
+        notes,
     )  # fmt: skip
     options = Options(
         dest,
@@ -156,8 +158,11 @@ def _check_key(name: str) -> None:
 
 def _place_of(
     opened: Source | LazyMatrix, source: Any, storage_options: Mapping[str, Any] | None
-) -> tuple[str, int | None]:
-    """Return the path of the AnnData that a matrix is in, and the zarr format of its store."""
+) -> tuple[str, int | None, tuple[str, ...]]:
+    """Return the path of the AnnData that a matrix is in, the zarr format of its store, and notes.
+
+    These are on a store that stays as it is.
+    """
     if not is_container(source):
         raise SourceError(
             f"{opened.origin.path} has no cells beside it, of which a store could be made. Give "
@@ -166,7 +171,9 @@ def _place_of(
     with open_root(source, storage_options) as root:
         for level in levels(opened.key):
             if get(root.node, f"{level}/obs".lstrip("/")) is not None:
-                return level, root.zarr_format
+                anndata = get(root.node, level) if level else root.node
+                is_zarr = root.zarr_format is not None
+                return level, root.zarr_format, tuple(notes_in_place(anndata) if is_zarr else ())
     raise SourceError(f"{opened.origin.path} has no obs above {opened.key}; an AnnData has.")
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,9 @@ from ..edge_pairs.parquet import GRAPH, GraphTable, is_parquet, read_graph_table
 from ..edge_pairs.parquet_edges import edges_bytes, stream_edges
 from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import Slab, downloaded, open_plain, slabs_bytes, stream_slabs
-from ..errors import InvalidExportError, SourceError
+from ..errors import CellgraphError, InvalidExportError, SourceError
 from ..machine.buffers import Array
-from ..machine.remote import AnyPath, find_path, plain_name
+from ..machine.remote import AnyPath, find_path, is_url, plain_name
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block, Source
 from ..source.opening import is_container, open_source
@@ -41,12 +42,14 @@ class Edges:
     n_cells: int
     n_edges: int  # or stored entries
     parts: Callable[[], Iterable[Part]]
+    dtype: np.dtype[Any]  # of cells
     part_bytes: int = 0  # of each thread
     stream_bytes: int = 0  # of all together
     folder: Path | None = None  # of an export
     table: GraphTable | None = None  # of an export in Parquet files
     source: Any = None  # the store that it was made from
     key: str = ""  # the matrix in there
+    told: Provenance | None = None  # what an export says of it
 
 
 @contextmanager
@@ -97,6 +100,7 @@ def _of_graph(graph: ExportedGraph) -> Edges:
     edges = Edges(
         graph.name, True, graph.n_cells, graph.n_edges,
         lambda: [partial(part, at) for at in range(0, graph.n_edges, STRETCH_EDGES)],
+        graph.src.dtype,
         part_bytes=4 * STRETCH_EDGES * graph.src.dtype.itemsize,
         folder=Path(graph.name) if Path(graph.name).is_dir() else None,
     )  # fmt: skip
@@ -119,7 +123,18 @@ def _with_provenance(edges: Edges) -> Edges:
 def _made_from(edges: Edges, told: Provenance) -> Edges:
     """Add the store that an export was made from; there is none of a matrix in memory."""
     lasting = told.fingerprint is not None
-    return replace(edges, source=told.source, key=told.key) if lasting else edges
+    return replace(edges, source=told.source, key=told.key, told=told) if lasting else edges
+
+
+def changed(edges: Edges, storage_options: Mapping[str, Any] | None) -> str | None:
+    """Say whether the store that an export was made from has been written again since."""
+    if edges.told is None:
+        return None
+    with suppress(CellgraphError):  # whoever reads its cells tells what is wrong with it
+        options = storage_options if is_url(edges.source) else None
+        matrix = open_source(edges.source, edges.told.key, storage_options=options)
+        return edges.told.differs(edges.source, edges.told.key, matrix.fingerprint())
+    return None
 
 
 @contextmanager
@@ -129,14 +144,16 @@ def _of_export(folder: Path) -> Iterator[Edges]:
         row = sum(dtype.itemsize for dtype in table.columns.values())
         edges = Edges(
             str(folder), True, table.n_cells, table.n_edges,
-            lambda: _given(stream_edges(folder, table)),
+            lambda: _given(stream_edges(folder, table)), table.columns["src"],
             part_bytes=table.row_group * row, stream_bytes=edges_bytes(table), folder=folder,
             table=table,
         )  # fmt: skip
         yield _made_from(edges, table.made_from)
         return
     manifest = read_manifest(folder)
-    edges = Edges(str(folder), True, manifest.n_cells, manifest.n_edges, list, folder=folder)
+    edges = Edges(
+        str(folder), True, manifest.n_cells, manifest.n_edges, list, manifest.dtype, folder=folder
+    )
     edges = _with_provenance(edges)
     if manifest.compression is not None:
         yield replace(
@@ -170,12 +187,27 @@ def _ends(slab: Slab) -> tuple[Array, Array]:
     return slab.src, slab.dst
 
 
+def _is_folder(source: Any) -> bool:
+    """Whether a source is a folder that is not even the beginning of a store."""
+    name = plain_name(source)
+    if not isinstance(name, str) or is_url(name) or not os.path.isdir(name):  # noqa: PTH112
+        return False
+    return not {"zarr.json", ".zgroup", ".zarray"} & set(os.listdir(name))  # noqa: PTH208
+
+
 @contextmanager
 def _of_source(
     source: Any, key: str, neighbors_key: str | None, storage_options: Mapping[str, Any] | None
 ) -> Iterator[Edges]:
     """Give the stored entries of a matrix off its diagonal, but for zeros."""
-    opened = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    try:
+        opened = open_source(
+            source, key, neighbors_key=neighbors_key, storage_options=storage_options
+        )
+    except SourceError as error:
+        if not _is_folder(source):
+            raise
+        raise SourceError(f"{source} is neither an export nor a store: {error}") from error
     if not isinstance(opened, Source):
         raise SourceError(
             f"{opened.key} is a dense matrix or a Dask array; the entries of sparse matrices in "
@@ -199,7 +231,7 @@ def _of_source(
     with Watch(matrix) as watch:
         yield Edges(
             matrix.path, False, matrix.n_cells, matrix.n_entries,
-            lambda: [partial(part, block) for block in blocks],
+            lambda: [partial(part, block) for block in blocks], matrix.row_dtype,
             part_bytes=matrix.block_bytes(n, n_rows, signed=True) + 32 * n + 16 * n_rows,
             source=source, key=matrix.key if is_container(source) else "",
         )  # fmt: skip

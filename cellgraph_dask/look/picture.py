@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MemoryLimitError, SourceError
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import (
     SLACK_BYTES,
@@ -25,7 +26,7 @@ from ..machine.remote import is_url, plain_name
 from ..runtime.progress import progress_bars
 from ..runtime.threads import check_threads, default_threads
 from ..source.columns import Column, ColumnReader, open_column
-from .edges import Edges, open_edges
+from .edges import Edges, changed, open_edges
 from .figure import MOST_DOTS, axes_pixels, save
 from .points import Places, Points, find_places, shown_range
 from .raster import Canvas, Drawing, Paint, Sums, check_extra, drawing_bytes, pieces, warm_up
@@ -36,6 +37,7 @@ SIZE = (1200, 1000)
 _SIZES = (200, 20_000)  # pixels of a side
 _SAMPLE = 1_000_000  # cells
 _LIKE_CHANCE = 0.35  # of the edges are longer than the median random pair: so are shuffled ones
+_LEAST_EDGES = 50  # of which the share is a sign
 _MOST_HIGHLIGHTED = 1000  # cells
 _PIXEL_BYTES = 64  # of a pixel while the picture is made: densities, colors, what is written
 _FIGURE_BYTES = 24 * 2**20  # fonts, texts and the like
@@ -82,8 +84,11 @@ def picture(
         reader = None
         if color is not None:
             reader = stack.enter_context(_open_color(edges, source, color, storage_options))
-        n_sums = 0 if reader is None else 3
-        warm_up(n_sums)
+        warnings = []
+        if source is None and (reader is not None or places.where == edges.source):
+            warnings = [text for text in [changed(edges, storage_options)] if text]
+        is_coded = reader is not None and reader.is_coded
+        warm_up(edges, is_colored=reader is not None, is_coded=is_coded)
         if pixels is None:
             pixels = axes_pixels(width, height, is_colored=reader is not None)
         canvas = Canvas(*pixels, (0, 1), (0, 1))
@@ -103,7 +108,7 @@ def picture(
         "color": color, "cells": tuple(chosen.tolist()), "size": (width, height),
         "background": background, "threads": n_threads, "memory_limit_bytes": limit,
     }  # fmt: skip
-    report = _report(edges, points, canvas, sums, facts, began)
+    report = _report(edges, points, canvas, sums, facts, warnings, began)
     return _composed(report, points, canvas, sums, column, chosen)
 
 
@@ -174,8 +179,9 @@ def _fitting_threads(
 
 
 def _report(
-    edges: Edges, points: Points, canvas: Canvas, sums: Sums, facts: dict[str, Any], began: float
-) -> PlotReport:
+    edges: Edges, points: Points, canvas: Canvas, sums: Sums, facts: dict[str, Any], warnings:
+    list[str], began: float,
+) -> PlotReport:  # fmt: skip
     n_placed = sums.n_drawn - sums.n_without_place
     share = sums.n_longer / n_placed if n_placed else None
     outside = 0
@@ -183,12 +189,11 @@ def _report(
         inside = (x >= canvas.x_range[0]) & (x <= canvas.x_range[1])
         inside &= (y >= canvas.y_range[0]) & (y <= canvas.y_range[1])
         outside += int(np.count_nonzero(~inside & ~np.isnan(x)))
-    warnings: tuple[str, ...] = ()
-    if share is not None and share > _LIKE_CHANCE:
-        warnings = (
+    if share is not None and _is_by_chance(share, n_placed):
+        warnings.append(
             f"{share:.0%} of the edges are longer than the median pair of cells at random: the "
             f"graph does not look like one of the cells of {points.name}. They may be in another "
-            "order, or the embedding of other data.",
+            "order, or the embedding of other data."
         )
     store = plain_name(edges.source)
     return PlotReport(
@@ -198,7 +203,7 @@ def _report(
         share_longer_than_chance=None if share is None else round(share, 4),
         n_cells_without_place=points.n_without_place, n_edges_without_place=sums.n_without_place,
         n_cells_outside=outside, caption=" ".join(_sentences(edges, points, sums, share, outside)),
-        warnings=warnings, seconds=round(time.perf_counter() - began, 3),
+        warnings=tuple(warnings), seconds=round(time.perf_counter() - began, 3),
         peak_memory_bytes=peak_bytes(), **facts,
     )  # fmt: skip
 
@@ -207,23 +212,29 @@ def _sentences(
     edges: Edges, points: Points, sums: Sums, share: float | None, outside: int
 ) -> Iterator[str]:
     """Say what the picture shows."""
-    what = "edges" if edges.is_export else "entries"
+    what_one, what = ("edge", "edges") if edges.is_export else ("entry", "entries")
     if share is not None:
-        share = 100 * share
-        text = f"{share:.2f}" if share < 10 else f"{share:.0f}"
+        text = f"{100 * share:.2f}" if share < 0.1 else f"{100 * share:.0f}"
         yield (
             f"{text} % of the {what} are longer than the median pair of cells at random; by chance "
             "it would be 50 %."
         )
-        if share > 100 * _LIKE_CHANCE:
+        if _is_by_chance(share, sums.n_drawn - sums.n_without_place):
             yield "So the graph does not look like one of these cells."
     if points.n_without_place:
         yield (
-            f"Left out: {points.n_without_place:,} cells whose place is NaN or infinite, with "
-            f"{sums.n_without_place:,} {what}."
+            f"Left out: {counted(points.n_without_place, 'cell')} whose place is NaN or "
+            f"infinite, with {counted(sums.n_without_place, what_one)}."
         )
     if outside:
-        yield f"{outside:,} cells lie beyond the border, far from all others."
+        yield (
+            f"{counted(outside, 'cell lies', 'cells lie')} beyond the border, far from all others."
+        )
+
+
+def _is_by_chance(share: float, n_edges: int) -> bool:
+    """Whether edges, and not too few of them, are nearly as long as random pairs."""
+    return n_edges >= _LEAST_EDGES and share > _LIKE_CHANCE
 
 
 def _composed(

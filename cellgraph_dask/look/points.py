@@ -97,11 +97,11 @@ def find_places(
     remedy = (
         "Name a store that has one with `source`"
         if edges.is_export
-        else "Compute one, such as with scanpy.tl.umap"
+        else "Compute one, for example with scanpy.tl.umap"
     )
     raise SourceError(
-        f"{edges.name} has {what} to be drawn in ({'; '.join(why)}). {remedy}, or another one with "
-        "`embedding`."
+        f"{edges.name} has {what} to be drawn in ({'; '.join(why)}). {remedy}, or name "
+        "another with `embedding`."
     )
 
 

@@ -46,6 +46,8 @@ class PlotReport(Report):
         Threads that drew; from start to end; limit and measured.
     """
 
+    _title = "Picture"
+
     path: str
     kind: str
     source: str | None

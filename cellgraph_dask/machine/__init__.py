@@ -4,6 +4,6 @@ It knows nothing of graphs, stores or Dask, and decides nothing.
 """
 
 __all__ = [
-    "buffers", "compiled", "files", "folders", "interrupts", "memory", "remote", "report",
-    "temporary",
+    "amounts", "buffers", "compiled", "files", "folders", "html", "interrupts", "memory", "remote",
+    "report", "temporary",
 ]  # fmt: skip

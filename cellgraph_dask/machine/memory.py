@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .amounts import counted, scaled
+
 _UNITS = ["", "K", "M", "G", "T"]
 _SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?\s*$", re.IGNORECASE)
 
@@ -59,12 +61,7 @@ def _short(value: object) -> str:
 
 def format_bytes(n: int) -> str:
     """Return `n` bytes for a person: ``"512 MB"``, ``"1.2 GB"`` (decimal units)."""
-    value, unit = float(n), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value >= 1000:
-            value, unit = value / 1000, larger
-    digits = 0 if unit == "bytes" or value >= 100 else 1
-    return f"{value:.{digits}f} {unit}"
+    return counted(n, "byte") if n < 1000 else scaled(n / 1000, ("kB", "MB", "GB", "TB"))
 
 
 def machine_memory() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DiskSpaceError, ResumeError
+from ..machine import html
 from ..machine.files import free_bytes, nearest
 from ..machine.memory import format_bytes, limit_bytes, parse_bytes, resident_bytes, round_reserved
 from ..machine.report import Report
@@ -185,6 +186,8 @@ class ExportPlan(Report):
         What the user should know before starting.
     """
 
+    _title = "Export plan"
+
     source: str
     key: str
     n_cells: int
@@ -206,6 +209,16 @@ class ExportPlan(Report):
     scratch_free_bytes: int
     output_free_bytes: int
     warnings: tuple[str, ...]
+
+    def _picture(self) -> str:
+        """Draw the memory: of the limit, what is reserved, and what is projected above that."""
+        limit, reserved = self.memory_limit_bytes, self.reserved_memory_bytes
+        text = (
+            f"Memory: {format_bytes(reserved)} reserved, "
+            f"{format_bytes(self.projected_memory_bytes)} projected, {format_bytes(limit)} allowed"
+        )
+        parts = [(reserved, html.ORANGE), (self.projected_memory_bytes - reserved, html.BLUE)]
+        return html.bar(parts, limit, text) + html.listed([text])
 
 
 def make_plan(

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -21,9 +22,11 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from zlib_ng import zlib_ng
 
+from ..machine.amounts import counted
 from ..machine.files import append
 
 JOURNAL = "journal"
+_BEGUN = "begun "  # before the name of a stage: a line that tells how many tasks it has
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class ResumableExecutor:
         kept = self._kept(stage, label, numbers)
         self.n_kept += len(kept)
         keep(kept)
+        self.journal.begin(label, len(numbers))
         todo = [k for k, number in enumerate(numbers) if number not in kept]
         keys, sizes = [stage.keys[k] for k in todo], [stage.sizes[k] for k in todo]
         began = time.perf_counter()
@@ -100,8 +104,9 @@ class ResumableExecutor:
             done=lambda key, value: self.journal.add(label, _number(key), value),
         )
         log.info(
-            "stage %s: %d tasks, %s %s, %.2f s%s", stage.name, len(keys), f"{sum(sizes):,}",
-            stage.unit, time.perf_counter() - began, f"; {len(kept)} were kept" if kept else "",
+            "stage %s: %s, %s %s, %.2f s%s", stage.name, counted(len(keys), "task"),
+            f"{sum(sizes):,}", stage.unit, time.perf_counter() - began,
+            f"; kept: {len(kept):,}" if kept else "",
         )  # fmt: skip
         summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
         return [summaries[number] for number in numbers]
@@ -141,8 +146,15 @@ class Journal:
         self._fd = os.open(path, flags, 0o600)
         append(self._fd, b"\n")  # ends what a torn last line has left
 
+    def begin(self, stage: str, n_tasks: int) -> None:
+        """Note that a stage has begun."""
+        self._write(_BEGUN + stage, 0, [n_tasks])
+
     def add(self, stage: str, number: int, summary: Any) -> None:
         """Note that a task is finished."""
+        self._write(stage, number, summary)
+
+    def _write(self, stage: str, number: int, summary: Any) -> None:
         text = json.dumps([stage, number, summary], default=_plain)
         line = f"{zlib_ng.crc32(text.encode()):08x} {text}\n".encode()
         with self._lock:
@@ -163,7 +175,34 @@ class Journal:
 
 def any_finished(folder: Path, run: str) -> bool:
     """Whether a run has finished a task."""
-    return any(_read_journal(folder / f"{JOURNAL}-{run}"))
+    lines = _read_journal(folder / f"{JOURNAL}-{run}")
+    return any(not stage.startswith(_BEGUN) for (stage, _), _ in lines)
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """How far a run has come in a stage."""
+
+    name: str
+    done: int  # tasks
+    total: int
+
+
+def stages_done(journal: bytes) -> list[StageDone]:
+    """Return how far a run has come, given the content of its journal; a ValueError if it is none.
+
+    Stages are in the order in which they began.
+    """
+    totals: dict[str, int] = {}
+    done: dict[str, set[int]] = {}
+    for (stage, number), values in _lines(journal):
+        if stage.startswith(_BEGUN):
+            totals[stage.removeprefix(_BEGUN)] = int(values[0])
+        else:
+            done.setdefault(stage, set()).add(number)
+    return [
+        StageDone(label.split(" ")[0], len(done.get(label, ())), n) for label, n in totals.items()
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -175,11 +214,12 @@ def _plain(value: Any) -> Any:
 
 def _read_journal(path: Path) -> Iterator[tuple[tuple[str, int], list[Any]]]:
     """Yield what the whole lines of a journal say."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    with suppress(OSError):
+        yield from _lines(path.read_bytes())
+
+
+def _lines(journal: bytes) -> Iterator[tuple[tuple[str, int], list[Any]]]:
+    for line in journal.splitlines():
         checksum, _, text = line.partition(b" ")
         if f"{zlib_ng.crc32(text):08x}".encode() == checksum:
             stage, number, values = json.loads(text)

@@ -5,6 +5,6 @@ arrays. It knows no stage, no executor and no output.
 """
 
 __all__ = [
-    "arrays", "blocks", "cells", "columns", "embeddings", "layout", "matrix", "names", "opening",
-    "selected", "selection", "spool", "stamps", "texts",
+    "arrays", "blocks", "cells", "columns", "embeddings", "layout", "listing", "matrix", "names",
+    "opening", "selected", "selection", "spool", "stamps", "texts",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CellgraphError
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import format_bytes
 from .cells import levels
@@ -133,7 +134,7 @@ def _problem(array: Any, n_cells: int, most_bytes: int) -> str:
     if len(array.shape) != 2 or array.shape[1] < 2 or dtype.kind not in "fiu":
         return f"has the shape {array.shape} and dtype {dtype}"
     if array.shape[0] != n_cells:
-        return f"has {array.shape[0]} rows for {n_cells} cells"
+        return f"has {counted(array.shape[0], 'row')} for {counted(n_cells, 'cell')}"
     if math.prod(array.shape) * dtype.itemsize > _MOST_BYTES:
         return f"has more than {format_bytes(_MOST_BYTES)}"
     if not 0 < _bytes_at_once(array) <= most_bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -220,9 +220,10 @@ def _follow(root: Node, path: str, neighbors_key: str) -> str:
     inside = [_connectivities_of(root, f"{table}/uns/{neighbors_key}") for table in tables(root)]
     keys = [key for key in inside if key is not None]
     elsewhere = f" Its tables and modalities have them: {', '.join(keys)}." if keys else ""
+    hint = suggestion(near(neighbors_key, names))
     raise SourceError(
         f"{path} has no neighbors {neighbors_key!r} in uns; there is "
-        f"{', '.join(names) or 'nothing'}.{suggestion(neighbors_key, names)}{elsewhere} Name one "
+        f"{', '.join(names) or 'nothing'}.{hint}{elsewhere} Name one "
         f"with `neighbors_key`, or the matrix itself with `key`{f' {keys[0]}' if keys else ''}."
     )
 
@@ -258,10 +259,20 @@ def tables(root: Node) -> list[str]:
     return [f"{holder}/{name}" for holder in holders for name in _children(root, holder)]
 
 
-def suggestion(name: str, names: list[str]) -> str:
-    """Return a question for a name that is like the one that was asked for; "" if none is."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def near(name: str, names: Sequence[str]) -> list[str]:
+    """Return what may be meant by a name: the closest, or up to three that it is a part of."""
+    part = name.lower()
+    close = difflib.get_close_matches(name, names, n=1)
+    longer = [known for known in names if part and part in known.lower()]
+    shorter = [known for known in names if known and known.lower() in part]
+    return close or longer[:3] or shorter[:3]
+
+
+def suggestion(names: Sequence[str]) -> str:
+    """Return the question whether one of these names is meant."""
+    quoted = [repr(name) for name in names]
+    either = " or ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]]))
+    return f" Did you mean {either}?" if names else ""
 
 
 def _not_found(root: Node, path: str, full_key: str) -> SourceError:
@@ -280,11 +291,11 @@ def _not_found(root: Node, path: str, full_key: str) -> SourceError:
     if inside and parent == "obsp":
         elsewhere += f" In its tables and modalities: {', '.join(inside)}."
     others = [*old, *inside]
-    hint = suggestion(name, names) or suggestion(full_key, others)
-    if not hint:  # the same name, or nearly, somewhere else
-        near = difflib.get_close_matches(name, [key.rpartition("/")[2] for key in others], n=1)
-        same = [key for key in others if near and key.endswith(f"/{near[0]}")]
-        hint = "".join(f" Did you mean {key!r}?" for key in same)
+    meant = near(name, names) or near(full_key, others) or near(name, others)
+    if not meant:  # the same name, or nearly, somewhere else
+        elsewhere_near = near(name, [key.rpartition("/")[2] for key in others])
+        meant = [key for key in others if key.rpartition("/")[2] in elsewhere_near]
+    hint = suggestion(meant)
     graphs = _children(root, "col_graphs")
     if graphs or {"row_attrs", "col_attrs"} <= set(children(root)):
         return SourceError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import SourceError
 from ..machine.buffers import Array
-from .layout import Node, attributes_of, children, get, is_array, suggestion, text_of
+from .layout import Node, attributes_of, children, get, is_array, near, suggestion, text_of
 from .names import INDEXES, Names, open_obs, parts_of
 
 ADVICE = "Name the cells themselves, or give an AnnData of them alone."
@@ -39,7 +39,8 @@ def open_texts(
         name = text[: ends[0]]
         told = ", ".join(names[:_MOST_SHOWN]) + (" …" if len(names) > _MOST_SHOWN else "")
         raise SourceError(
-            f"{path} has no column {name!r}; it has {told or 'none'}.{suggestion(name, names)}"
+            f"{path} has no column {name!r}; it has {told or 'none'}."
+            f"{suggestion(near(name, names))}"
         )
 
 

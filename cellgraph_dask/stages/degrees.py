@@ -15,6 +15,7 @@ import numpy as np
 
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..machine.compiled import compiled
 from . import loops
 from .job import Job
 from .pieces import Piece
@@ -66,7 +67,7 @@ class DegreeRuns:
         loops.count_values(dst, job.shift, counts)
         starts = np.concatenate(([0], np.cumsum(counts)))
         local = buffers.take("grouped", dst.size, np.uint16)  # the grouped entries are done with
-        loops.bucket_destinations(dst, job.shift, starts[:-1].copy(), local)
+        bucket_destinations(dst, job.shift, starts[:-1].copy(), local)
         width = 1 << job.shift
         n_sources = width * (piece.last - piece.first)
         per_source = buffers.take("edges per source", n_sources, np.uint32)
@@ -146,3 +147,14 @@ def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
                 begin = int(has_counts[0]) * width
                 degrees[begin : begin + n] += counts
     return int(degrees.max(initial=0))
+
+
+@compiled()
+def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
+    """Write each destination's place inside its partition (uint16), ordered by partition."""
+    mask = (1 << shift) - 1
+    for k in range(dst.size):
+        d = np.int64(dst[k])
+        p = next_slot[d >> shift]
+        next_slot[d >> shift] = p + 1
+        local[p] = d & mask

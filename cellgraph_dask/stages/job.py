@@ -128,8 +128,8 @@ class NotSymmetricError(OtherMethodError):
 class EdgeSink(Protocol):
     """Where edges go, in pieces that may arrive from many threads."""
 
-    def place(self, index: int, n_edges: int) -> int:
-        """Return the position of a piece's first edge, as soon as it is known."""
+    def place(self, index: int, src: Array) -> int:
+        """Return where a piece with these sources begins, as soon as it is known."""
 
     def write(self, position: int, *columns: Array) -> None:
         """Write edges at a position: sources, destinations, and weights if they have some."""
@@ -144,14 +144,9 @@ def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tu
     if job.weights and job.delivered != "float64":
         src, dst, weights = columns
         columns[2] = narrowed(src, dst, weights, np.dtype(job.delivered))
-    position = sink.place(number, columns[0].size)
+    position = sink.place(number, columns[0])
     sink.write(position, *columns)
     return position, columns[0].size, edges_crc(*columns)
-
-
-def narrow_bytes(job: Job) -> int:
-    """Return the bytes that `deliver` takes for an edge."""
-    return np.dtype(job.delivered).itemsize % 8 if job.weights else 0
 
 
 def edges_crc(*columns: Array) -> int:

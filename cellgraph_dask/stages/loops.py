@@ -315,17 +315,6 @@ def count_edges_per_source(src: Array, first_source: int, counts: Array) -> None
         counts[np.int64(src[k]) - first_source] += 1
 
 
-@compiled()
-def bucket_destinations(dst: Array, shift: int, next_slot: Array, local: Array) -> None:
-    """Write each destination's place inside its partition (uint16), ordered by partition."""
-    mask = (1 << shift) - 1
-    for k in range(dst.size):
-        d = np.int64(dst[k])
-        p = next_slot[d >> shift]
-        next_slot[d >> shift] = p + 1
-        local[p] = d & mask
-
-
 @compiled(int)
 def _mixed(key: Any, seed: Any) -> Any:
     """Return a well-mixed 64-bit value of `key` (uint64): the finalizer of SplitMix64."""

@@ -22,7 +22,15 @@ from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block
 from . import loops, thinning, weighted_loops
-from .degrees import DegreeCounters, DegreeRuns, DegreeSink, NoDegrees, cut_cells, largest_degree
+from .degrees import (
+    DegreeCounters,
+    DegreeRuns,
+    DegreeSink,
+    NoDegrees,
+    bucket_destinations,
+    cut_cells,
+    largest_degree,
+)
 from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
@@ -256,5 +264,5 @@ def warm_up(job: Job) -> None:
     loops.count_values(dst, 8, counts)
     loops.count_values(src, 0, counts)
     loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
-    loops.bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
+    bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
     loops.count_values(dst, 0, np.zeros(2, np.uint32))

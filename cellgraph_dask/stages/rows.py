@@ -35,7 +35,7 @@ class RowSink:
     scratch: Scratch
     dtype: np.dtype[Any]  # of the weights; it holds them exactly
 
-    def place(self, number: int, n_edges: int) -> int:
+    def place(self, number: int, src: Array) -> int:
         """Return the number of the piece."""
         return number
 

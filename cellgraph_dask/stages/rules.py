@@ -87,12 +87,12 @@ def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Ar
 
     A SourceError names the first pair whose weight is lost.
     """
-    narrow = buffers.take("narrow weights", weights.size, dtype)
+    narrow = buffers.take("row keys", weights.size, dtype)  # which are sorted by now
     at = weighted_loops.narrow(weights, narrow)
     if at >= 0:
         becomes = "infinite" if narrow[at] else "0"
         raise SourceError(
             f"the weight of cells ({src[at]}, {dst[at]}) is {weights[at]:g}, which would become "
-            f"{becomes} as {dtype.name}. Scale the weights, or write them as float64 (`dtype`)."
+            f"{becomes} as float32. Scale the weights, or write them as float64 (`dtype`)."
         )
     return narrow

@@ -115,7 +115,7 @@ class Tally:
         self.first_repeated: Place | None = None
         self._lock = threading.Lock()
 
-    def place(self, number: int, n_edges: int) -> int:
+    def place(self, number: int, src: Array) -> int:
         """Return the number of the piece."""
         return number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 Strongest = Literal["largest", "smallest"]
@@ -28,12 +29,25 @@ class Thinning:
                 f"strongest must be one of {', '.join(STRONGEST)}, not {self.strongest!r}"
             )
         for name in ("top_k", "max_edges"):
-            n = getattr(self, name)
-            if n is not None and n < 1:
+            n: Any = getattr(self, name)
+            if n is None:
+                continue
+            if isinstance(n, bool) or not isinstance(n, Integral):
+                raise ValueError(f"{name} must be a whole number, not {n!r}")
+            if n < 1:
                 raise ValueError(f"{name} must be at least 1, not {n}")
-        least = self.min_weight
-        if least is not None and not (math.isfinite(least) and least >= 0):
-            raise ValueError(f"min_weight must be a finite number, at least 0, not {least}")
+            object.__setattr__(self, name, int(n))  # maybe one of numpy
+        least: Any = self.min_weight
+        if least is not None:
+            if isinstance(least, bool) or not isinstance(least, Real):
+                raise ValueError(f"min_weight must be a number, not {least!r}")
+            try:
+                value = float(least)
+            except OverflowError:
+                value = math.inf
+            if not 0 <= value < math.inf:
+                raise ValueError(f"min_weight must be a finite number, at least 0, not {value}")
+            object.__setattr__(self, "min_weight", value)
         if self.strongest is not None and not self:
             raise ValueError("strongest says which edges min_weight, top_k and max_edges keep")
 

@@ -4,4 +4,4 @@ It shares nothing with what makes an export: stages, delivery, plan, publish and
 reached from here.
 """
 
-__all__ = ["api", "checks", "element", "parquet"]
+__all__ = ["api", "checks", "element", "observer", "parquet", "statistics"]

@@ -23,6 +23,7 @@ import numpy as np
 from ..machine.buffers import Array
 from ..machine.files import is_readable
 from ..source.embeddings import Embedding
+from .observer import Observer
 
 N_SAMPLES = 4_096  # edges that are picked
 LEAST_SAMPLES = 50  # fewer tell nothing
@@ -60,7 +61,9 @@ def find_embeddings(
     yield stored() if stored is not None else ([], "no source with embeddings was named")
 
 
-def align(samples: Array, embedding: Embedding) -> Alignment | None:
+def align(
+    samples: Array, embedding: Embedding, observer: Observer | None = None
+) -> Alignment | None:
     """Compare sampled edges, ``(2, n)``, with random pairs; None if there are too few."""
     n = samples.shape[1]
     if n < LEAST_SAMPLES:
@@ -79,6 +82,8 @@ def align(samples: Array, embedding: Embedding) -> Alignment | None:
     if edge.size < LEAST_SAMPLES:
         return None
     value = float(((edge < random) + 0.5 * (edge == random)).mean())
+    if observer is not None:
+        observer.measured(np.sqrt(edge), np.sqrt(random))
     # Few samples scatter: only what is clearly below the line is called shuffled.
     doubt = 2 * math.sqrt(0.25 / edge.size)
     return Alignment(

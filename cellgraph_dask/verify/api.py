@@ -14,7 +14,7 @@ from ..errors import InvalidExportError, SourceError, redact
 from ..machine.memory import limit_bytes
 from ..machine.remote import find_path, local_path
 from ..machine.temporary import clear_dead, temporary_folder
-from ..runtime.progress import progress_bars
+from ..runtime.progress import Progress, progress_bars
 from ..runtime.threads import check_threads, default_threads
 from ..source.embeddings import restrict, stored_embeddings
 from ..source.matrix import Source
@@ -25,6 +25,7 @@ from .alignment import Stored
 from .cells import check_names, chosen_cells, find_again, restricted
 from .checks import VerifyReport, verify
 from .files import is_export
+from .observer import Observer
 from .parquet import verify_table
 
 
@@ -77,6 +78,22 @@ def verify_export(
     OutputError, DiskSpaceError
         If the scratch folder cannot be written.
     """
+    with progress_bars(progress) as bars:
+        return observe_export(
+            out_dir, bars, None, source=source, key=key, neighbors_key=neighbors_key,
+            storage_options=storage_options, memory_limit=memory_limit, threads=threads,
+            scratch_dir=scratch_dir, components=components,
+            output_storage_options=output_storage_options,
+        )  # fmt: skip
+
+
+def observe_export(
+    out_dir: str | Path, progress: Progress, observer: Observer | None, *,
+    source: str | Path | None, key: str, neighbors_key: str | None, storage_options:
+    Mapping[str, Any] | None, memory_limit: int | str | None, threads: int | None, scratch_dir:
+    str | Path | None, components: bool | None, output_storage_options: Mapping[str, Any] | None,
+) -> VerifyReport:  # fmt: skip
+    """Do what `verify_export` does, and tell an observer what comes to be seen."""
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
     opened: Source | None = None
@@ -104,7 +121,7 @@ def verify_export(
         )
         return [restrict(embedding, selection) for embedding in embeddings], why
 
-    with progress_bars(progress) as bars, ExitStack() as stack:
+    with ExitStack() as stack:
         if watch is not None:
             stack.enter_context(watch)
         if isinstance(path, Path):
@@ -126,20 +143,21 @@ def verify_export(
                     clear_dead(temporary)
                     private = temporary_folder(temporary, hidden=scratch_dir is None)
                     place = stack.enter_context(private)
-                    matrix = restricted(opened, selection, place, limit, n_threads, bars)
+                    matrix = restricted(opened, selection, place, limit, n_threads, progress)
                 except InvalidExportError as error:
                     others.append(str(error))
             matrix = None if others else matrix
         check = verify_table if is_parquet(folder) else verify
         report = check(
             folder,
-            bars,
+            progress,
             source=matrix,
             limit=limit,
             threads=n_threads,
             scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
             components=components,
             stored=stored if source is not None and matrix is not None else None,
+            observer=observer,
         )
         if watch is not None:
             watch.check()

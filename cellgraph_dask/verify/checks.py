@@ -29,6 +29,7 @@ from ..edge_pairs.provenance import Provenance, read_provenance
 from ..edge_pairs.reader import PlainEdges, open_plain, slabs_bytes, unpack
 from ..errors import InvalidExportError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.files import named_disk_errors
 from ..machine.memory import (
     peak_bytes,
@@ -43,16 +44,24 @@ from ..source.matrix import Block, NegativeWeightError, Source
 from . import loops
 from .alignment import LEAST_SAMPLES, N_SAMPLES, Alignment, Stored, align, find_embeddings
 from .comparison import prove_by_comparison
+from .difference import EdgeCheck
 from .files import check_figures, check_texts, differing_files
+from .kept import Kept, kept_of
 from .limited import Limited
+from .observer import Observer
 from .pair_file import proof_shift, weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, prove_by_sums, smallest_proof_bytes
 from .scan import Survey, plan_survey, survey, survey_bytes
+from .thinned import prove_thinned, thinned_bytes
 
 # From the number of cells, and the most bytes to be read at once.
 StoredEmbeddings = Callable[[int, int], Stored]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+_UNKNOWN = (
+    "What the export was made from is not known, so it was compared with the whole matrix. If it "
+    "was made by a rule, or thinned, it cannot be proved; export again."
+)
 # Components take as long as all else together; of larger graphs they are looked for if asked to.
 EDGES_WITH_COMPONENTS = 1 << 24
 
@@ -75,12 +84,18 @@ class VerifyReport(Report):
         The store and the matrix that the edges were compared with.
     proof : {"sums", "comparison", "signed", "weights"} or None
         How they were compared; None if they were not.
+    thinning : dict or None
+        By which options the graph was thinned, `min_weight`, `top_k`, `max_edges` and `strongest`;
+        None if all edges are kept.
     n_isolated : int or None
         Cells without neighbors; None, as all that follows, where it was not found out.
     mean_degree : float or None
         Neighbours of a cell on average.
     degree_quantiles : tuple of int or None
         Smallest degree, those that 5, 25, 50, 75 and 95% of the cells do not pass, and the largest.
+    degree_histogram : tuple of (int, int) or None
+        Ranges of degrees, each as its smallest degree and the cells in it; all of one width, but
+        the last one takes the largest hundredth too.
     n_components, largest_component : int or None
         Connected components, an isolated cell being one; cells in the largest.
     provenance : Provenance or None
@@ -97,6 +112,8 @@ class VerifyReport(Report):
         Resident memory: allowed, and measured.
     """
 
+    _title = "Verification"
+
     ok: bool
     problems: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -106,9 +123,11 @@ class VerifyReport(Report):
     source: str | None = None
     key: str | None = None
     proof: str | None = None
+    thinning: dict[str, Any] | None = None
     n_isolated: int | None = None
     mean_degree: float | None = None
     degree_quantiles: tuple[int, ...] | None = None
+    degree_histogram: tuple[tuple[int, int], ...] | None = None
     n_components: int | None = None
     largest_component: int | None = None
     provenance: Provenance | None = None
@@ -123,17 +142,18 @@ class VerifyReport(Report):
 def verify(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, proof_plan: ProofPlan | None =
-    None, stored: StoredEmbeddings | None = None,
+    None, stored: StoredEmbeddings | None = None, observer: Observer | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check an export, and with a source prove its edges.
 
     As `verify_export`, but for a folder, with the limit in bytes, and for tests with the sizes of
-    the proof; `stored` finds the source's embeddings. It raises the errors of reading the matrix,
-    and `MemoryLimitError`.
+    the proof; `stored` finds the source's embeddings. An observer is told more. It raises the
+    errors of reading the matrix, and `MemoryLimitError`.
     """
     check = Check(
-        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored
-    )
+        out_dir, progress, source, limit, threads, scratch_dir, components, proof_plan, stored,
+        observer,
+    )  # fmt: skip
     return measured(check, check.run)
 
 
@@ -161,12 +181,6 @@ def _warm_up(manifest: Manifest, source: Source | None) -> Any:
     return np.frombuffer(os.urandom(32), np.uint64) if looks_symmetric(source) else None
 
 
-def _rule_of(provenance: Provenance | None) -> str | None:
-    """Return how an export combined the weights of both directions; None if it did not."""
-    rule = provenance.options.get("rule") if provenance is not None else None
-    return rule if isinstance(rule, str) else None
-
-
 @dataclass(frozen=True)
 class Check(Limited):
     """One verification."""
@@ -180,6 +194,7 @@ class Check(Limited):
     components: bool | None
     proof_plan: ProofPlan | None
     stored: StoredEmbeddings | None
+    observer: Observer | None = None
 
     def run(self) -> VerifyReport:
         """Check the texts, then the edges."""
@@ -212,41 +227,53 @@ class Check(Limited):
             n_edges=manifest.n_edges,
             max_neighbors=manifest.max_neighbors,
         )
+        try:
+            kept = kept_of(provenance)
+        except InvalidExportError as error:
+            return replace(report, problems=(*problems, str(error)))
+        report = replace(report, thinning=kept.thinning)
         source = self.source
         if source is not None and source.n_cells != manifest.n_cells:
             problem = (
                 f"{self.out_dir / MANIFEST}: n_cells is {manifest.n_cells}, but {source.key} of "
-                f"{source.path} has {source.n_cells} rows."
+                f"{source.path} has {counted(source.n_cells, 'row')}."
             )
             return replace(report, problems=(*problems, *self._other_source(provenance), problem))
         seeds = _warm_up(manifest, source)
-        if manifest.weighted or _rule_of(provenance) is not None:
+        by_weight = manifest.weighted or kept != Kept()
+        if by_weight:
             seeds = None  # a sum of hashes knows no weights
         try:
-            found = self._survey(manifest, source, seeds)
+            found = self._survey(manifest, source, seeds, kept, by_weight=by_weight)
         except InvalidExportError as error:
             return replace(report, problems=(*problems, str(error)))
         if found.problem is not None:
             return replace(report, problems=(*problems, found.problem))
-        return self._judge(manifest, source, found, seeds, replace(report, problems=(*problems,)))
+        report = replace(report, problems=(*problems,))
+        return self._judge(manifest, source, found, seeds, kept, report)
 
     def _judge(
-        self, manifest: Manifest, source: Source | None, found: Survey, seeds: Any, report:
-        VerifyReport,
+        self, manifest: Manifest, source: Source | None, found: Survey, seeds: Any, kept: Kept,
+        report: VerifyReport,
     ) -> VerifyReport:  # fmt: skip
         """Complete the report of an export whose edges are well-formed."""
         problems = list(report.problems)
+        if self.observer is not None:
+            self.observer.found(found.degrees, found.component_sizes)
+        warnings = list(source.notes) if source is not None else []
         if found.degrees.largest != manifest.max_neighbors:
             problems.append(
                 f"max_neighbors is {manifest.max_neighbors} in the manifest, but the largest "
                 f"degree of the edges is {found.degrees.largest}."
             )
         if source is not None:
-            kind, differences = self._prove(source, manifest, found, seeds, report.provenance)
+            kind, differences = self._prove(source, manifest, found, seeds, kept)
+            if self.observer is not None:
+                self.observer.compared(differences)
             if differences:
                 problems += [*self._other_source(report.provenance), *differences]
+                warnings += [_UNKNOWN] if report.provenance is None else []
             report = replace(report, source=source.path, key=source.key, proof=kind)
-        warnings = list(self.source.notes) if self.source is not None else []
         warnings += [
             f"{path} holds the right bytes, but from byte {byte} on they are not compressed as "
             f"this version does at level {manifest.compression}: another version wrote it, or "
@@ -254,6 +281,7 @@ class Check(Limited):
             for path, byte in differing_files(self.out_dir, manifest)
         ]
         alignment, unchecked = self._align(manifest, found, warnings)
+        components = found.components
         return replace(
             report,
             ok=not problems,
@@ -264,8 +292,9 @@ class Check(Limited):
             n_isolated=found.degrees.isolated,
             mean_degree=round(2 * manifest.n_edges / max(manifest.n_cells, 1), 3),
             degree_quantiles=found.degrees.quantiles(*QUANTILES),
-            n_components=found.components.n_components if found.components else None,
-            largest_component=found.components.largest if found.components else None,
+            degree_histogram=found.degrees.histogram(),
+            n_components=components.n_components if components is not None else None,
+            largest_component=components.largest if components is not None else None,
         )
 
     def _other_source(self, provenance: Provenance | None) -> list[str]:
@@ -278,7 +307,9 @@ class Check(Limited):
         differs = provenance.differs(source.origin.name, source.key, fingerprint)
         return [differs] if differs else []
 
-    def _survey(self, manifest: Manifest, source: Source | None, seeds: Any) -> Survey:
+    def _survey(
+        self, manifest: Manifest, source: Source | None, seeds: Any, kept: Kept, *, by_weight: bool
+    ) -> Survey:
         components = self.components
         if components is None:
             components = manifest.n_edges <= EDGES_WITH_COMPONENTS
@@ -289,12 +320,14 @@ class Check(Limited):
             needed = survey_bytes(smallest, manifest)
             if source is not None:
                 kind: Kind = "comparison" if seeds is None else "sums"
-                kind = "weights" if manifest.weighted else kind
+                kind = "weights" if by_weight else kind
                 unpacking = slabs_bytes() if manifest.compression is not None else 0
                 needed = max(needed, smallest_proof_bytes(source, kind), unpacking)
+                if kept.thinning:
+                    needed = max(needed, thinned_bytes(source.n_cells, kept))
             raise self.too_small(needed)
         shift = proof_shift(manifest.n_cells) if source is not None else None
-        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift)
+        plan = replace(plan, n_samples=N_SAMPLES, seeds=seeds, shift=shift, observer=self.observer)
         return survey(self.out_dir, manifest, plan, self.progress)
 
     def _prove(
@@ -303,12 +336,11 @@ class Check(Limited):
         manifest: Manifest,
         found: Survey,
         seeds: Any,
-        provenance: Provenance | None,
+        kept: Kept,
     ) -> tuple[str, list[str]]:
         """Compare edges and matrix; return the kind of proof and what is wrong."""
-        rule = _rule_of(provenance)
         kinds: list[Kind] = ["comparison", "signed"]
-        if manifest.weighted or rule is not None:
+        if manifest.weighted or kept != Kept():
             kinds = ["weights"]
         if seeds is not None:
             plan, blocks = self._cut(source, "sums")
@@ -325,18 +357,21 @@ class Check(Limited):
         ):
             assert found.starts is not None
             edges.know(found.starts, proof_shift(manifest.n_cells))
-            return self._compare(source, edges, folder, kinds, rule)
+            return self._compare(source, edges, folder, kinds, kept)
 
     def _compare(
-        self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind], rule: str | None
+        self, source: Source, edges: PlainEdges, folder: Path, kinds: list[Kind], kept: Kept
     ) -> tuple[str, list[str]]:
         """Compare entries and edges; with weights where that turns out to be needed."""
         for kind in kinds:
             plan, blocks = self._cut(source, kind)
+            check = EdgeCheck.of(source, edges, plan)
+            if kept.thinning:
+                return kind, prove_thinned(self, check, blocks, folder, plan, self.progress, kept)
             executor = Threads(plan.threads, self.progress)
             try:
                 return kind, prove_by_comparison(
-                    source, blocks, edges, folder, plan, executor, kind, rule
+                    check, blocks, folder, plan, executor, kind, kept.rule
                 )
             except NegativeWeightError:
                 continue
@@ -374,7 +409,7 @@ class Check(Limited):
         """Hold the sampled edges against the best embedding that can be read; or say why not."""
         reasons = []
         if found.samples.shape[1] < LEAST_SAMPLES:
-            return None, (f"alignment: {found.samples.shape[1]} edges are too few to tell",)
+            return None, (f"alignment: too few edges to tell ({found.samples.shape[1]})",)
         stored = None
         if self.stored is not None:
             stored = partial(self.stored, manifest.n_cells, max(self.available(), 0) // 4)
@@ -382,7 +417,7 @@ class Check(Limited):
             reasons += [why] if why and not embeddings else []
             for embedding in embeddings:
                 try:
-                    alignment = align(found.samples, embedding)
+                    alignment = align(found.samples, embedding, self.observer)
                 except Exception as error:  # of any library that reads damaged bytes
                     warnings.append(f"{embedding.name} cannot be used: {error}")
                     reasons.append(f"{embedding.name} cannot be used")

@@ -6,7 +6,7 @@ other, sort the keys and compare them with the edges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,32 +15,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..edge_pairs.reader import PlainEdges
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..runtime.stage import Executor, Stage
 from ..source.matrix import Block, Source
 from . import loops
-from .pair_file import PAIR_BITS, PairFile, cell_bits, key_dtype, weight_dtype
+from .difference import EdgeCheck
+from .pair_file import PAIR_BITS, PairFile, key_dtype, weight_dtype
 from .proof import PART, WEIGHTED, Kind, ProofPlan
+
+Judge = Callable[[int, Array, Array | None, int, int], str | None]
 
 
 def prove_by_comparison(
-    source: Source, blocks: Sequence[Block], edges: PlainEdges, folder: Path, plan: ProofPlan,
-    executor: Executor, kind: Kind, rule: str | None = None, weights: np.dtype[Any] | None = None,
+    check: EdgeCheck, blocks: Sequence[Block], folder: Path, plan: ProofPlan, executor: Executor,
+    kind: Kind, rule: str | None = None, judge: Judge | None = None,
 ) -> list[str]:  # fmt: skip
     """Compare edges, whose order has been checked, and entries; return what is wrong.
 
     Entries that do not stay in memory go to `folder`. Weights are added up if `kind` is "signed";
     if it is "weights", they are combined by the `rule` and compared too; else a negative one raises
-    `NegativeWeightError`. The weights of the edges have been rounded to the dtype `weights`.
+    `NegativeWeightError`. `judge` gets all pairs and their edges instead of the check.
     """
-    shift, bits = plan.shift(source), cell_bits(source.n_cells)
-    n_partitions = max(1, -(-source.n_cells >> shift))
+    n_partitions = max(1, -(-check.source.n_cells >> check.shift))
     with closing(PairFile(folder / kind, n_partitions, plan.room)) as file:
-        compare = _Comparison(
-            source, edges, file, shift, bits, kind, rule, plan.piece_entries, weights
-        )
+        compare = _Comparison(check, file, kind, rule, plan.piece_entries, judge or check.judge)
         sizes = [block.stop - block.start for block in blocks]
         executor.run(Stage("matrix", compare.leave, blocks, sizes, "entries"))
         buffers.release()  # where this very thread has run the tasks
@@ -64,20 +63,30 @@ class _Piece(NamedTuple):
 class _Comparison:
     """What the tasks of a comparison share.
 
-    A partition is ``2**shift`` cells; `bits` of a key are for the larger cell. At `most` so many
-    keys are sorted at once. Then a pair is a number: its partition, counted from a first one on,
-    and below it its key without side.
+    At `most` so many keys are sorted at once. Then a pair is a number, as in `EdgeCheck`.
     """
 
-    source: Source
-    edges: PlainEdges
+    check: EdgeCheck
     file: PairFile
-    shift: int
-    bits: int
     kind: Kind
     rule: str | None
     most: int
-    weights: np.dtype[Any] | None
+    judge: Judge
+
+    @property
+    def source(self) -> Source:
+        """The matrix."""
+        return self.check.source
+
+    @property
+    def shift(self) -> int:
+        """A partition is ``2**shift`` cells."""
+        return self.check.shift
+
+    @property
+    def bits(self) -> int:
+        """Bits of a key for the larger cell."""
+        return self.check.bits
 
     @property
     def is_weighted(self) -> bool:
@@ -100,8 +109,8 @@ class _Comparison:
     def pieces(self) -> list[_Piece]:
         """Group partitions while they have not too many entries, and pairs fit their numbers."""
         counts = self.file.counts
-        starts = [self.edges.position(f << self.shift) for f in range(counts.size)]
-        starts.append(self.edges.n_edges)
+        starts = [self.check.edges.position(f << self.shift) for f in range(counts.size)]
+        starts.append(self.check.edges.n_edges)
         most = 1 << (PAIR_BITS - self.shift - self.bits)
         pieces = []
         first = n_entries = 0
@@ -130,12 +139,7 @@ class _Comparison:
             for values, places, out in zip(stored, ends, gathered, strict=True):
                 if out.size:
                     loops.gather(values, lot_starts, places, out)
-        return self._differ(piece.first, *self._sort(*gathered, starts), piece.start, piece.stop)
-
-    def _pair(self, first: int, number: int) -> tuple[int, int]:
-        """Return the pair of a number that counts partitions from the `first` on."""
-        cell = number >> self.bits
-        return (first << self.shift) + cell, number - (cell << self.bits)
+        return self.judge(piece.first, *self._sort(*gathered, starts), piece.start, piece.stop)
 
     def _take(self, name: str, n: int) -> tuple[Array, Array]:
         """Return this thread's work space for `n` keys, and for weights if there are."""
@@ -193,8 +197,10 @@ class _Comparison:
             value = self._value(partition, low)
             pairs = np.array([low] if value else [], np.int64)
             weights = np.full(pairs.size, value) if self.kind == "weights" else None
-        start, stop = (self.edges.position(*self._pair(partition, key)) for key in (low, high))
-        return self._differ(partition, pairs, weights, start, stop)
+        start, stop = (
+            self.check.edges.position(*self.check.pair(partition, key)) for key in (low, high)
+        )
+        return self.judge(partition, pairs, weights, start, stop)
 
     def _select(self, partition: int, low: int, high: int) -> tuple[Array, Array] | None:
         """Return keys, in stored order, and weights of pairs in a range; None if too many."""
@@ -231,44 +237,6 @@ class _Comparison:
             return sums[0] + sums[1]
         return combine(self.rule, *(np.array([float(total)]) for total in sums))[0]
 
-    def _differ(
-        self, first: int, pairs: Array, weights: Array | None, start: int, stop: int
-    ) -> str | None:
-        """Return the first difference between rising pairs and the edges ``[start, stop)``."""
-        for number, src, dst, stored in self.edges.slabs(start, stop):
-            found = src.astype(np.int64)
-            found -= first << self.shift
-            found <<= self.bits
-            found |= dst.astype(np.int64)
-            wanted = pairs[number - start :][: found.size]
-            different = np.flatnonzero(found[: wanted.size] != wanted)
-            at = int(different[0]) if different.size else wanted.size
-            if at < wanted.size and wanted[at] < found[at]:
-                return _missing(self.source, self.edges, *self._pair(first, int(wanted[at])))
-            if at < found.size:
-                byte = (number + at) * self.edges.dtype.itemsize
-                return (
-                    f"edge {number + at} (byte {byte}) is {(int(src[at]), int(dst[at]))}, but the "
-                    "matrix has no nonzero for these cells."
-                )
-            if weights is not None and stored is not None:
-                expected = weights[number - start :][: stored.size]
-                if self.weights is not None:
-                    expected = expected.astype(self.weights).astype(np.float64)
-                other = np.flatnonzero(stored.view(np.uint64) != expected.view(np.uint64))
-                if other.size:
-                    k = int(other[0])
-                    return self._other_weight(number + k, src[k], dst[k], stored[k], expected[k])
-        if pairs.size > stop - start:
-            return _missing(self.source, self.edges, *self._pair(first, int(pairs[stop - start])))
-        return None
-
-    def _other_weight(self, number: int, src: int, dst: int, stored: float, wanted: float) -> str:
-        edge = f"the weight of edge {number}, ({src}, {dst}), is {stored!r} (byte {8 * number})"
-        if np.isnan(wanted):
-            return f"{edge}, but the matrix differs in its two directions there."
-        return f"{edge}, but the matrix gives {wanted!r}."
-
 
 def combine(rule: str | None, upper: Array, lower: Array) -> Array:
     """Return the weights of pairs from those of their directions (float64), by a rule.
@@ -289,15 +257,3 @@ def combine(rule: str | None, upper: Array, lower: Array) -> Array:
     if rule == "mean":
         total *= 0.5
     return total
-
-
-def _missing(source: Source, edges: PlainEdges, small: int, large: int) -> str:
-    """Say that the matrix has a nonzero without edge."""
-    row, column = (small, large) if source.has_entry(small, large) else (large, small)
-    if source.layout == "csc":
-        row, column = column, row
-    number = edges.position(small, large)
-    return (
-        f"{source.key} has a nonzero in row {row}, column {column}, but there is no edge "
-        f"({small}, {large}); it would be edge {number} (byte {number * edges.dtype.itemsize})."
-    )

@@ -14,16 +14,18 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..edge_pairs.format import Manifest
-from ..edge_pairs.reader import PlainEdges, open_plain
+from ..edge_pairs.format import Manifest, most_viewer_edges
+from ..edge_pairs.reader import open_plain
 from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
+from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.files import named_disk_errors, opened, write_at
 from ..machine.memory import peak_bytes, reset_peak
@@ -33,19 +35,25 @@ from ..runtime.progress import Progress, progress_bars
 from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from ..source.blocks import cut_blocks
+from ..source.embeddings import stored_embeddings
 from ..source.matrix import Block, Source
 from ..source.names import open_names
 from ..source.opening import is_container, open_source
 from ..source.selection import Selection, select_cells
 from ..source.stamps import Watch
 from . import loops
+from .alignment import Stored
 from .api import allowed
 from .cells import restricted
-from .checks import VerifyReport
+from .checks import Check, StoredEmbeddings, VerifyReport
 from .comparison import prove_by_comparison
+from .difference import EdgeCheck
+from .kept import Kept
 from .limited import Limited
+from .observer import Observer
 from .pair_file import weight_dtype
 from .proof import Kind, ProofPlan, check_cover, plan_proof, smallest_proof_bytes
+from .thinned import prove_thinned, thinned_bytes
 
 _MASK = 2**64 - 1
 _WHY = {
@@ -64,6 +72,10 @@ def verify_element(
     key: str = "connectivities",
     neighbors_key: str | None = None,
     rule: str | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Literal["largest", "smallest"] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     memory_limit: int | str | None = None,
     threads: int | None = None,
@@ -79,8 +91,9 @@ def verify_element(
     source, key, neighbors_key, storage_options
         The store and matrix that it was made of, as for `plan_export`. Without a source, the matrix
         is checked for itself: order, weights, symmetry.
-    rule
-        The rule that it was made with; None if there was none.
+    rule, min_weight, top_k, max_edges, strongest
+        The rule that it was made with, and by what it was thinned, as for
+        `symmetrize_connectivities`; None for what there was not.
     memory_limit, threads, progress
         As for `plan_export`.
     scratch_dir
@@ -98,22 +111,49 @@ def verify_element(
     MemoryLimitError, OutputError, DiskSpaceError
         As for `verify_export`.
     """
+    with progress_bars(progress) as bars:
+        return observe_element(
+            store, bars, None, to_key=to_key, source=source, key=key, neighbors_key=neighbors_key,
+            rule=rule, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
+            strongest=strongest, storage_options=storage_options, memory_limit=memory_limit,
+            threads=threads, scratch_dir=scratch_dir,
+        )  # fmt: skip
+
+
+def observe_element(
+    store: Any, progress: Progress, observer: Observer | None, *, to_key: str, source: Any, key:
+    str, neighbors_key: str | None, rule: str | None, storage_options: Mapping[str, Any] | None,
+    memory_limit: int | str | None, threads: int | None, scratch_dir: str | Path | None, components:
+    bool | None = None, min_weight: float | None = None, top_k: int | None = None, max_edges:
+    int | Literal["viewer"] | None = None, strongest: str | None = None,
+) -> VerifyReport:  # fmt: skip
+    """Do what `verify_element` does, and tell an observer what its graph is like.
+
+    With an observer, the report tells of degrees, components and alignment too.
+    """
     limit, n_threads = allowed(memory_limit, threads)
     began = time.perf_counter()
     reset_peak()
     element = _opened(store, to_key, None, storage_options if source is None else None)
     matrix = _opened(source, key, neighbors_key, storage_options) if source is not None else None
+    if max_edges == "viewer":
+        max_edges = most_viewer_edges(element.n_cells)
+    kept = Kept(rule, min_weight, top_k, max_edges, strongest)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
-    with progress_bars(progress) as bars, ExitStack() as stack:
+    with ExitStack() as stack:
         if matrix is not None and element.n_cells < matrix.n_cells:
             with suppress(SourceError):  # then the numbers of cells differ, as is told
                 selection = _chosen(store, element, source, matrix, storage_options, limit)
                 clear_dead(folder)
                 place = stack.enter_context(temporary_folder(folder))
-                matrix = restricted(matrix, selection, place, limit, n_threads, bars)
-        check = _Check(element, matrix, rule, limit, n_threads, folder, bars)
+                matrix = restricted(matrix, selection, place, limit, n_threads, progress)
+        check = _Check(
+            element, matrix, kept, limit, n_threads, folder, progress, observer, components,
+            partial(_embeddings, store, element.key, storage_options if source is None else None),
+        )  # fmt: skip
         problems, n_edges, largest = check.run()
-    return VerifyReport(
+    return replace(
+        check.graph,
         ok=not problems,
         problems=tuple(problems),
         n_cells=element.n_cells,
@@ -122,6 +162,7 @@ def verify_element(
         source=None if matrix is None else matrix.path,
         key=None if matrix is None else matrix.key,
         proof=None if matrix is None or problems else _WEIGHTS,
+        thinning=None if matrix is None else kept.thinning,
         threads=n_threads,
         seconds=round(time.perf_counter() - began, 3),
         memory_limit_bytes=limit,
@@ -138,6 +179,12 @@ def _chosen(
         told = (name or "" for _, some in names.steps() for name in some)
         key = matrix.key if is_container(source) else ""
         return select_cells(source, key, matrix.n_cells, told, storage_options=options, limit=limit)
+
+
+def _embeddings(
+    store: Any, key: str, options: Mapping[str, Any] | None, n_cells: int, most_bytes: int
+) -> Stored:
+    return stored_embeddings(store, n_cells, options, key=key, most_bytes=most_bytes)
 
 
 def _opened(
@@ -164,12 +211,15 @@ class _Check(Limited):
     """One verification of an element."""
 
     def __init__(
-        self, element: Source, source: Source | None, rule: str | None, limit: int, threads: int,
-        folder: Path, progress: Progress,
+        self, element: Source, source: Source | None, kept: Kept, limit: int, threads: int,
+        folder: Path, progress: Progress, observer: Observer | None, components: bool | None,
+        stored: StoredEmbeddings,
     ) -> None:  # fmt: skip
-        self._element, self._source, self._rule = element, source, rule
+        self._element, self._source, self._kept = element, source, kept
         self.limit, self._threads = limit, threads
         self._folder, self._progress = folder, progress
+        self._observer, self._components, self._stored = observer, components, stored
+        self.graph = VerifyReport(False, ())  # what an observer is shown
 
     def run(self) -> tuple[list[str], int | None, int | None]:
         """Return what is wrong, the number of edges, and the largest degree."""
@@ -178,8 +228,8 @@ class _Check(Limited):
             return [f"{element.key} is not a CSR matrix with float weights."], None, None
         if source is not None and source.n_cells != element.n_cells:
             return [
-                f"{element.key} has {element.n_cells} cells, but {source.key} of {source.path} has "
-                f"{source.n_cells}."
+                f"{element.key} has {counted(element.n_cells, 'cell')}, but {source.key} of "
+                f"{source.path} has {source.n_cells}."
             ], None, None  # fmt: skip
         self._warm_up()
         largest = 0
@@ -197,10 +247,19 @@ class _Check(Limited):
         if any(sum(look.sums[half] for look in looks) & _MASK for half in (0, 1)):
             return [f"{element.key} is not symmetric: a weight differs from its mirror image, or "
                     "has none."], n_edges, largest  # fmt: skip
-        if source is None:
+        if source is None and self._observer is None:
             return [], n_edges, largest
         manifest = Manifest(element.n_cells, n_edges, largest, None, weighted=True)
-        return self._prove(source, blocks, looks, manifest), n_edges, largest
+        buffers.release()
+        clear_dead(self._folder)
+        problems: list[str] = []
+        with temporary_folder(self._folder) as folder, named_disk_errors(folder):
+            self._write_upper(blocks, looks, manifest, folder)
+            if source is not None:
+                problems = self._prove(source, manifest, folder)
+            if self._observer is not None:
+                problems += self._observe(self._observer, problems, manifest, folder)
+        return problems, n_edges, largest
 
     def _warm_up(self) -> None:
         for source in filter(None, (self._element, self._source)):
@@ -218,7 +277,8 @@ class _Check(Limited):
         plan = plan_proof(source, self.available(), self._threads, _WEIGHTS)
         if plan is None:
             both = filter(None, (self._element, self._source))
-            raise self.too_small(max(smallest_proof_bytes(one, _WEIGHTS) for one in both))
+            needed = max(smallest_proof_bytes(one, _WEIGHTS) for one in both)
+            raise self.too_small(max(needed, thinned_bytes(source.n_cells, self._kept)))
         blocks = cut_blocks(source, plan.block_entries, plan.block_rows)
         check_cover(source, blocks)
         return blocks, plan
@@ -231,29 +291,39 @@ class _Check(Limited):
             Stage("element", task, blocks, sizes, "entries")
         )
 
-    def _prove(
-        self, source: Source, blocks: list[Block], looks: list[_Look], manifest: Manifest
-    ) -> list[str]:
+    def _prove(self, source: Source, manifest: Manifest, folder: Path) -> list[str]:
         """Compare the entries above the diagonal with the source; return what is wrong."""
-        buffers.release()
-        its_blocks, plan = self._cut(source)
-        clear_dead(self._folder)
-        with (
-            temporary_folder(self._folder) as folder,
-            named_disk_errors(folder),
-            Watch(source) as watch,
-            closing(self._upper(blocks, looks, manifest, folder)) as edges,
-        ):
-            problems = prove_by_comparison(
-                source, its_blocks, edges, folder, plan, Threads(plan.threads, self._progress),
-                _WEIGHTS, self._rule, self._element.data.dtype.newbyteorder("="),
-            )  # fmt: skip
+        blocks, plan = self._cut(source)
+        with Watch(source) as watch, closing(open_plain(folder, manifest)) as edges:
+            dtype = self._element.data.dtype.newbyteorder("=")
+            check = EdgeCheck.of(source, edges, plan, dtype)
+            bars, kept = self._progress, self._kept
+            if kept.thinning:
+                problems = prove_thinned(self, check, blocks, folder, plan, bars, kept)
+            else:
+                threads = Threads(plan.threads, bars)
+                problems = prove_by_comparison(
+                    check, blocks, folder, plan, threads, _WEIGHTS, kept.rule
+                )
             watch.check()
         return problems
 
-    def _upper(
+    def _observe(
+        self, observer: Observer, differences: list[str], manifest: Manifest, folder: Path
+    ) -> list[str]:
+        """Look at the entries above the diagonal as at the edges of an export."""
+        if self._source is not None:
+            observer.compared(differences)
+        check = Check(
+            folder, self._progress, None, self.limit, self._threads, folder, self._components, None,
+            self._stored, observer,
+        )  # fmt: skip
+        self.graph = check.edges(manifest, None, [])
+        return list(self.graph.problems)
+
+    def _write_upper(
         self, blocks: list[Block], looks: list[_Look], manifest: Manifest, folder: Path
-    ) -> PlainEdges:
+    ) -> None:
         """Write the entries above the diagonal to plain files, in their order."""
         places = np.concatenate([[0], np.cumsum([look.n_upper for look in looks])]).tolist()
         for side in manifest.columns:
@@ -264,7 +334,6 @@ class _Check(Limited):
         Threads(self._block_threads, self._progress).run(
             Stage("upper", task, blocks, sizes, "entries")
         )
-        return open_plain(folder, manifest)
 
 
 def _look_at(element: Source, seeds: Array, block: Block) -> _Look:

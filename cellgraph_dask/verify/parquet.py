@@ -33,6 +33,8 @@ from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from ..source.matrix import Source
 from .checks import Check, StoredEmbeddings, VerifyReport, measured
+from .kept import kept_of
+from .observer import Observer
 
 _NONE = np.zeros(1, np.uint64)  # for weights where there are none
 _BYTE = re.compile(r" \(byte \d+\)")  # of plain files, which an export in Parquet has not
@@ -41,10 +43,12 @@ _BYTE = re.compile(r" \(byte \d+\)")  # of plain files, which an export in Parqu
 def verify_table(
     out_dir: Path, progress: Progress, *, source: Source | None = None, limit: int, threads: int,
     scratch_dir: Path | None = None, components: bool | None = None, stored: StoredEmbeddings | None
-    = None,
+    = None, observer: Observer | None = None,
 ) -> VerifyReport:  # fmt: skip
     """Check a folder of Parquet files, and with a source prove its edges; see `checks.verify`."""
-    check = Check(out_dir, progress, source, limit, threads, scratch_dir, components, None, stored)
+    check = Check(
+        out_dir, progress, source, limit, threads, scratch_dir, components, None, stored, observer
+    )
     return measured(check, partial(_run, check))
 
 
@@ -82,7 +86,12 @@ def _run(check: Check) -> VerifyReport:
 def _check_texts(out_dir: Path, table: GraphTable) -> list[str]:
     """Say what in the manifest does not fit together, and which files readers would take in."""
     problems = []
-    wanted = table.made_from.options.get("rule") or ("max" if table.weighted else "ones")
+    try:
+        kept = kept_of(table.made_from)
+    except InvalidExportError as error:
+        return [str(error)]
+    by_weight = table.weighted or kept.thinning is not None
+    wanted = kept.rule or ("max" if by_weight else "ones")
     if table.rule != wanted:
         problems.append(
             f"{out_dir / GRAPH}: rule is {table.rule!r}, but the options it tells give {wanted!r}."

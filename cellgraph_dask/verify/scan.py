@@ -31,6 +31,7 @@ from ..runtime.progress import Progress
 from ..runtime.stage import Stage
 from ..runtime.threads import Threads
 from . import loops
+from .observer import Observer
 from .statistics import DegreeCounts, Degrees, ListedEnds, are_few, degree_bytes
 
 _STRETCH_EDGES = 1 << 22  # edges of a plain file that one task looks at
@@ -48,6 +49,7 @@ class SurveyPlan:
     n_samples: int = 0  # edges to pick at random
     seeds: Array | None = None  # four random uint64: sum up hashes of the edges with them
     shift: int | None = None  # note where the edges of every 2**shift sources begin
+    observer: Observer | None = None  # is shown all edges
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,16 @@ class Survey:
 
     problem: str | None  # the first; all else then tells of a part of the edges only
     degrees: Degrees
-    components: Components | None
+    component_sizes: dict[int, int] | None  # for each number of cells, the components of so many
     samples: Array  # (2, n) int64: sources and destinations of edges picked at random
     hash_sum: tuple[int, int]  # its two halves
     starts: Array | None  # number of the first edge of every 2**shift sources; int64
+
+    @property
+    def components(self) -> Components | None:
+        """The connected components, if they were looked for."""
+        sizes = self.component_sizes
+        return Components.of(sizes) if sizes is not None else None
 
 
 @dataclass
@@ -143,7 +151,7 @@ def survey(out_dir: Path, manifest: Manifest, plan: SurveyPlan, progress: Progre
     return Survey(
         problem=notes.problems[min(notes.problems)] if notes.problems else None,
         degrees=Degrees(dict(histogram)),
-        components=forests.components() if forests is not None and not notes.problems else None,
+        component_sizes=forests.sizes() if forests is not None and not notes.problems else None,
         samples=np.concatenate([none, *notes.samples], axis=1),
         hash_sum=(int(notes.hash_sum[0]), int(notes.hash_sum[1])),
         # Where no source has edges, the next one's begin.
@@ -162,6 +170,8 @@ def _first_pass(
     if notes.forests is not None:
         forests = notes.forests
         yield lambda slab: forests.add(slab.src, slab.dst)
+    if plan.observer is not None:
+        yield plan.observer.look
 
 
 def _run_pass(

@@ -22,6 +22,7 @@ from ..machine.buffers import Array
 from . import loops
 
 _SLICE = 1 << 20  # cells summed up in one go
+_MOST_RANGES = 24
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Degrees:
         upto = list(accumulate(self.counts[degree] for degree in degrees))
         wanted = [math.ceil(Fraction(share) * upto[-1]) for share in shares]
         return tuple(degrees[bisect_left(upto, n)] for n in wanted)
+
+    def histogram(self) -> tuple[tuple[int, int], ...]:
+        """Return ranges of degrees, each as its smallest degree and the number of cells in it.
+
+        They are of one width; the last one takes the largest hundredth too, however large.
+        """
+        least, high = self.quantiles(0, 0.99)
+        width = (high - least) // _MOST_RANGES + 1
+        cells = [0] * ((high - least) // width + 1)
+        for degree, n in self.counts.items():
+            cells[min((degree - least) // width, len(cells) - 1)] += n
+        return tuple((least + width * k, n) for k, n in enumerate(cells))
 
 
 class DegreeCounts:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import sys
 
 import pytest
 import zarr
+from scipy.sparse import csr_matrix
 
+from cellgraph_dask import demo
 from cellgraph_dask._version import __version__
 from tests.helpers.command import run, run_process
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -115,7 +119,7 @@ def test_plan_for_people(tmp_path, source, monkeypatch):
     before = snapshot(tmp_path)
     outcome = run("plan", source)
     assert outcome.exit_code == 0
-    for words in ("cells:", "stored entries:", "blocks", "partitions", "uint16, plain",
+    for words in ("cells:", "stored entries:", "1 block, ", "partition", "uint16, plain",
                   "projected", "limit", "scratch:", "free"):  # fmt: skip
         assert words in outcome.stdout
     assert "Warning" not in outcome.stdout
@@ -204,23 +208,52 @@ def test_unknown_command():
 
 
 def test_demo(tmp_path):
-    outcome = run("demo", tmp_path / "demo", "--cells", 300)
+    outcome = run("demo", tmp_path / "demo", "--cells", 300, "--no-picture")
     assert outcome.exit_code == 0
     assert outcome.stderr == ""
     for words in ("300 cells", "15 nearest neighbors", "edges", "Checked", "Next:"):
         assert words in outcome.stdout
     assert read_export(tmp_path / "demo/export").manifest["n_cells"] == 300
-    # What it says to try next works, the limit that it names in a process of its own.
+    # What it says it does is what a user can do, and so is what it says to try next.
+    done = re.findall(r"^   \$ cellgraph-dask (.*)$", outcome.stdout, re.M)
+    assert [command.split()[0] for command in done] == ["export", "verify"]
+    assert run(*done[0].split(), "--force").exit_code == 0
     commands = re.findall(r"^  cellgraph-dask (.*)$", outcome.stdout, re.M)
     assert [command.split()[0] for command in commands] == ["plan", "export", "verify"]
-    for command in commands:
+    for command in [done[1], *commands]:  # the limit that it names in a process of its own
         assert run_process(*command.split()).exit_code == 0, command
+
+
+@pytest.mark.slow
+def test_demo_with_cells_of_scanpy_and_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    outcome = run_process("demo", tmp_path / "a demo", "--pbmc")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert "700 cells" in outcome.stdout
+    assert read_export(tmp_path / "a demo/export").manifest["n_cells"] == 700
+    assert (tmp_path / "a demo/graph.png").read_bytes().startswith(b"\x89PNG")
+    command = re.search(r"^   \$ cellgraph-dask (plot .*)$", outcome.stdout, re.M)[1]
+    assert shlex.split(command)[1] == str(tmp_path / "a demo/export")
+    assert run(*shlex.split(command)).exit_code == 1  # it is there already
+
+
+def test_demo_without_what_it_takes(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)  # as if it were not installed
+    outcome = run("demo", tmp_path / "pbmc", "--pbmc")
+    assert outcome.exit_code == 1
+    assert "the cells of --pbmc come with scanpy, which is not installed" in outcome.stderr
+    assert "pip install scanpy" in outcome.stderr
+    assert run("demo", tmp_path / "both", "--pbmc", "--cells", 100).exit_code == 2
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    outcome = run("demo", tmp_path / "plain", "--cells", 50)
+    assert outcome.exit_code == 0
+    assert "4. No picture: `pip install 'cellgraph-dask[plot]'` adds" in outcome.stdout
 
 
 def test_demo_as_json_in_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("cellgraph-demo-1", "cellgraph-demo-2"):
-        outcome = run("demo", "--cells", 50, "--json")
+        outcome = run("demo", "--cells", 50, "--json", "--no-picture")
         result = json.loads(outcome.stdout)
         assert result["store"] == f"{name}/cells.zarr"
         assert result["report"]["n_cells"] == 50
@@ -268,3 +301,37 @@ def test_verbose_shows_where_an_error_comes_from(tmp_path, source, verbose):
     assert ("Traceback" in outcome.stderr) == verbose
     assert ("ChunkError" in outcome.stderr) == verbose  # the cause
     assert not (tmp_path / "out").exists()
+
+
+def test_one_is_singular(tmp_path):
+    """One edge of two cells, one cell alone: no "1 edges" in anything that is printed."""
+    pair = csr_matrix(([1.0, 1.0], ([0, 1], [1, 0])), shape=(2, 2), dtype="f4")
+    lonely = csr_matrix(([1.0, 1.0], ([0, 1], [1, 0])), shape=(3, 3), dtype="f4")
+    for name, graph in (("pair", pair), ("lonely", lonely)):
+        source, out = write_store(tmp_path / f"{name}.zarr", graph), tmp_path / name
+        said = [
+            run("plan", source, "--threads", 1),
+            run("export", source, out, "--threads", 1, "-v"),
+            run("verify", out, "--source", source),
+            run("inspect", out),
+            run("inspect", source),
+            run("symmetrize", source, tmp_path / f"{name}2.zarr"),
+        ]
+        text = "\n".join(outcome.stdout + outcome.stderr for outcome in said)
+        assert all(outcome.exit_code == 0 for outcome in said)
+        assert not re.findall(r"(?<![\d,.])1 (?:\w+ )?(?:\w+s|entries|were|are)\b", text)
+        assert "1 edge of" in text
+        assert "at most 1 neighbor." in text
+    assert "1 cell without neighbors" in text
+
+
+def test_degrees_are_drawn_where_they_can_be(tmp_path, source, monkeypatch):
+    run("export", source, tmp_path / "out")
+    for command in ("verify", "inspect"):
+        line = re.search(r"^degrees: +(.*)$", run(command, tmp_path / "out").stdout, re.M)[1]
+        assert re.fullmatch(r"[▁▂▃▄▅▆▇█]+  from \d+ to \d+( and more)?", line)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    plain = run_process("verify", tmp_path / "out")
+    assert plain.exit_code == 0
+    assert "degrees:" not in plain.stdout
+    assert "u258" not in plain.stdout

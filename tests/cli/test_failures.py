@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 import cellgraph_dask
 from cellgraph_dask import export_connectivities, plan_export
 from cellgraph_dask.cli.commands import cli
+from cellgraph_dask.cli.failures import wants_color
 from cellgraph_dask.errors import MemoryLimitError, OutputError, SourceError
 from tests.helpers.command import run
 from tests.helpers.stores import symmetric_graph, write_store
+from tests.helpers.terminal import Terminal
 
 PACKAGE = Path(cellgraph_dask.__file__).parent
 OPTIONS = {option.name for command in cli.commands.values() for option in command.params}
@@ -172,3 +175,46 @@ def test_what_a_killed_verification_has_left_goes_with_the_next_run(tmp_path, so
         alive.terminate()
         alive.communicate(timeout=60)
     assert set(out_dir.iterdir()) == files
+
+
+# Colors
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, None),
+        ({"TERM": "dumb"}, False),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, None),
+        ({"CLICOLOR": "0"}, False),
+        ({"CLICOLOR": "1"}, None),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, True),
+        ({"FORCE_COLOR": "0"}, False),
+        ({"CLICOLOR_FORCE": "1"}, True),
+        ({"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+    ],
+)
+def test_what_the_environment_says_of_colors(monkeypatch, environment, wanted):
+    monkeypatch.setattr(os, "environ", environment)
+    assert wants_color() is wanted
+
+
+@pytest.mark.parametrize(
+    ("more", "on_terminal", "in_file"),
+    [({}, True, False), ({"NO_COLOR": "1"}, False, False), ({"FORCE_COLOR": "1"}, True, True)],
+)
+def test_colors_are_for_terminals_unless_the_user_says_otherwise(
+    tmp_path, more, on_terminal, in_file
+):
+    command = [sys.executable, "-m", "cellgraph_dask", "plan", "nothing.zarr", "--json"]
+    kept = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PACKAGE.parent)}
+    environment = kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"} | more
+    with Terminal(command, cwd=tmp_path, env=environment) as terminal:
+        shown = terminal.rest()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    for text, colored in ((shown, on_terminal), (done.stderr, in_file)):
+        assert (b"\x1b[31m\x1b[1mError:\x1b[0m " in text) == colored
+        assert (b"\x1b" in text) == colored
+        assert b"Error:" in text
+    assert b"\x1b" not in done.stdout

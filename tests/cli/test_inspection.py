@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
+import zlib
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,12 +19,22 @@ import zarr
 from anndata import AnnData
 from scipy import sparse
 
-from cellgraph_dask import export_connectivities, inspect_path
+from cellgraph_dask import export_connectivities, inspect_path, symmetrize_connectivities
 from cellgraph_dask.errors import SourceError
+from cellgraph_dask.runtime.stage import Journal
+from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages.job import Tuning
 from tests.helpers.command import run
+from tests.helpers.exporting import run_export
 from tests.helpers.planting import plant
 from tests.helpers.servers import serving
 from tests.helpers.stores import add_matrix, directed_graph, symmetric_graph, write_store
+
+
+def line_of(values) -> bytes:
+    """Return a line of a journal, as whole as any."""
+    text = json.dumps(values).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
 def test_a_store(tmp_path):
@@ -150,6 +164,119 @@ def test_an_export_that_a_run_was_to_replace(scratch):
     assert inspect_path(scratch.parent).kind == "export"
     text = run("inspect", scratch.parent).stdout
     assert "A run to replace it, started 2026-11-22 12:00:00, was interrupted" in text
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Let an export end as by Ctrl-C after so many tasks."""
+    add = Journal.add
+
+    def after(n: int) -> None:
+        left = iter(range(n - 1))
+
+        def counted(self, *line):
+            add(self, *line)
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", counted)
+
+    yield after
+    monkeypatch.setattr(Journal, "add", add)
+
+
+DIRECTED = directed_graph(3000)
+TUNING = Tuning(5000, 3000, 1500, 8, 1, True)  # three blocks
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize(
+    ("n", "options", "stopped", "done"),
+    [
+        (2, {"compression": 6}, "split: 2 of 3 tasks done", None),
+        (5, {"weights": True, "rule": "max"}, r"merge: 2 of \d+ tasks done", "split (3 tasks)"),
+    ],
+)
+def test_where_a_run_stopped_and_how_to_resume(
+    tmp_path, interrupt, monkeypatch, scratch, n, options, stopped, done
+):
+    monkeypatch.chdir(tmp_path)
+    store, out = write_store(tmp_path / "a store.zarr", DIRECTED), tmp_path / "out"
+    more = options | ({"scratch_dir": tmp_path / "fast"} if scratch else {})
+    interrupt(n)
+    with pytest.raises(KeyboardInterrupt):
+        run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="2GB", **more)
+    interrupt(10**9)
+    report = inspect_path(out)
+    assert (report.kind, report.running) == ("scratch", False)
+    assert report.stages[-1].name == stopped.split(":")[0]
+    places = [out, *(tmp_path / "fast").glob("*")]
+    assert len(places) == 1 + scratch
+    for place in places:
+        text = run("inspect", place).stdout
+        assert re.search(rf"^stopped at: +{stopped}$", text, re.M), text
+        assert (done is None) == ("done:  " not in text)
+        assert (done or "") in text
+        command = shlex.split(text.rsplit("Resume with:\n", 1)[1])
+        assert command[:2] == ["cellgraph-dask", "export"]
+    assert json.loads(run("inspect", out, "--json").stdout)["stages"][0]["total"] == 3
+    outcome = run(*command[1:], "--memory-limit", "2GB")
+    assert outcome.exit_code == 0, outcome.stderr
+    assert f"{n} finished tasks of the interrupted run were kept" in outcome.stdout
+    assert inspect_path(out).export.ok
+
+
+def test_a_run_that_is_running(tmp_path, monkeypatch):
+    store, out, seen = write_store(tmp_path / "s.zarr", DIRECTED), tmp_path / "out", []
+    add = Journal.add
+
+    def look(self, *line):
+        add(self, *line)
+        if not seen:
+            seen.append((inspect_path(out), run("inspect", out).stdout))
+
+    monkeypatch.setattr(Journal, "add", look)
+    run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="2GB")
+    ((report, text),) = seen
+    assert report.running is True
+    assert re.search(r"^is at: +split: 1 of 3 tasks done$", text, re.M)
+    assert re.search(rf"^running: +yes: process {os.getpid()} on ", text, re.M)
+    assert "Resume" not in text
+
+
+def test_a_symmetrization_is_resumed_by_its_own_command(tmp_path, interrupt):
+    store, dest = write_store(tmp_path / "s.zarr", DIRECTED), tmp_path / "new.zarr"
+    interrupt(1)
+    with pytest.raises(KeyboardInterrupt):
+        symmetrize_connectivities(store, dest, rule="max", to_key="sym", threads=1)
+    interrupt(10**9)
+    text = run("inspect", dest).stdout
+    command = shlex.split(text.rsplit("Resume with:\n", 1)[1])
+    expected = ["symmetrize", str(store), str(dest), "--rule", "max", "--to-key", "sym"]
+    assert command[1:8] == expected
+    assert run(*command[1:]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "run_file",
+    [
+        {"id": "../../etc", "out_dir": "/x", "options": {}},
+        {"id": "0" * 8, "out_dir": 3, "source": ["a"], "key": None, "options": 7, "scratch": {}},
+        {"id": "0" * 8, "out_dir": "\x1b[31m", "source": "a\nb; rm -rf x", "key": "k",
+         "options": {"rule": "$(x)"}, "scratch": "s"},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("journal", [b"", b"\xff\n00000000 []\n", line_of(["begun x", 0, ["a"]])])
+def test_records_of_strangers(scratch, run_file, journal):
+    (scratch / "run.json").write_text(json.dumps(run_file))
+    (scratch / "journal-00000000").write_bytes(journal)
+    outcome = run("inspect", scratch)
+    assert outcome.exit_code == 0
+    assert "scratch folder of a run:" in outcome.stdout
+    if "Resume" in outcome.stdout:
+        assert shlex.split(outcome.stdout.rsplit("Resume with:\n", 1)[1])[2:4] == [
+            "a?b; rm -rf x", "?[31m",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["zip", "HTTP", "h5ad", "h5mu"])

@@ -20,7 +20,7 @@ from tests.oracle import assert_exported
 def written(folder, pieces, compression, order):
     """Write pieces of edges in an order; return the bytes of both files."""
     files = EdgeFiles(folder, edge_columns(100_000), compression)
-    places = [files.place(k, piece.size) for k, piece in enumerate(pieces)]
+    places = [files.place(k, piece) for k, piece in enumerate(pieces)]
     for k in order:
         files.write(places[k], pieces[k], pieces[k] + 1)
     n_bytes = files.finish([piece.size for piece in pieces])

@@ -15,7 +15,8 @@ from anndata import AnnData
 
 from cellgraph_dask import symmetrize_connectivities
 from cellgraph_dask.delivery import row_names
-from tests.helpers.stores import directed_graph
+from cellgraph_dask.errors import SourceError
+from tests.helpers.stores import directed_graph, snapshot
 
 N = 7
 NAMES = [f"é{k}" for k in range(N)]
@@ -134,11 +135,25 @@ def test_an_index_with_a_name_missing_is_copied_and_told_of(tmp_path, kind, inde
     told = [text.partition(":")[0] for text in report.warnings]  # of those that are looked at
     paths = ["obs/barcode", "raw/var/_index", "var/_index"]
     assert told == [f"{path} has no name for row 3" for path in paths]
-    assert "`cellucid serve` opens a store only if" in report.warnings[0]
+    assert "copied as it is, and `cellucid serve` opens a store only if" in report.warnings[0]
     stored = zarr.open_group(tmp_path / "d.zarr", mode="r")["obs/barcode"]
     assert isinstance(stored, zarr.Group)
     found = read(tmp_path / "d.zarr")
     assert found.obs_names.isna().tolist() == [k == 3 for k in range(N)]
+
+
+def test_what_anndata_cannot_write_is_named(tmp_path):
+    adata = cells()
+    adata.write_zarr(tmp_path / "s.zarr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy = anndata.experimental.read_lazy(str(tmp_path / "s.zarr"))
+    with pytest.raises(SourceError, match=r"is read lazily.* Give the path"):
+        symmetrize_connectivities(lazy, tmp_path / "d.zarr", rule="max")
+    adata.uns["f"] = open
+    with pytest.raises(SourceError, match=r"^uns of AnnData in memory cannot be copied: IOReg"):
+        symmetrize_connectivities(adata, tmp_path / "d.zarr", rule="max")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
 
 
 def test_names_missing_in_memory_are_told_of(tmp_path):
@@ -156,3 +171,19 @@ def test_an_index_with_very_many_categories_is_copied_and_told_of(tmp_path, monk
     source = store_with(tmp_path, "h5ad", "nullable", missing=N - 1)
     report = symmetrize_connectivities(source, tmp_path / "e.zarr", rule="max")
     assert f"obs/barcode has no name for row {N - 1}" in " ".join(report.warnings)
+
+
+@pytest.mark.parametrize("index", ["nullable", "categorical"])
+def test_a_store_that_is_there_stays_as_it_is(tmp_path, index):
+    source = store_with(tmp_path, "2", index)
+    before = snapshot(source / "obs")
+    report = symmetrize_connectivities(source, source, rule="max", to_key="symmetric")
+    assert snapshot(source / "obs") == before
+    told = [text.partition(",")[0] for text in report.warnings]
+    assert told == [
+        f"{path} is a group" for path in ("obs/barcode", "var/_index", "raw/var/_index")
+    ]
+    assert "Write to a new store" in report.warnings[0]
+    dest = tmp_path / "d.zarr"
+    assert symmetrize_connectivities(source, dest, key="symmetric").warnings == ()
+    assert symmetrize_connectivities(dest, dest, to_key="again").warnings == ()

@@ -51,10 +51,13 @@ class Case(NamedTuple):
     compression: int | None
     before: int | str | None
     scratch: bool = False
+    more: tuple[object, ...] = ()
+    every: int = 1  # of so many calls that fail for other cases, one fails
 
     @property
     def options(self) -> list[object]:
-        return [] if self.compression is None else ["--compression", self.compression]
+        compression = [] if self.compression is None else ["--compression", self.compression]
+        return [*compression, *self.more]
 
 
 CASES = {
@@ -63,6 +66,9 @@ CASES = {
     "symmetric for gzip": Case("symmetric", None, 6),
     "symmetric gzip": Case("symmetric", 6, 6),
     "first": Case("directed", None, "nothing"),
+    "thinned": Case(
+        "directed", None, None, more=("--rule", "max", "--top-k", 2, "--max-edges", 50), every=4
+    ),
 }
 
 
@@ -157,6 +163,7 @@ def world(request, tmp_path_factory, server) -> tuple[World, list[Call]]:
 
 def points(world: World, calls: list[Call], every: int = 1, first: int = 0) -> list[int]:
     """Return which calls are to fail: all, or some; of those that only read the store, few."""
+    every *= world.case.every
     counted = [call for call in calls if call.name in CHANGES]
     assert len(counted) > 40
     if EVERY_POINT:
@@ -226,7 +233,8 @@ def test_killed_at_any_call(server, world):
             check_rerun(server, here, resume=not resume)
     # One call turns the old export into the new one.
     switch = states.index("new")
-    assert 10 < switch < len(states)
+    assert switch * here.case.every > 10
+    assert switch < len(states)
     assert states == ["old"] * switch + ["new"] * (len(states) - switch)
 
 
@@ -276,7 +284,7 @@ def test_any_call_fails(server, world, action, first):
 def test_the_disk_is_full_from_any_call_on(server, world):
     here, calls = world
     takers = [call for call in calls if call.name in TAKES_SPACE]
-    for n in range(1, len(takers) + 1, 1 if EVERY_POINT else 4):
+    for n in range(1, len(takers) + 1, 1 if EVERY_POINT else 4 * here.case.every):
         here.restore()
         run = server.run(
             *here.arguments, root=here.root, names=TAKES_SPACE, n=n, action="ENOSPC", on=True
@@ -349,7 +357,7 @@ def test_any_read_fails(server, world):
     run = server.run(*here.arguments, root=here.root, names=READS)
     n_reads = sum(call.name in READS for call in run.calls)
     assert n_reads > 7
-    for n in range(1, n_reads + 1, 1 if EVERY_POINT else 2):
+    for n in range(1, n_reads + 1, 1 if EVERY_POINT else 2 * here.case.every):
         here.restore()
         run = server.run(*here.arguments, root=here.root, names=READS, n=n, action="EIO")
         assert len(run.hit) == 1

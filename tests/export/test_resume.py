@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from cellgraph_dask import export_connectivities
+from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from cellgraph_dask.stages.wishes import Thinning
 from tests.benchmarks.make_store import make_store
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
@@ -116,6 +119,22 @@ def interrupted(source: Path, out_dir: Path, interrupt_after, n: int, **options)
     interrupt_after(10**9)
 
 
+def damage_one_file(folder: Path, rng: random.Random, k: int) -> Path:
+    """Change, cut or lengthen one file of an interrupted run, and return it."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
+    victim = rng.choice([p for p in files if p.name not in ("run.json", "lock")])
+    data = bytearray(victim.read_bytes())
+    at = rng.randrange(len(data))
+    if k % 3 == 0:
+        data[at] ^= 1 << rng.randrange(8)
+    elif k % 3 == 1:
+        del data[at:]
+    else:
+        data[at:at] = b"?"
+    victim.write_bytes(data)
+    return victim
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("compression", [None, 6])
 def test_what_does_not_hold_is_redone(tmp_path, source, compression, interrupt_after):
@@ -125,17 +144,7 @@ def test_what_does_not_hold_is_redone(tmp_path, source, compression, interrupt_a
     for k in range(12):
         out_dir = tmp_path / f"out-{k}"
         interrupted(source, out_dir, interrupt_after, 9 + k, compression=compression)
-        files = [p for p in (out_dir / WORK_FOLDER).rglob("*") if p.is_file() and p.stat().st_size]
-        victim = rng.choice([p for p in files if p.name not in ("run.json", "lock")])
-        data = bytearray(victim.read_bytes())
-        at = rng.randrange(len(data))
-        if k % 3 == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif k % 3 == 1:
-            del data[at:]
-        else:
-            data[at:at] = b"?"
-        victim.write_bytes(data)
+        victim = damage_one_file(out_dir / WORK_FOLDER, rng, k)
         export(source, out_dir, compression=compression, resume=True)
         assert contents(out_dir) == expected, victim
 
@@ -204,6 +213,85 @@ def test_another_run_is_refused_with_the_reason(tmp_path, source, interrupt_afte
     with pytest.raises(ResumeError, match="has changed since"):
         export(source, out_dir, resume=True)
     assert record.read_text() == text
+
+
+# --- thinned graphs
+
+THINNED = {"rule": "max", "weights": True, "thinning": Thinning(0.1, 4, 5000)}
+STAGES = {"directed": ["split", "merge", "rank", "weigh", "thin"],
+          "symmetric": ["rank", "weigh", "thin"]}  # fmt: skip
+KINDS = [
+    {"format": "parquet", "directions": "both"},
+    *(pytest.param(options, marks=pytest.mark.slow) for options in ({}, {"compression": 6})),
+]
+
+
+def weighted(kind: str) -> Any:
+    """Return a graph with weights of its own, or with the same in both directions."""
+    matrix = GRAPHS[kind].tocsr(copy=True)
+    matrix.data = np.random.default_rng(0).random(matrix.nnz)
+    return matrix.maximum(matrix.T).tocsr() if kind == "symmetric" else matrix
+
+
+@pytest.fixture
+def interrupt_in(monkeypatch):
+    """Return a function that lets the next export end after so many tasks of a stage."""
+    add = Journal.add
+
+    def at(stage: str, n: int) -> None:
+        left = iter(range(n))
+
+        def counted(self, label, *line):
+            add(self, label, *line)
+            if label.split()[0] == stage and next(left, None) is None:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", counted)
+
+    yield at
+    monkeypatch.setattr(Journal, "add", add)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize("kind", STAGES)
+def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_in):
+    if "format" in options:
+        pytest.importorskip("pyarrow.parquet")
+    source = write_store(tmp_path / "s.zarr", weighted(kind), chunk=1000)
+    options = THINNED | options
+    export(source, tmp_path / "whole", tuning=TUNING[True], **options)
+    expected = contents(tmp_path / "whole")
+    assert verify_export(tmp_path / "whole", source=source).ok
+    for stage in STAGES[kind]:
+        for n in (0, 3):
+            out_dir = tmp_path / f"{stage}-{n}"
+            interrupt_in(stage, n)
+            with pytest.raises(KeyboardInterrupt):
+                export(source, out_dir, tuning=TUNING[True], **options)
+            interrupt_in("none", 0)
+            report = export(source, out_dir, resume=True, **options)
+            assert contents(out_dir) == expected, stage
+            assert report.kept_tasks > n
+            assert report.thinned.n_dropped > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", STAGES)
+def test_runs_of_thinned_graphs_that_do_not_hold_are_made_again(tmp_path, kind, interrupt_in):
+    source = write_store(tmp_path / "s.zarr", weighted(kind), chunk=1000)
+    export(source, tmp_path / "whole", tuning=TUNING[True], **THINNED)
+    expected = contents(tmp_path / "whole")
+    rng = random.Random(0)
+    for k in range(9):
+        out_dir = tmp_path / f"out-{k}"
+        interrupt_in(STAGES[kind][-1 - k % len(STAGES[kind])], 2)
+        with pytest.raises(KeyboardInterrupt):
+            export(source, out_dir, tuning=TUNING[True], **THINNED)
+        interrupt_in("none", 0)
+        damage_one_file(out_dir / WORK_FOLDER, rng, k)
+        export(source, out_dir, resume=True, **THINNED)
+        assert contents(out_dir) == expected, k
 
 
 # --- real processes

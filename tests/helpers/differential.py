@@ -26,15 +26,18 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from cellgraph_dask.stages.wishes import Thinning
 from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.proof import ProofPlan
 from tests.helpers.exporting import run_export
 from tests.helpers.planting import edges_of, plant
 from tests.helpers.sources import KINDS, Matrix, make_source
+from tests.helpers.thinning import plant_weighted, strong_edges
 from tests.oracle import read_export
 
 PATIENCE = 60  # seconds, after which every thread's stack is shown
@@ -60,6 +63,7 @@ class Case:
     compression: int | None
     threads: int
     proof: str
+    thinning: dict[str, Any] | None  # and the rule: of a second export, which is thinned
     seed: str  # of what the kind leaves open, and of the edge that is changed
 
 
@@ -133,6 +137,20 @@ def draw_matrix(random: Random, *, small: bool) -> Matrix:
     )  # fmt: skip
 
 
+def draw_thinning(random: Random, matrix: Matrix) -> dict[str, Any] | None:
+    """Draw a rule and which edges to keep, if weights of this matrix can be combined."""
+    total = sum(map(Fraction, matrix.weights))
+    if matrix.n > 300 or min(matrix.weights, default=0) < 0 or not 0 < total < 2**53:
+        return None
+    options = {
+        "rule": random.choice(["ones", "max", "min", "mean", "sum"]),
+        "top_k": random.choice([None, 1, 2, 5]),
+        "max_edges": random.choice([None, 1, 3, 10, 1000]),
+        "strongest": random.choice(["largest", "smallest"]),
+    }
+    return options if options["top_k"] or options["max_edges"] else None
+
+
 def draw_case(seed: str) -> Case:
     """Draw a case; the same seed gives the same."""
     random = Random(seed)
@@ -163,6 +181,7 @@ def draw_case(seed: str) -> Case:
         compression=random.choice([None, None, *range(1, 10)]),
         threads=random.choice([1, 1, 2, 3]),
         proof=random.choice(list(PROOFS)),
+        thinning=draw_thinning(random, matrix) if random.random() < 0.4 else None,
         seed=seed,
     )
 
@@ -217,6 +236,45 @@ def judge(case: Case, folder: Path) -> list[str]:
         plant(out_dir, change[1], matrix.n, random.choice([None, 6]))
         if verified() == ("ok",):
             problems.append(f"verify accepts edges of which one is {change[0]}: {change[1][:50]}")
+    if case.thinning is not None:
+        problems += judge_thinned(case, case.thinning, source, reference, folder, random)
+    return problems
+
+
+def judge_thinned(
+    case: Case, options: dict[str, Any], source: Any, reference: Any, folder: Path, random: Random
+) -> list[str]:
+    """Thin a graph and verify it, sound and changed; return what is wrong."""
+    matrix, out_dir = case.matrix, folder / "thinned"
+    dense = np.zeros((matrix.n, matrix.n))
+    np.add.at(dense, (matrix.rows, matrix.columns), np.array(matrix.weights, np.float64))
+    thinning = {name: value for name, value in options.items() if name != "rule"}
+    expected = strong_edges(sparse.csr_matrix(dense), options["rule"], **thinning)
+    run_export(
+        open_source(source), out_dir, rule=options["rule"], weights=True,
+        thinning=Thinning(**thinning), tuning=case.tuning, compression=case.compression,
+        method=None if case.method == "signed" else case.method, threads=case.threads,
+        memory_limit=LIMIT,
+    )  # fmt: skip
+    problems = []
+    if edges_of(out_dir) != list(expected):
+        problems.append(f"thinned {edges_of(out_dir)[:50]}, not {list(expected)[:50]}")
+
+    def verified() -> tuple[str, ...]:
+        report = verify(
+            out_dir, Progress(), source=open_source(reference), limit=LIMIT, threads=case.threads,
+            proof_plan=PROOFS[case.proof],
+        )  # fmt: skip
+        return ("ok",) if report.ok else report.problems
+
+    if verified() != ("ok",):
+        problems.append(f"verify refuses what is thinned soundly: {verified()}")
+    if isinstance(reference, Path) and (change := changed(list(expected), matrix.n, random)):
+        told = {name: value for name, value in options.items() if value is not None}
+        wrong = {pair: expected.get(pair, 1.0) for pair in change[1]}
+        plant_weighted(out_dir, reference, wrong, matrix.n, told)
+        if verified() == ("ok",):
+            problems.append(f"verify accepts a thinned graph with an edge {change[0]}")
     return problems
 
 

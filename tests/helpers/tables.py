@@ -13,8 +13,9 @@ import scipy.sparse as sp
 
 from cellgraph_dask._version import __version__
 from cellgraph_dask.delivery.parquet import ParquetDelivery
+from cellgraph_dask.delivery.parquet_files import ParquetFiles
 from cellgraph_dask.delivery.parquet_product import write_manifest
-from cellgraph_dask.edge_pairs.parquet import GraphTable
+from cellgraph_dask.edge_pairs.parquet import MOST_ROWS, GraphTable
 from cellgraph_dask.edge_pairs.provenance import Provenance
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.runtime.stage import Journal, ResumableExecutor
@@ -29,9 +30,13 @@ from cellgraph_dask.stages.runs import Scratch
 def make_table(
     source: Any, folder: Path, *, rule: Any = None, both: bool = False, weighted: bool = False,
     method: Any = "general", sizes: tuple[int, int, int] = (10**6, 10**6, 8), threads: int = 2,
-    executor: Any = None, scratch: Path | None = None, key: str = "connectivities", **target: Any,
+    executor: Any = None, scratch: Path | None = None, key: str = "connectivities",
+    row_group: int = MOST_ROWS, pieces: bool = False,
 ) -> GraphTable:  # fmt: skip
-    """Make a folder; `sizes` are entries of blocks and of pieces, and the shift of partitions."""
+    """Make a folder; `sizes` are entries of blocks and of pieces, and the shift of partitions.
+
+    With `pieces` it is made as on a cluster.
+    """
     folder.mkdir(exist_ok=True)
     matrix = open_source(source, key) if isinstance(source, str | Path) else open_source(source)
     made_from = Provenance(
@@ -47,13 +52,15 @@ def make_table(
         tuning = Tuning(sizes[0], sizes[0], sizes[1], sizes[2], threads)
         with closing(Journal(where, "run")) as journal:
             stages = ResumableExecutor(executor or Threads(threads, Progress()), journal)
-            delivery = ParquetDelivery(job, folder, stages)
-            delivery._target = replace(delivery._target, **target)
+            delivery: Any = ParquetFiles(job, folder, stages, row_group=row_group)
+            if pieces:
+                delivery = ParquetDelivery(job, folder, stages)
+                delivery._target = replace(delivery._target, row_group=row_group)
             blocks = cut_blocks(matrix, sizes[0], sizes[0])
             outcome = run_stages(job, blocks, tuning, (3, 2**60 + 7, 99), stages, delivery)
     return write_manifest(
         folder, job.source.n_cells, outcome, job.rule or "ones", made_from, both=both,
-        weighted=weighted, row_group=delivery._target.row_group,
+        weighted=weighted, row_group=row_group,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,12 +17,13 @@ from matplotlib.image import imread
 from scipy.sparse import csr_matrix
 
 from cellgraph_dask import export_connectivities, open_export, plot_graph
+from cellgraph_dask.edge_pairs.format import Manifest
 from cellgraph_dask.errors import InvalidExportError, MemoryLimitError, OutputError, SourceError
 from cellgraph_dask.look import edges as look_edges
 from cellgraph_dask.look import raster
 from cellgraph_dask.look.figure import new_axes
 from cellgraph_dask.look.picture import Picture, picture
-from tests.helpers.command import run
+from tests.helpers.command import run, run_process
 from tests.helpers.stores import write_store
 
 PIXELS = (50, 50)
@@ -124,7 +126,7 @@ def test_cells_without_a_place_and_far_away_are_counted(tmp_path):
     assert report.n_drawn == matrix.nnz - report.n_edges_without_place
     assert report.n_cells_outside == 1
     assert "Left out: 2 cells" in report.caption
-    assert "1 cells lie beyond" in report.caption
+    assert "1 cell lies beyond" in report.caption
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +271,7 @@ def test_a_cell_that_is_not_there_is_refused(folder):
 
 
 def test_the_extra_is_named_where_it_is_missing(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datashader", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OutputError, match=r"pip install 'cellgraph-dask\[plot\]'"):
         drawn(folder / "plain")
 
@@ -307,6 +309,87 @@ def test_a_limit_that_is_too_small_names_one_that_will_do(folder):
     with pytest.raises(MemoryLimitError, match="too small for this picture") as refused:
         drawn(folder / "plain", memory_limit="50MB")
     assert drawn(folder / "plain", memory_limit=refused.value.needed_bytes).report.n_drawn == 1191
+
+
+PAIR = graph_of([(0, 1)], 3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "places", "n_drawn"),
+    [
+        (csr_matrix((3, 3)), [[0, 0], [1, 1], [2, 2]], 0),
+        (csr_matrix((1, 1)), [[0, 0]], 0),
+        (csr_matrix((0, 0)), np.zeros((0, 2)), 0),
+        (PAIR, np.full((3, 2), np.nan), 0),
+        (PAIR, np.full((3, 2), 5), 2),
+        (PAIR, [[1e300, 0], [1, 1], [0, 1]], 0),
+        (PAIR, [[1e38, 0], [-1e38, 1], [0, 1e38]], 2),
+        (PAIR, [[1e-40, 0], [5e-40, 1e-42], [2e-40, 1e-41]], 2),
+        (csr_matrix(([-1.0, np.nan, 2, 0], ([0, 1, 1, 2], [1, 0, 1, 0])), shape=(3, 3)),
+         [[0, 0], [1, 1], [2, 2]], 2),  # as they are stored, but for the diagonal and zeros
+    ],
+)  # fmt: skip
+def test_graphs_and_places_of_any_kind_are_drawn(tmp_path, matrix, places, n_drawn):
+    store = write_store(tmp_path / "s.zarr", matrix, obsm={"X_umap": np.array(places, float)})
+    found = drawn(store)
+    assert found.report.n_drawn == n_drawn
+    assert (found.sums.counts.sum() > 0) == (n_drawn > 0)
+    assert found.report.warnings == ()
+    found.save(tmp_path / "a.png")
+
+
+def test_an_export_at_a_url_is_drawn(folder):
+    url = "memory://pictures/out"
+    export_connectivities(folder / "cells.zarr", url)
+    found = drawn(url)
+    assert np.array_equal(found.sums.counts, drawn(folder / "plain").sums.counts)
+    assert found.report.path == url
+
+
+def test_a_store_that_was_written_again_since_the_export_is_told(tmp_path):
+    matrix, places = near_graph()
+    store = write_store(tmp_path / "s.zarr", matrix, obsm={"X_umap": places})
+    export_connectivities(store, tmp_path / "out")
+    assert drawn(tmp_path / "out").report.warnings == ()
+    write_store(store, matrix, obsm={"X_umap": places})
+    (warning,) = drawn(tmp_path / "out").report.warnings
+    assert warning == f"{store} has been written again since the export was made from it."
+    assert drawn(tmp_path / "out", source=store).report.warnings == ()  # that was asked for
+
+
+def test_a_folder_of_something_else_is_told(tmp_path):
+    with pytest.raises(SourceError, match="is neither an export nor a store"):
+        drawn(tmp_path)
+    with pytest.raises(SourceError, match="does not exist"):
+        drawn(tmp_path / "none")
+
+
+@pytest.mark.slow
+def test_memory_stays_within_the_limit(tmp_path):
+    """Of a process: the limit that a refusal names is enough, and is kept."""
+    n, reach = 400_000, 10
+    src = np.repeat(np.arange(n - reach, dtype="<u4"), reach)
+    dst = src + np.tile(np.arange(1, reach + 1, dtype="<u4"), n - reach)
+    manifest = Manifest(n, src.size, 2 * reach, None)
+    (tmp_path / "out/connectivity").mkdir(parents=True)
+    (tmp_path / "out/connectivity_manifest.json").write_text(manifest.to_json())
+    for side, cells in (("src", src), ("dst", dst)):
+        cells.tofile(tmp_path / "out" / manifest.path(side))
+    angle = np.linspace(0, 6, n)
+    kind = pd.Categorical(np.arange(n) // 50_000)
+    cells = AnnData(obs=pd.DataFrame({"kind": kind}, index=np.arange(n).astype(str)))
+    cells.obsm["X_umap"] = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+
+    command = ["plot", tmp_path / "out", "--source", tmp_path / "cells.h5ad", "--json", "-o",
+               tmp_path / "a.png", "--color", "kind"]  # fmt: skip
+    run_process(*command, "--force")  # compiles, maybe, which takes memory once
+    refused = run_process(*command, "--force", "--memory-limit", "50MB")
+    (least,) = re.findall(r"will do is (\d+)MB", refused.stderr)
+    done = run_process(*command, "--force", "--memory-limit", f"{int(least) + 8}MB")
+    report = json.loads(done.stdout)
+    assert report["n_drawn"] == src.size
+    assert report["peak_memory_bytes"] <= report["memory_limit_bytes"]
 
 
 def test_edges_of_cells_that_do_not_exist_are_refused(folder, tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cellgraph_dask import errors
-from cellgraph_dask.cli.commands import _without_secrets
+from cellgraph_dask.cli.group import without_secrets
 from cellgraph_dask.errors import SourceError, hide, redact, shown
 from cellgraph_dask.machine import remote
 
@@ -69,7 +69,7 @@ def test_a_command_is_repeated_without_them():
         "--storage-options", json.dumps({"secret": "hunter33"}),
         '--output-storage-options={"secret": "hunter44"}', "--key", "a?b",
     ]  # fmt: skip
-    assert list(_without_secrets(words)) == [
+    assert list(without_secrets(words)) == [
         "export", "https://…@h/a?…", "out", "--storage-options", "…",
         "--output-storage-options=…", "--key", "a?b",
     ]  # fmt: skip

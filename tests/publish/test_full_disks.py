@@ -19,6 +19,7 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.export import run as export_run
+from cellgraph_dask.verify.element import verify_element
 from tests.helpers.command import run
 from tests.helpers.disks import Disks
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -154,3 +155,74 @@ def test_every_number_of_files(tmp_path, world, compression, small):
             assert snapshot(tmp_path) == elsewhere
             refused += 1
     assert refused
+
+
+THINNING = ["--rule", "mean", "--top-k", "4", "--max-edges", "9000"]
+
+
+class Command(NamedTuple):
+    """A command on a world, and which disk is small."""
+
+    words: list[Any]
+    small: str
+    step: int  # bytes
+
+
+EXPORT = ["export", "{source}", "{output}", "--force", *THINNING]
+SYMMETRIZE = ["symmetrize", "{source}", "{output}", *THINNING]
+COMMANDS = {
+    "thinned": Command(EXPORT, "output", PAGE),
+    "thinned, scratch": Command(EXPORT, "scratch", 4 * STEP),
+    "symmetrize": Command(SYMMETRIZE, "output", STEP),
+    "symmetrize, scratch": Command(SYMMETRIZE, "scratch", 4 * STEP),
+    "inside": Command(
+        ["symmetrize", "{copy}", "{copy}", "--to-key", "thin", *THINNING], "output", STEP
+    ),
+    "verify": Command(["verify", "{thinned}", "--source", "{source}"], "scratch", 4 * STEP),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_thinned_graphs_and_elements(tmp_path, monkeypatch, world, name):
+    if world.kind == "symmetric":
+        pytest.skip("takes no rule, so less room")
+    monkeypatch.setattr(export_run, "check_disk", lambda *_: None)  # they fill up meanwhile
+    command = COMMANDS[name]
+    thinned = tmp_path / "thinned"
+    export_connectivities(world.source, thinned, rule="mean", top_k=4, max_edges=9000)
+    refused = 0
+    for step in count(1):
+        with Disks(tmp_path) as disks:
+            disk = disks.mount("disk", f"size={step * command.step}")
+            place = {small: disk if command.small == small else tmp_path
+                     for small in ("output", "scratch")}  # fmt: skip
+            output, scratch = place["output"] / "out", place["scratch"] / "scratch"
+            shutil.rmtree(output, ignore_errors=True)
+            copy = place["output"] / "copy.zarr"
+            if name == "inside":
+                try:
+                    shutil.copytree(world.source, copy, dirs_exist_ok=True)
+                except (shutil.Error, OSError):
+                    continue
+            before, elsewhere = snapshot(disk), snapshot(tmp_path)
+            paths = {"source": world.source, "output": output, "copy": copy, "thinned": thinned}
+            words = [str(word).format(**paths) for word in command.words]
+            outcome = run(*words, "--scratch-dir", scratch, "--memory-limit", "1GB")
+            if outcome.exit_code == 0:
+                made = {"inside": copy, "verify": thinned}.get(name, output)
+                if name.startswith("thinned"):
+                    assert snapshot(made) == snapshot(thinned)
+                elif name != "verify":
+                    key = "thin" if name == "inside" else "connectivities"
+                    report = verify_element(
+                        made, to_key=key, source=world.source, rule="mean", top_k=4, max_edges=9000
+                    )
+                    assert report.ok, report.problems
+                assert not scratch.exists() or not list(scratch.iterdir())
+                break
+            assert_refused(outcome, [disk, output, scratch])
+            assert snapshot(disk) == before
+            assert snapshot(tmp_path) == elsewhere
+            refused += 1
+    assert refused > 2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from cellgraph_dask import export_connectivities, open_export
+from cellgraph_dask import export_connectivities, open_export, verify_export
 from cellgraph_dask.edge_pairs.components import Components
 from cellgraph_dask.errors import SourceError
 from cellgraph_dask.source.opening import open_source
@@ -179,9 +179,14 @@ def test_distances_need_to_be_told(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"top_k": 0}, "top_k must be at least 1, not 0"),
     ({"max_edges": -1}, "max_edges must be at least 1, not -1"),
+    ({"top_k": "3"}, "top_k must be a whole number, not '3'"),
+    ({"top_k": 2.0}, "top_k must be a whole number, not 2.0"),
+    ({"max_edges": True}, "max_edges must be a whole number, not True"),
     ({"max_edges": "all"}, "max_edges must be a number or 'viewer', not 'all'"),
     ({"min_weight": -1}, "min_weight must be a finite number"),
     ({"min_weight": float("nan")}, "min_weight must be a finite number"),
+    ({"min_weight": 10**5000}, "min_weight must be a finite number, at least 0, not inf"),
+    ({"min_weight": "0.5"}, "min_weight must be a number, not '0.5'"),
     ({"strongest": "smallest"}, "strongest says which edges"),
     ({"top_k": 1, "strongest": "best"}, "strongest must be one of largest, smallest, not 'best'"),
 ])  # fmt: skip
@@ -189,6 +194,15 @@ def test_numbers_outside_their_range(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         export_connectivities(symmetric_graph(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_of_numpy(tmp_path):
+    source = write_store(tmp_path / "s.zarr", symmetric_graph())
+    options = {"min_weight": np.float32(0.5), "top_k": np.int64(2), "max_edges": np.uint8(200)}
+    export_connectivities(source, tmp_path / "out", memory_limit="4GB", **options)
+    report = verify_export(tmp_path / "out", source=source)
+    assert report.ok, report.problems
+    assert report.thinning == {"min_weight": 0.5, "top_k": 2, "max_edges": 200}
 
 
 def test_nothing_is_left(tmp_path):

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, writ
 MANIFEST, PROVENANCE = "connectivity_manifest.json", "connectivity/provenance.json"
 GRAPHS = {"symmetric": symmetric_graph(40, 3), "directed": directed_graph(36, 3)}
 WEIGHTED = symmetric_graph(9, 3)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "weighted": {"weights": True},
+    "thinned": {"weights": True, "top_k": 1, "max_edges": 5},
+}
 
 
 class Bench:
@@ -36,14 +41,18 @@ class Bench:
 
     def __init__(self, folder: Path, graph: str, compression: int | None) -> None:
         self.out_dir = folder / "out"
-        self.options = {"weights": graph == "weighted"}
+        self.options = OPTIONS.get(graph, {})
         matrix = GRAPHS.get(graph, WEIGHTED)
         self.store = write_store(folder / "s.zarr", matrix)
         export_connectivities(self.store, self.out_dir, compression=compression, **self.options)
         # Of another level it would tell; test_provenance changes every bit of it.
-        (self.out_dir / PROVENANCE).unlink()
+        self.is_told = graph == "thinned"
+        if not self.is_told:
+            (self.out_dir / PROVENANCE).unlink()
         self.files = {
-            name: content for name, content in snapshot(self.out_dir).items() if content is not None
+            name: content
+            for name, content in snapshot(self.out_dir).items()
+            if content is not None and name != PROVENANCE
         }
         self.source = open_source(self.store)
         self.counts: Counter[str] = Counter()
@@ -81,6 +90,7 @@ class Bench:
         export_connectivities(
             self.store, out_dir, compression=level, force=True, **self.options
         )  # fmt: skip
+        assert not self.is_told
         (out_dir / PROVENANCE).unlink()
         written = {name: data for name, data in snapshot(out_dir).items() if data is not None}
         assert written == self.files | {MANIFEST: manifest}
@@ -92,7 +102,10 @@ def _one_look(monkeypatch):
     monkeypatch.setattr(checks, "looks_symmetric", cache(checks.looks_symmetric))
 
 
-@pytest.fixture(params=[(g, c) for g in (*GRAPHS, "weighted") for c in (None, 6)], ids=str)
+KINDS = [*((g, c) for g in (*GRAPHS, "weighted") for c in (None, 6)), ("thinned", None)]
+
+
+@pytest.fixture(params=KINDS, ids=str)
 def bench(request, tmp_path):
     return Bench(tmp_path, *request.param)
 

@@ -21,8 +21,9 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.errors import DamagedGraphError, MemoryLimitError, OutputError
 from cellgraph_dask.runtime.progress import Progress
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.verify import comparison, loops, pair_file
+from cellgraph_dask.verify import difference, loops, pair_file
 from cellgraph_dask.verify.checks import verify
+from cellgraph_dask.verify.difference import EdgeCheck
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.helpers.command import run, run_process
 from tests.helpers.planting import edges_of, plant
@@ -239,7 +240,7 @@ def test_any_matrix_and_any_change(case, change, data):
 @pytest.mark.parametrize("name", ["directed", "hub", "signed floats", "signed integers"])
 def test_keys_of_any_width(cases, tmp_path, monkeypatch, name, bits):
     """As those of 2**bits cells are, which leave room for fewer bits of the smaller cell."""
-    for module in (comparison, pair_file):
+    for module in (difference, pair_file):
         monkeypatch.setattr(module, "cell_bits", lambda _: bits)
     edges = right_edges(name)
     n_cells = MATRICES[name][0].shape[0]
@@ -274,9 +275,7 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     kept = np.empty(starts[-1] * is_weighted)
     places = starts[:-1].copy()
     loops.place_pairs(indices, indptr, weights, first_row, shift, bits, places, keys, kept)
-    compare = comparison._Comparison(
-        None, None, None, shift, bits, "signed" if is_weighted else "comparison", None, 0, None
-    )
+    check = EdgeCheck(None, None, shift, bits)
     entries = [
         (min(first_row + r, column), max(first_row + r, column), column < first_row + r)
         for r, row in enumerate(rows)
@@ -291,7 +290,7 @@ def test_pairs_come_back_from_their_keys(bits, n_rows, is_weighted, data):
     for f in range(n_partitions):
         for k in range(starts[f], starts[f + 1]):
             key = int(keys[k])
-            i, j = compare._pair(f, key >> 1 if is_weighted else key)
+            i, j = check.pair(f, key >> 1 if is_weighted else key)
             found.append((f, i, j, *((key & 1, kept[k]) if is_weighted else ())))
     assert found == [pair if is_weighted else pair[:3] for pair in expected]
 

@@ -152,6 +152,20 @@ def test_absurd_figures_are_told_as_such(tmp_path, figures, compression):
     assert outcome.stderr.startswith("Wrong: ")
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, ((0, 0),)),
+        ({7: 3}, ((7, 3),)),
+        ({2: 1, 3: 5, 5: 2}, ((2, 1), (3, 5), (4, 0), (5, 2))),
+        ({0: 500, 1: 500, 9000: 1}, ((0, 500), (1, 501))),  # a hub does not flatten the rest
+        ({d: 1 for d in range(100)}, tuple((5 * k, 5) for k in range(20))),
+    ],
+)
+def test_histogram(counts, expected):
+    assert Degrees(counts).histogram() == expected
+
+
 def test_quantiles():
     degrees = Degrees({0: 1, 2: 2, 5: 1})  # 0, 2, 2, 5
     assert degrees.quantiles(0, 0.25, 0.5, 0.75, 1) == (0, 0, 2, 2, 5)
