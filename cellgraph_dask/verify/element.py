@@ -140,7 +140,9 @@ def observe_element(
         max_edges = most_viewer_edges(element.n_cells)
     kept = Kept(rule, min_weight, top_k, max_edges, strongest)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    whole = matrix
     with ExitStack() as stack:
+        watch = stack.enter_context(Watch(whole)) if whole is not None else None
         if matrix is not None and element.n_cells < matrix.n_cells:
             with suppress(SourceError):  # then the numbers of cells differ, as is told
                 selection = _chosen(store, element, source, matrix, storage_options, limit)
@@ -152,6 +154,11 @@ def observe_element(
             partial(_embeddings, store, element.key, storage_options if source is None else None),
         )  # fmt: skip
         problems, n_edges, largest = check.run()
+        if watch is not None:
+            watch.check()
+    if whole is not None and matrix is not whole and problems:
+        told = f"{element.n_cells} of the {whole.n_cells} cells of {whole.path}, by their names"
+        problems = [f"{element.key} was compared with {told}.", *problems]
     return replace(
         check.graph,
         ok=not problems,
