@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .._version import __version__
 from ..edge_pairs.format import MANIFEST, read_manifest
@@ -75,6 +75,10 @@ def report_export(
     components: bool | None = None,
     to_key: str | None = None,
     rule: str | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Literal["largest", "smallest"] | None = None,
     picture: bool | None = None,
     force: bool = False,
     progress: bool | None = False,
@@ -93,9 +97,9 @@ def report_export(
         The store and matrix that the export was made of, as for `verify_export`.
     memory_limit, threads, scratch_dir, components
         As for `verify_export`.
-    to_key, rule
-        Of a store: the matrix in its `obsp`, by default "connectivities", and the rule that it was
-        made with, as for `verify_element`.
+    to_key, rule, min_weight, top_k, max_edges, strongest
+        Of a store: the matrix in its `obsp`, by default "connectivities", and how it was made, as
+        for `verify_element`.
     picture
         Whether to draw all edges, as `plot_graph` does; None for "if that is possible".
     force
@@ -119,8 +123,12 @@ def report_export(
     if output is not None:
         find_target(output, "report", _FORMATS, force=force)
     in_store = is_store(path)
-    if not in_store and (to_key is not None or rule is not None):
-        raise ValueError("to_key and rule are for stores that symmetrize has written")
+    made = {
+        "to_key": to_key, "rule": rule, "min_weight": min_weight, "top_k": top_k,
+        "max_edges": max_edges, "strongest": strongest,
+    }  # fmt: skip
+    if not in_store and (told := [name for name, value in made.items() if value is not None]):
+        raise ValueError(f"{', '.join(told)}: for stores that symmetrize has written")
     if in_store and output_storage_options is not None:
         raise ValueError("output_storage_options are for exports at a URL, not for stores")
     if picture:
@@ -136,7 +144,7 @@ def report_export(
     observe: Callable[..., VerifyReport] = observe_export
     if in_store:
         observe = observe_element
-        checks |= {"to_key": to_key or "connectivities", "rule": rule}
+        checks |= made | {"to_key": to_key or "connectivities"}
         its_options = {"source": None, "key": to_key or "connectivities", "neighbors_key": None}
     else:
         checks["output_storage_options"] = output_storage_options

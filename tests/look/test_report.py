@@ -246,6 +246,22 @@ def test_a_store_that_symmetrize_has_written(store, tmp_path):
         report_export(tmp_path / "export", rule="max")
 
 
+def test_what_is_thinned_is_told(store, tmp_path):
+    thinning = {"top_k": 3, "max_edges": 40}
+    export_connectivities(store, tmp_path / "export", weights=True, **thinning)
+    symmetrize_connectivities(store, tmp_path / "thin.zarr", **thinning)
+    for report in (
+        report_export(tmp_path / "export", source=store),
+        report_export(tmp_path / "thin.zarr", source=store, **thinning),
+    ):
+        assert report.ok, report.verification.problems
+        assert "that are kept by top_k 3, max_edges 40" in report.verdicts[1].text
+    assert not report_export(tmp_path / "thin.zarr", source=store).ok
+    with pytest.raises(ValueError, match="top_k: for stores that symmetrize has written"):
+        report_export(tmp_path / "export", top_k=3)
+    assert command(tmp_path / "export", "--top-k", 3, "--json").exit_code == 2
+
+
 def test_a_matrix_that_is_not_symmetric(store, tmp_path):
     other = write_store(tmp_path / "s.zarr", sparse.triu(graph()).tocsr())
     report = report_export(other, source=store)
