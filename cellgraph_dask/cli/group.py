@@ -111,9 +111,16 @@ def without_secrets(words: Sequence[str]) -> Iterator[str]:
 
 
 def command_to_resume(run: Mapping[str, Any]) -> str:
-    """Return the command that resumes a run, given its record; it may be anybody's."""
+    """Return the command that resumes a run, given its record, which may be anybody's.
+
+    A ValueError says that there is none.
+    """
     options: dict[str, Any] = dict(run["options"])
     name = "symmetrize" if "to_key" in options else "export"
+    if "cells" in options:
+        given = options["cells"] = str(options["cells"]["given"])
+        if not given.startswith("obs:") and not Path(given).is_file():
+            raise ValueError(f"the cells were given in Python, as {given}")
     key = str(run["key"])
     options["key"] = key.removeprefix("obsp/") if key.count("/") == 1 else key
     scratch = Path(str(run["scratch"])).parent
