@@ -53,6 +53,19 @@ def check_keys(options: dict[str, Any]) -> None:
         raise click.UsageError("--directions and --cells-table are for --format parquet")
 
 
+MADE = ("to_key", "rule", "min_weight", "top_k", "max_edges", "strongest")
+
+
+def refuse_made(options: dict[str, Any]) -> None:
+    """Refuse options that tell how a matrix in a store was made."""
+    given = [f"--{name.replace('_', '-')}" for name in MADE if options[name] is not None]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: for stores that symmetrize has written. An export says itself "
+            "how it was made."
+        )
+
+
 @contextmanager
 def imports() -> Iterator[None]:
     """Import without garbage collections, and keep what was imported out of all later ones.
