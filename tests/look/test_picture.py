@@ -246,7 +246,9 @@ def test_what_is_missing_is_told_with_what_there_is(folder, tmp_path):
     export_connectivities(matrix, tmp_path / "out")
     with pytest.raises(SourceError, match="beside the export there are no points"):
         drawn(tmp_path / "out")
-    with pytest.raises(SourceError, match=r"no X_umpa, but X_umap, spatial; did you mean X_umap\?"):
+    with pytest.raises(
+        SourceError, match=r"no X_umpa, but X_umap, spatial; did you mean 'X_umap'\?"
+    ):
         drawn(folder / "plain", embedding="X_umpa")
     assert drawn(folder / "plain", embedding="spatial").report.embedding == "obsm/spatial"
     assert drawn(tmp_path / "out", source=folder / "cells.zarr").report.embedding == "obsm/X_umap"
