@@ -178,7 +178,7 @@ def _draw(
     out_dir: Path, target: Path, color: str, wanted: bool | None, say: Callable[[str], None]
 ) -> str | None:
     """Draw the export; say how it could be drawn if the extra for that is not installed."""
-    if wanted is None and not all(map(find_spec, ("datashader", "matplotlib"))):
+    if wanted is None and find_spec("matplotlib") is None:
         say("4. No picture: `pip install 'cellgraph-dask[plot]'` adds `cellgraph-dask plot`")
     elif wanted is not False:
         from .look.files import draw_file

@@ -34,6 +34,10 @@ def rows(pairs: Iterable[tuple[str, str]]) -> str:
     return "\n".join(f"{name + ':':<16}{value}" for name, value in pairs)
 
 
+def _in_options(thinning: dict[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in thinning.items())
+
+
 def edges_of_cells(report: Any) -> str:
     """Return the size of a graph."""
     return f"{counted(report.n_edges, 'edge')} of {counted(report.n_cells, 'cell')}"
@@ -118,6 +122,8 @@ def describe_graph(report: Any) -> list[tuple[str, str]]:
     if report.provenance is not None:
         made = report.provenance
         facts.append(("made from", f"{made.key} of {made.source}, by version {made.version}"))
+    if report.thinning:
+        facts.append(("thinned by", _in_options(report.thinning)))
     if report.alignment is not None:
         aligned = report.alignment
         facts.append(
@@ -151,8 +157,7 @@ def describe_verification(out_dir: str, report: Any) -> str:
     if report.proof is not None:
         matrix = f"{report.key} of {report.source}"
         if report.thinning:
-            kept = (f"--{name.replace('_', '-')} {n}" for name, n in report.thinning.items())
-            matrix += f" that {' '.join(kept)} keeps"
+            matrix += f" that {_in_options(report.thinning)} keeps"
         facts.append(("edges", _PROOFS[report.proof].format(matrix)))
     facts += describe_graph(report)
     facts.append(

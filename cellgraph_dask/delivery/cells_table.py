@@ -27,6 +27,7 @@ from ..source.texts import ADVICE
 
 _AXES = ("x", "y", "z")
 _ROWS = 1 << 17  # of a row group
+_LINE_BYTES = 100  # of a name that is written, before and after it is encoded
 _MOST_CHUNK_BYTES = 1 << 24  # of an embedding, that are read at once
 
 
@@ -43,6 +44,7 @@ class CellsTable:
     key: str
     n_cells: int
     n_bytes: int
+    names_bytes: int  # the same, of the names alone
     selection: Selection | None = None
 
     @property
@@ -109,12 +111,13 @@ def table_of_cells(
     selection: Selection | None = None,
 ) -> CellsTable:  # fmt: skip
     """Return what the table of cells is made from; a SourceError if the cells have no names."""
-    table = CellsTable(source, storage_options, key, n_cells, 0, selection)
+    table = CellsTable(source, storage_options, key, n_cells, 0, 0, selection)
     with table._names() as names:
         row = 200 + 8 * (1 + len(_AXES))
-        n_rows = _ROWS + (names.step if selection is not None else 0)
-        n_bytes = names.n_bytes + n_rows * row + 2 * _MOST_CHUNK_BYTES
-    return replace(table, n_bytes=n_bytes)
+        n_bytes = names.n_bytes + (1 + (selection is not None)) * _ROWS * row
+        n_bytes += 2 * _MOST_CHUNK_BYTES
+        names_bytes = names.n_bytes + _LINE_BYTES * names.step
+    return replace(table, n_bytes=n_bytes, names_bytes=names_bytes)
 
 
 def _parts(
@@ -130,9 +133,10 @@ def _parts(
     for found, some in selection.names(names):
         cells.append(found)
         texts += some
-        if len(texts) >= _ROWS:
-            yield first, np.concatenate(cells), texts
-            first, cells, texts = first + len(texts), [], []
+        while len(texts) >= _ROWS:
+            joined = np.concatenate(cells)
+            yield first, joined[:_ROWS], texts[:_ROWS]
+            first, cells, texts = first + _ROWS, [joined[_ROWS:]], texts[_ROWS:]
     if texts:
         yield first, np.concatenate(cells), texts
 

@@ -32,15 +32,18 @@ from .parts import COLUMNS, pieces_bytes
 from .places import Places
 
 _LABEL = "parquet file"  # in the journal
-_BUFFERS = 3  # row groups to a thread, at most: two that it shares with others, one that it writes
-_AT_ONCE = 4  # files that are made durable
+_AT_ONCE = 8  # files that are made durable
 
 
-def files_bytes(job: Job) -> int:
-    """Return the most bytes that writing rows needs on one thread."""
+def files_bytes(job: Job, threads: int) -> int:
+    """Return the most bytes that writing rows needs.
+
+    Each thread writes a file; two others begin or end with rows that only this thread has, but for
+    the one that is behind them all.
+    """
     columns = table_columns(job.source.n_cells, weighted=job.weights)
     row = sum(dtype.itemsize for dtype in columns.values())
-    return _BUFFERS * MOST_ROWS * row + parquet_io.writing_bytes(columns)
+    return (3 * threads - 1) * MOST_ROWS * row + threads * parquet_io.writing_bytes(columns)
 
 
 def files_scratch(job: Job, n_edges: int) -> int:

@@ -103,7 +103,7 @@ class ParquetFolder:
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
         cells = self.cells.n_bytes if self.cells is not None else 0
-        return max(threads * max(parquet_bytes(job), files_bytes(job)), cells)
+        return max(threads * parquet_bytes(job), files_bytes(job, threads), cells)
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,

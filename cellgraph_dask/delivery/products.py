@@ -222,7 +222,7 @@ class EdgePairs:
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
         columns = self._columns(job.source.n_cells)
-        names = self.cells.n_bytes if self.cells is not None else 0
+        names = self.cells.names_bytes if self.cells is not None else 0
         return max(writer_bytes(columns, self.compression, threads, n), names)
 
     def open(

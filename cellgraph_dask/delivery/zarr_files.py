@@ -14,6 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..stages.runs import Written
 
 ZarrFormat = Literal[2, 3]
 
+_AT_ONCE = 16  # files that are made durable
 CHUNK_VALUES = 1 << 18  # the most in a chunk: each is one request of a browser
 _KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
 _LEVEL = 6  # as metadata have it; readers do not care
@@ -85,10 +87,15 @@ def write_file(path: Path, content: bytes) -> Written:
 
 def make_durable(folder: Path) -> None:
     """Make all files and names below a folder durable."""
-    for above, _, names in os.walk(folder):
-        for name in names:
-            with opened(Path(above, name), os.O_RDONLY) as fd:
-                os.fsync(fd)
+
+    def sync(path: Path) -> None:
+        with opened(path, os.O_RDONLY) as fd:
+            os.fsync(fd)
+
+    found = list(os.walk(folder))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # the disk takes many together
+        list(pool.map(sync, [Path(above, name) for above, _, names in found for name in names]))
+    for above, _, _ in found:
         fsync_folder(Path(above))
 
 

@@ -24,7 +24,8 @@ from .parquet import MOST_ROWS
 
 _WRITEBACK_BYTES = 1 << 23
 _WRITTEN_BYTES = 1 << 20  # at once
-_PAGES_BYTES = 6 << 20  # pages of a column on their way: as values, encoded, compressed
+_PAGES_BYTES = 6 << 20  # of a column that is read: as values, encoded, compressed
+_WRITING_BYTES = 4 << 20  # pages on their way: of one column, and those that wait to be written
 _LEVEL = -5  # of zstd: 1 takes a third more time to save 5 percent
 _PAGE_BYTES = 1 << 17  # of values; they stay in a near cache from one step to the next
 _HASHED_BYTES = 1 << 20
@@ -220,7 +221,7 @@ def _arrow(values: Any, kind: Any) -> Any:
 
 def writing_bytes(columns: Mapping[str, Any]) -> int:
     """Return the most bytes that `write_table` needs besides the row group that it is given."""
-    return len(columns) * _PAGES_BYTES
+    return _WRITING_BYTES + len(columns) * _PAGE_BYTES
 
 
 def reading_bytes(columns: Mapping[str, Any]) -> int:

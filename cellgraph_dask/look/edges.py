@@ -42,6 +42,7 @@ class Edges:
     n_cells: int
     n_edges: int  # or stored entries
     parts: Callable[[], Iterable[Part]]
+    dtype: np.dtype[Any]  # of cells
     part_bytes: int = 0  # of each thread
     stream_bytes: int = 0  # of all together
     folder: Path | None = None  # of an export
@@ -99,6 +100,7 @@ def _of_graph(graph: ExportedGraph) -> Edges:
     edges = Edges(
         graph.name, True, graph.n_cells, graph.n_edges,
         lambda: [partial(part, at) for at in range(0, graph.n_edges, STRETCH_EDGES)],
+        graph.src.dtype,
         part_bytes=4 * STRETCH_EDGES * graph.src.dtype.itemsize,
         folder=Path(graph.name) if Path(graph.name).is_dir() else None,
     )  # fmt: skip
@@ -142,14 +144,16 @@ def _of_export(folder: Path) -> Iterator[Edges]:
         row = sum(dtype.itemsize for dtype in table.columns.values())
         edges = Edges(
             str(folder), True, table.n_cells, table.n_edges,
-            lambda: _given(stream_edges(folder, table)),
+            lambda: _given(stream_edges(folder, table)), table.columns["src"],
             part_bytes=table.row_group * row, stream_bytes=edges_bytes(table), folder=folder,
             table=table,
         )  # fmt: skip
         yield _made_from(edges, table.made_from)
         return
     manifest = read_manifest(folder)
-    edges = Edges(str(folder), True, manifest.n_cells, manifest.n_edges, list, folder=folder)
+    edges = Edges(
+        str(folder), True, manifest.n_cells, manifest.n_edges, list, manifest.dtype, folder=folder
+    )
     edges = _with_provenance(edges)
     if manifest.compression is not None:
         yield replace(
@@ -227,7 +231,7 @@ def _of_source(
     with Watch(matrix) as watch:
         yield Edges(
             matrix.path, False, matrix.n_cells, matrix.n_entries,
-            lambda: [partial(part, block) for block in blocks],
+            lambda: [partial(part, block) for block in blocks], matrix.row_dtype,
             part_bytes=matrix.block_bytes(n, n_rows, signed=True) + 32 * n + 16 * n_rows,
             source=source, key=matrix.key if is_container(source) else "",
         )  # fmt: skip

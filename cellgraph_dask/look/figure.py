@@ -137,7 +137,7 @@ def _colors(picture: Scene) -> Array:
     assert column is not None
     if column.categories:
         n = np.maximum(sums.counts, 1)[..., None]
-        return (np.stack(sums.sums, axis=-1) / n).astype(np.float32)
+        return np.asarray(np.moveaxis(sums.sums, 0, -1) / n, np.float32)
     total, known = sums.sums
     scale = _number_map(picture)
     colors: Array = scale.to_rgba(total / np.maximum(known, 1))[..., :3].astype(np.float32)

@@ -79,7 +79,7 @@ def plot_graph(
     MemoryLimitError
         If the limit is too small; the message names the smallest that will do.
     OutputError
-        If datashader or matplotlib is not installed.
+        If matplotlib is not installed.
 
     Examples
     --------

@@ -87,8 +87,8 @@ def picture(
         warnings = []
         if source is None and (reader is not None or places.where == edges.source):
             warnings = [text for text in [changed(edges, storage_options)] if text]
-        n_sums = 0 if reader is None else 3
-        warm_up(n_sums)
+        is_coded = reader is not None and reader.is_coded
+        warm_up(edges, is_colored=reader is not None, is_coded=is_coded)
         if pixels is None:
             pixels = axes_pixels(width, height, is_colored=reader is not None)
         canvas = Canvas(*pixels, (0, 1), (0, 1))

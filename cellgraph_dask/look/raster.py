@@ -1,17 +1,16 @@
-"""Edges become counts by pixel: the one module that knows datashader.
+"""Edges become counts by pixel.
 
-Each thread draws slabs of edges and adds them to counts of its own, so that memory is bound by the
-slabs, the points and the pixels, and not by the edges.
+Each thread draws slabs of edges on a canvas of its own, and these are added up, so that memory is
+bound by the slabs, the points and the pixels, and not by the edges.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -19,23 +18,23 @@ from ..errors import InvalidExportError, OutputError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..runtime.progress import Progress
+from . import lines
 from .edges import Edges, Part
 from .points import Points
 
 SLAB_EDGES = 1 << 17
 _CHANCE_PAIRS = 20_000
 _MOST_HIGHLIGHTED = 100_000  # edges of the cells that are highlighted
-_EDGE_BYTES = 120  # of an edge that is drawn: its cells, ends, length, as datashader has them
+_EDGE_BYTES = 8  # of an edge that is drawn: whether it is highlighted
 
 
 def check_extra() -> None:
     """Raise an OutputError if the extra for pictures is not installed."""
     try:
-        import datashader  # noqa: F401
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise OutputError(
-            "pictures are drawn with datashader and matplotlib, which are not installed "
+            "pictures are drawn with matplotlib, which is not installed "
             "(pip install 'cellgraph-dask[plot]')."
         ) from error
 
@@ -45,12 +44,33 @@ class Sums:
     """What was drawn, by pixel (rows from the bottom) and in all."""
 
     counts: Array  # of edges
-    sums: list[Array]  # of what edges bring along, in float64
+    sums: Array  # of what edges bring along, in float64: (sums, rows, columns)
     n_drawn: int = 0
-    n_without_place: int = 0  # edges with an end that has no place
-    n_longer: int = 0  # than the median pair of cells at random
+    tally: Array = field(default_factory=lambda: np.zeros(2, np.int64))
     highlighted: list[Array] = field(default_factory=list)  # (2, n): cells of edges
-    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def n_without_place(self) -> int:
+        """Edges with an end that has no place."""
+        return int(self.tally[0])
+
+    @property
+    def n_longer(self) -> int:
+        """Edges that are longer than the median pair of cells at random."""
+        return int(self.tally[1])
+
+    @property
+    def n_highlighted(self) -> int:
+        """Edges of the cells that are highlighted."""
+        return sum(part.shape[1] for part in self.highlighted)
+
+    def add(self, other: Sums) -> None:
+        """Add what was drawn on another canvas."""
+        self.highlighted += other.highlighted
+        self.counts += other.counts
+        self.sums += other.sums
+        self.n_drawn += other.n_drawn
+        self.tally += other.tally
 
 
 @dataclass(frozen=True)
@@ -80,46 +100,29 @@ class Paint:
         """Number of sums by pixel."""
         return 2 if self.colors is None else 3
 
-    def of_edges(self, src: Array, dst: Array) -> list[Array]:
-        """Return what edges bring along."""
-        one, other = self.values[src], self.values[dst]
-        if self.colors is None:
-            mean = (one + other) / 2
-            known = np.isfinite(mean)
-            return [np.where(known, mean, np.float32(0)), known.astype(np.float32)]
-        found = self.colors[np.where(one == other, one, -1)]
-        return [np.ascontiguousarray(found[:, k]) for k in range(3)]
-
 
 def drawing_bytes(edges: Edges, canvas: Canvas, n_sums: int, threads: int) -> int:
-    """Return the most bytes that `draw` needs, besides points and paint."""
-    pixels = canvas.width * canvas.height
-    of_pixels = pixels * (4 + 8 * n_sums)
-    slab = SLAB_EDGES * (_EDGE_BYTES + 24 * n_sums)
-    of_thread = slab + edges.part_bytes + 2 * of_pixels + pixels
-    return of_pixels + edges.stream_bytes + threads * of_thread
+    """Return the most bytes that drawing needs, besides points and paint."""
+    of_pixels = canvas.width * canvas.height * (4 + 8 * n_sums)
+    of_thread = of_pixels + edges.part_bytes + SLAB_EDGES * _EDGE_BYTES
+    return edges.stream_bytes + threads * of_thread
 
 
-def warm_up(n_sums: int) -> None:
-    """Load and compile what drawing takes, so that it is counted as taken."""
+def warm_up(edges: Edges, *, is_colored: bool, is_coded: bool) -> None:
+    """Load what drawing takes, so that it is counted as taken."""
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
-    canvas = Canvas(8, 8, (0, 1), (0, 1))
-    zeros = np.zeros(2, np.float32)
-    _aggregate(canvas, {name: zeros for name in ("x0", "x1", "y0", "y1")}, [zeros] * n_sums)
-
-
-def _aggregate(canvas: Canvas, ends: dict[str, Array], brought: list[Array]) -> Any:
-    import datashader as ds
-    import pandas as pd
-
-    names = [f"sum{k}" for k in range(len(brought))]
-    summary = {"counts": ds.count()} | {name: ds.sum(name) for name in names}
-    frame = pd.DataFrame(ends | dict(zip(names, brought, strict=True)), copy=False)
-    return ds.Canvas(canvas.width, canvas.height, canvas.x_range, canvas.y_range).line(
-        frame, x=["x0", "x1"], y=["y0", "y1"], axis=1, agg=ds.summary(**summary)
-    )
+    none = np.zeros(0, np.float32)
+    paint = None
+    if is_colored:
+        paint = (
+            Paint(none.astype(np.int16), np.zeros((1, 3), np.float32)) if is_coded else Paint(none)
+        )
+    canvas = Canvas(1, 1, (0, 1), (0, 1))
+    drawing = Drawing(Points("", none, none, 0), canvas, paint, None)
+    cells = np.zeros(0, edges.dtype)
+    drawing.draw_slab(cells, cells, drawing.new_sums())
 
 
 def chance_length(points: Points) -> float:
@@ -147,19 +150,38 @@ class Drawing:
         self, points: Points, canvas: Canvas, paint: Paint | None, chosen: Array | None
     ) -> None:
         self._points, self._canvas, self._paint, self._chosen = points, canvas, paint, chosen
-        self._chance = chance_length(points)
-        shape = (canvas.height, canvas.width)
-        n_sums = 0 if paint is None else paint.n_sums
-        self.result = Sums(np.zeros(shape, np.uint32), [np.zeros(shape) for _ in range(n_sums)])
+        (left, right), (bottom, top) = canvas.x_range, canvas.y_range
+        across, up = canvas.width / (right - left), canvas.height / (top - bottom)
+        self._view = np.array([left, bottom, across, up, chance_length(points)])
+
+    def new_sums(self) -> Sums:
+        """Return an empty canvas."""
+        shape = (self._canvas.height, self._canvas.width)
+        n_sums = 0 if self._paint is None else self._paint.n_sums
+        return Sums(np.zeros(shape, np.uint32), np.zeros((n_sums, *shape)))
 
     def draw(self, edges: Edges, threads: int, progress: Progress) -> Sums:
         """Draw all edges on several threads."""
         progress.start("drawing", edges.n_edges, "edges" if edges.is_export else "entries")
+        canvases = [self.new_sums() for _ in range(threads)]
+        free: SimpleQueue[Sums] = SimpleQueue()
+        for sums in canvases:
+            free.put(sums)
+
+        def draw_part(part: Part) -> None:
+            sums = free.get()
+            src, dst = part()
+            for start in range(0, src.size, SLAB_EDGES):
+                slab = slice(start, start + SLAB_EDGES)
+                self.draw_slab(src[slab], dst[slab], sums)
+                progress.advance(src[slab].size)
+            free.put(sums)
+
         with ThreadPoolExecutor(threads, thread_name_prefix="cellgraph-draw") as pool:
             coming: deque[Future[None]] = deque()
             try:
                 for part in edges.parts():
-                    coming.append(pool.submit(self._draw_part, part, progress))
+                    coming.append(pool.submit(draw_part, part))
                     while len(coming) > threads:
                         coming.popleft().result()
                 for future in coming:
@@ -169,37 +191,29 @@ class Drawing:
                 raise
             finally:
                 buffers.release()
-        return self.result
+        for sums in canvases[1:]:
+            canvases[0].add(sums)
+        return canvases[0]
 
-    def _draw_part(self, part: Part, progress: Progress) -> None:
-        src, dst = part()
-        for start in range(0, src.size, SLAB_EDGES):
-            stop = min(start + SLAB_EDGES, src.size)
-            self._draw_slab(src[start:stop], dst[start:stop])
-            progress.advance(stop - start)
-
-    def _draw_slab(self, src: Array, dst: Array) -> None:
-        points, result = self._points, self.result
+    def draw_slab(self, src: Array, dst: Array, sums: Sums) -> None:
+        """Draw some edges."""
+        points, paint = self._points, self._paint
         check_cells(src, dst, points.x.size)
-        x0, x1, y0, y1 = points.x[src], points.x[dst], points.y[src], points.y[dst]
-        lengths = _lengths(x0, x1, y0, y1)
-        brought = [] if self._paint is None else self._paint.of_edges(src, dst)
-        drawn = _aggregate(self._canvas, {"x0": x0, "x1": x1, "y0": y0, "y1": y1}, brought)
-        highlighted = np.empty((2, 0), np.int64)
-        if self._chosen is not None:
-            found = np.flatnonzero(self._chosen[src] | self._chosen[dst])
-            highlighted = np.stack([src[found], dst[found]]).astype(np.int64)
-        with result.lock:
-            result.counts += drawn["counts"].values.astype(np.uint32, copy=False)
-            for k, total in enumerate(result.sums):
-                np.add(total, drawn[f"sum{k}"].values, out=total,
-                       where=drawn["counts"].values > 0)  # fmt: skip
-            result.n_drawn += src.size
-            result.n_without_place += int(np.count_nonzero(np.isnan(lengths)))
-            result.n_longer += int(np.count_nonzero(lengths > self._chance))
-            room = _MOST_HIGHLIGHTED - sum(part.shape[1] for part in result.highlighted)
-            if highlighted.size and room > 0:
-                result.highlighted.append(highlighted[:, :room])
+        mode, values, colors = lines.COUNT, points.x[:0], np.zeros((1, 3), np.float32)
+        if paint is not None:
+            mode = lines.NUMBERS if paint.colors is None else lines.CATEGORIES
+            values = paint.values
+            colors = colors if paint.colors is None else paint.colors
+        lines.draw_lines(
+            np.ascontiguousarray(src), np.ascontiguousarray(dst), points.x, points.y, self._view,
+            mode, values, colors, sums.counts, sums.sums, sums.tally,
+        )  # fmt: skip
+        sums.n_drawn += src.size
+        room = _MOST_HIGHLIGHTED - sums.n_highlighted
+        if self._chosen is not None and room > 0:
+            found = np.flatnonzero(self._chosen[src] | self._chosen[dst])[:room]
+            if found.size:
+                sums.highlighted.append(np.stack([src[found], dst[found]]).astype(np.int64))
 
 
 def check_cells(src: Array, dst: Array, n_cells: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..edge_pairs.format import MOST_WEIGHTED_CELLS, VIEWER_BYTES, viewer_bytes
+from ..machine.amounts import counted
 from ..machine.memory import format_bytes
 from ..machine.report import Report
 from ..verify.checks import VerifyReport
@@ -110,19 +111,19 @@ def _sound(report: VerifyReport, *, in_store: bool) -> Verdict:
     question = "Is it sound?"
     if report.ok:
         text = (
-            f"Manifest, sizes, and the order of all {_n(report.n_edges, 'edge')} are as the format "
-            "wants them."
+            f"Manifest, sizes, and the order of all {counted(report.n_edges or 0, 'edge')} are as "
+            "the format wants them."
         )
         if in_store:
             text = (
                 f"Columns rise in each row, and both directions of all "
-                f"{_n(report.n_edges, 'edge')} have the same positive weight."
+                f"{counted(report.n_edges or 0, 'edge')} have the same positive weight."
             )
         if report.warnings:
             return Verdict(question, "warning", "Yes, with a warning", text)
         return Verdict(question, "good", "Yes", text)
     n = len(report.problems)
-    return Verdict(question, "bad", "No", f"{_n(n, 'problem')} found; see below.")
+    return Verdict(question, "bad", "No", f"{counted(n, 'problem')} found; see below.")
 
 
 def _equal(report: VerifyReport, differences: list[str] | None, source: str | None) -> Verdict:
@@ -139,6 +140,9 @@ def _equal(report: VerifyReport, differences: list[str] | None, source: str | No
     matrix = f"{report.key} of {report.source}"
     if not differences:
         how = _PROOFS[report.proof or "comparison"]
+        if report.thinning:
+            kept = ", ".join(f"{name} {value}" for name, value in report.thinning.items())
+            matrix += f" that are kept by {kept}"
         return Verdict(question, "good", "Yes", f"They are exactly those of {matrix}: {how}.")
     return Verdict(question, "bad", "No", f"They differ from {matrix}; see below.")
 
@@ -164,15 +168,15 @@ def _connected(report: VerifyReport) -> Verdict:
     if report.n_components is None or report.largest_component is None or not report.n_cells:
         return Verdict(question, "unknown", "Not checked", "Connected components were not counted.")
     if report.n_components == 1:
-        return Verdict(question, "good", "Yes", f"All {_n(report.n_cells, 'cell')} are in one "
-                       "component.")  # fmt: skip
+        text = f"There is one component, of {counted(report.n_cells, 'cell')}."
+        return Verdict(question, "good", "Yes", text)
     share = report.largest_component / report.n_cells
     text = (
         f"It has {report.n_components:,} components. The largest has "
-        f"{_n(report.largest_component, 'cell')}, {_percent(share)} of all"
+        f"{counted(report.largest_component, 'cell')}, {_percent(share)} of all"
     )
     if report.n_isolated:
-        text += f"; {_n(report.n_isolated, 'cell')} {_have(report.n_isolated)} no neighbor"
+        text += f"; {counted(report.n_isolated, 'cell')} {_have(report.n_isolated)} no neighbor"
     return Verdict(question, "warning", "No", f"{text}.")
 
 
@@ -183,7 +187,7 @@ def _size(n_cells: int, n_edges: int, viewer: str | None) -> Verdict:
             question, "unknown", "It has none", "Parquet files are for programs; their columns "
             "are read in parts.",
         )  # fmt: skip
-    size = f"{_n(n_edges, 'edge')} of {_n(n_cells, 'cell')}"
+    size = f"{counted(n_edges, 'edge')} of {counted(n_cells, 'cell')}"
     if viewer == _PLAIN:
         text = f"The viewer of {viewer} sets no limit; this graph has {size}."
         return Verdict(question, "good", "Yes", text)
@@ -199,11 +203,6 @@ def _size(n_cells: int, n_edges: int, viewer: str | None) -> Verdict:
     if all(limit.fits for limit in ceilings(n_cells, n_edges) if limit.viewer == viewer):
         return Verdict(question, "good", "Yes", text)
     return Verdict(question, "warning", "No", text)
-
-
-def _n(n: int | None, noun: str) -> str:
-    """Return a number with its noun, singular or plural."""
-    return f"{n or 0:,} {noun}{'' if n == 1 else 's'}"
 
 
 def _have(n: int) -> str:

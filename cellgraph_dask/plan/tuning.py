@@ -149,8 +149,12 @@ def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     if job.thinning:
         n = min(tuning.block_entries, MOST_STREAM_ENTRIES)
         block = max(block, stream_bytes(cut, n, tuning.block_rows) + thinning_bytes(job, n))
-    fixed = budget.reserved + _fixed_bytes(job, tuning, budget.product)
-    return fixed + tuning.threads * max(block, piece)
+    most = max(tuning.piece_entries, tuning.block_entries)
+    writer = budget.product.writer_bytes(job, tuning.threads, most)
+    # Blocks that are split are not delivered; pieces of thinned graphs are not, but blocks of them.
+    last = piece if job.method != "symmetric" and not job.thinning else max(block, piece)
+    working = max(tuning.threads * block, tuning.threads * last + writer)
+    return budget.reserved + _fixed_bytes(job, tuning) + working
 
 
 def smallest_limit(job: Job, budget: Budget) -> int:
@@ -160,7 +164,7 @@ def smallest_limit(job: Job, budget: Budget) -> int:
     return min(projected_bytes(job, tuning, budget) for tuning in sizes)
 
 
-def _fixed_bytes(job: Job, tuning: Tuning, product: Product) -> int:
+def _fixed_bytes(job: Job, tuning: Tuning) -> int:
     n_blocks = job.source.n_entries // tuning.block_entries + job.source.n_cells // max(
         1, tuning.block_rows
     )
@@ -177,8 +181,7 @@ def _fixed_bytes(job: Job, tuning: Tuning, product: Product) -> int:
         tables += ranks_bytes(job)
         if tuning.count_components:
             tables += components_bytes(job)
-    most = max(tuning.piece_entries, tuning.block_entries)
-    return SLACK_BYTES + tables + product.writer_bytes(job, tuning.threads, most)
+    return SLACK_BYTES + tables
 
 
 def _counting(job: Job, in_memory: bool) -> dict[str, bool]:

@@ -17,7 +17,8 @@ from .opening import is_container, open_root
 _MOST_AT_ONCE = 1 << 20  # texts in a chunk, and categories
 _MOST_NUMBERS = 1 << 24  # numbers in a chunk
 _NAME_BYTES = 160  # about, of a name as Python holds it, with what it is decoded from
-_STEP = 1 << 18  # values that are read at once, where chunks have fewer
+_FEW, _MANY = 1 << 16, 1 << 18  # texts, or numbers, that are read at once if chunks have fewer
+_NUMBER_BYTES = 64  # about, of a number as Python holds it, and a reference to a text
 _PARTS = ("values", "codes", "mask", "categories")
 INDEXES = ("_index", "index")
 LEAVE = "Leave the table of cells out."
@@ -38,16 +39,21 @@ class Names:
             )
         texts = [0, *(unit_of(part) for part in parts.values() if not _is_number(part))]
         numbers = [0, *(unit_of(part) for part in parts.values() if _is_number(part))]
-        n_categories = int(parts["categories"].shape[0]) if "codes" in parts else 0
-        if max(*texts, n_categories) > _MOST_AT_ONCE or max(numbers) > _MOST_NUMBERS:
+        n_texts, n_categories = max(texts), 0
+        if "codes" in parts:
+            n_categories = int(parts["categories"].shape[0])
+        if max(n_texts, n_categories) > _MOST_AT_ONCE or max(numbers) > _MOST_NUMBERS:
             raise SourceError(
-                f"{path} comes in chunks of {max(*texts, *numbers):,} values or "
+                f"{path} comes in chunks of {max(n_texts, *numbers):,} values or "
                 f"{n_categories:,} categories; up to {_MOST_AT_ONCE:,} texts, and "
                 f"{_MOST_NUMBERS:,} numbers, are read. {advice}"
             )
-        self.step = -(-max(*texts, _STEP) // 64) * 64
-        self.n_bytes = _NAME_BYTES * (2 * max(texts) + n_categories) + 16 * max(numbers)
-        self.n_bytes += _NAME_BYTES * min(n_cells, self.step)
+        least, item = _FEW, _NAME_BYTES
+        if not n_texts or n_categories:  # numbers, and references to the texts of categories
+            least, item = _MANY, _NUMBER_BYTES
+        self.step = -(-max(n_texts, least) // 64) * 64
+        self.n_bytes = _NAME_BYTES * (2 * n_texts + n_categories) + 16 * max(numbers)
+        self.n_bytes += item * least if n_texts < least else 0
 
     @property
     def is_number(self) -> bool:

@@ -53,7 +53,7 @@ def selected(matrix: Source | LazyMatrix, selection: Selection) -> LazyMatrix:
     piece = matrix.block_bytes(most, n_rows, signed=True)
     piece += most * (matrix.indices.dtype.itemsize + matrix.data.dtype.itemsize)
     return LazyMatrix(
-        matrix.origin, matrix.key, _of_blocks(matrix, selection, blocks, sizes), matrix.notes,
+        matrix.origin, matrix.key, _Blocks(matrix, selection, blocks, sizes), matrix.notes,
         piece, stamped, tuple(loads), is_local=not matrix.origin.is_shared,
     )  # fmt: skip
 
@@ -66,17 +66,33 @@ def _name() -> str:
     return f"selected-{os.urandom(8).hex()}"  # the file may be written again
 
 
-def _of_blocks(source: Source, selection: Selection, blocks: list[Block], sizes: list[int]) -> Any:
-    """Return a Dask array of blocks of whole rows, or of whole columns of a CSC matrix."""
-    import dask.array as da
+class _Blocks:
+    """Blocks of whole rows, or of whole columns, as tasks: as much as is looked at of a Dask array.
 
-    name, by_columns, n_cells = _name(), source.layout == "csc", len(selection)
-    graph: dict[Any, Any] = {f"source-{name}": source, f"cells-{name}": selection}
-    for k, block in enumerate(blocks):
-        at = (name, 0, k) if by_columns else (name, k, 0)
-        graph[at] = (_take_rows, f"source-{name}", f"cells-{name}", tuple(block))
-    chunks = ((n_cells,), tuple(sizes)) if by_columns else (tuple(sizes), (n_cells,))
-    return da.Array(graph, name, chunks, meta=_meta(source.data.dtype))
+    Those need 150 MB more.
+    """
+
+    def __init__(
+        self, source: Source, selection: Selection, blocks: list[Block], sizes: list[int]
+    ) -> None:
+        import dask
+
+        name, by_columns, n_cells = _name(), source.layout == "csc", len(selection)
+        held = [
+            dask.delayed(value, name=f"{what}-{name}", traverse=False)
+            for what, value in (("source", source), ("cells", selection))
+        ]
+        take = dask.delayed(_take_rows, pure=False)
+        self.dtype, self.shape = source.data.dtype, (n_cells, n_cells)
+        self.chunks = ((n_cells,), tuple(sizes)) if by_columns else (tuple(sizes), (n_cells,))
+        self.numblocks = tuple(map(len, self.chunks))
+        self.blocks = np.empty(self.numblocks, object)
+        for k, block in enumerate(blocks):
+            self.blocks[(0, k) if by_columns else (k, 0)] = take(*held, tuple(block))
+
+    def to_delayed(self) -> Array:
+        """Return the tasks."""
+        return self.blocks
 
 
 def _take_rows(source: Source, selection: Selection, block: tuple[int, int, int, int, int]) -> Any:

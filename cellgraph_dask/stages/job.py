@@ -149,11 +149,6 @@ def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tu
     return position, columns[0].size, edges_crc(*columns)
 
 
-def narrow_bytes(job: Job) -> int:
-    """Return the bytes that `deliver` takes for an edge."""
-    return np.dtype(job.delivered).itemsize % 8 if job.weights else 0
-
-
 def edges_crc(*columns: Array) -> int:
     """Return the CRC-32 of edges: of the bytes of one column after the other."""
     crc = 0

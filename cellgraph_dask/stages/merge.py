@@ -15,7 +15,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from . import loops, weighted_loops
 from .degrees import DegreeSink
-from .job import EdgeSink, Job, deliver, narrow_bytes, read_kept
+from .job import EdgeSink, Job, deliver, read_kept
 from .pieces import Piece
 from .rules import CODES, check_edges
 from .runs import Written
@@ -36,8 +36,7 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
     """Return the most bytes that `merge` needs for a piece of that size on one thread."""
     per_entry = 3 * job.cell_dtype.itemsize  # grouped (later: degrees), merged src and dst
     if job.rule is not None:
-        # Grouped, keys to sort by, merged, and as they are delivered.
-        per_entry += job.weight_dtype.itemsize + 2 * 8 + narrow_bytes(job)
+        per_entry += job.weight_dtype.itemsize + 2 * 8  # grouped, keys to sort by, merged weights
     elif job.weighs:
         per_entry += 7 * 8  # keys, order, both once more, weights sorted and in two parts
         per_entry += 2 * 8  # … and what the keys are made of

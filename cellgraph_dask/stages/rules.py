@@ -87,7 +87,7 @@ def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Ar
 
     A SourceError names the first pair whose weight is lost.
     """
-    narrow = buffers.take("narrow weights", weights.size, dtype)
+    narrow = buffers.take("row keys", weights.size, dtype)  # which are sorted by now
     at = weighted_loops.narrow(weights, narrow)
     if at >= 0:
         becomes = "infinite" if narrow[at] else "0"

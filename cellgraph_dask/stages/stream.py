@@ -19,7 +19,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
-from .job import EdgeSink, Job, NotSymmetricError, deliver, narrow_bytes, read_kept
+from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .rules import CODES, check_diagonal, check_edges, check_weights
 
 MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they stay in the caches
@@ -46,7 +46,7 @@ def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
     weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
-    return read + n_entries * (2 * job.cell_dtype.itemsize + weights + narrow_bytes(job))
+    return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
 
 
 class Streamed(NamedTuple):

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from ..source.embeddings import stored_embeddings
 from ..source.matrix import Block, Source
 from ..source.names import open_names
 from ..source.opening import is_container, open_source
-from ..source.selection import select_cells
+from ..source.selection import Selection, select_cells
 from ..source.stamps import Watch
 from . import loops
 from .alignment import Stored
@@ -140,23 +140,25 @@ def observe_element(
         max_edges = most_viewer_edges(element.n_cells)
     kept = Kept(rule, min_weight, top_k, max_edges, strongest)
     folder = local_path(scratch_dir if scratch_dir is not None else tempfile.gettempdir())
+    whole = matrix
     with ExitStack() as stack:
-        if matrix is not None and element.n_cells < matrix.n_cells:  # some cells, by their names
-            with open_names(store, element.n_cells, key=element.key) as names:
-                told = (name or "" for _, some in names.steps() for name in some)
-                where = matrix.key if is_container(source) else ""
-                selection = select_cells(
-                    source, where, matrix.n_cells, told, storage_options=storage_options,
-                    limit=limit,
-                )  # fmt: skip
-            clear_dead(folder)
-            place = stack.enter_context(temporary_folder(folder))
-            matrix = restricted(matrix, selection, place, limit, n_threads, progress)
+        watch = stack.enter_context(Watch(whole)) if whole is not None else None
+        if matrix is not None and element.n_cells < matrix.n_cells:
+            with suppress(SourceError):  # then the numbers of cells differ, as is told
+                selection = _chosen(store, element, source, matrix, storage_options, limit)
+                clear_dead(folder)
+                place = stack.enter_context(temporary_folder(folder))
+                matrix = restricted(matrix, selection, place, limit, n_threads, progress)
         check = _Check(
             element, matrix, kept, limit, n_threads, folder, progress, observer, components,
             partial(_embeddings, store, element.key, storage_options if source is None else None),
         )  # fmt: skip
         problems, n_edges, largest = check.run()
+        if watch is not None:
+            watch.check()
+    if whole is not None and matrix is not whole and problems:
+        told = f"{element.n_cells} of the {whole.n_cells} cells of {whole.path}, by their names"
+        problems = [f"{element.key} was compared with {told}.", *problems]
     return replace(
         check.graph,
         ok=not problems,
@@ -173,6 +175,17 @@ def observe_element(
         memory_limit_bytes=limit,
         peak_memory_bytes=peak_bytes(),
     )
+
+
+def _chosen(
+    store: Any, element: Source, source: Any, matrix: Source, options: Mapping[str, Any] | None,
+    limit: int,
+) -> Selection:  # fmt: skip
+    """Return which cells of the source a store has, by their names."""
+    with open_names(store, element.n_cells, key=element.key) as names:
+        told = (name or "" for _, some in names.steps() for name in some)
+        key = matrix.key if is_container(source) else ""
+        return select_cells(source, key, matrix.n_cells, told, storage_options=options, limit=limit)
 
 
 def _embeddings(

@@ -51,8 +51,9 @@ class Ranking:
             self._fds.append(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
     def leave(self, number: int, cells: Array, neighbors: Array, strengths: Array) -> None:
-        """Leave a lot of ends."""
-        partitions = cells >> self._shift
+        """Leave a lot of ends; those of a cell come in the order of its neighbors, lot by lot."""
+        # Of 16 bits, numbers are sorted by their digits, which is quick.
+        partitions = (cells >> self._shift).astype(np.min_scalar_type(len(self.partitions)))
         order = np.argsort(partitions, kind="stable")
         counts = np.bincount(partitions, minlength=len(self.partitions))
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -110,9 +111,11 @@ class Ranking:
         """Sort ends by cell, strength and neighbor, and leave out what no cell keeps."""
         keys, strengths = (np.concatenate(column) for column in zip(*held, strict=True))
         held.clear()
-        order = np.lexsort((keys, -strengths, keys >> self._bits))
+        cells = (keys >> self._bits).astype(np.min_scalar_type((1 << self._shift) - 1))
+        order = np.lexsort((-strengths, cells))  # equally strong ones stay as they came
         keys, strengths = keys[order], strengths[order]
-        begins = np.flatnonzero(np.diff(keys >> self._bits, prepend=-1))
+        cells = cells[order]
+        begins = np.flatnonzero(np.concatenate([[True], cells[1:] != cells[:-1]]))[: cells.size]
         places = np.arange(keys.size) - np.repeat(begins, np.diff(begins, append=keys.size))
         kept = places <= self._top
         return keys[kept], strengths[kept]

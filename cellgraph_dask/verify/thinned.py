@@ -202,7 +202,8 @@ class _Thinned:
         """Leave both ends of the pairs of a stretch."""
         number, stretch = key
         src, dst, strengths = self.read(stretch)
-        ends = np.concatenate([src, dst]), np.concatenate([dst, src])
+        # The smaller neighbors of a cell first, then the larger ones.
+        ends = np.concatenate([dst, src]), np.concatenate([src, dst])
         ranking.leave(number, *ends, np.concatenate([strengths, strengths]))
 
     def _mark(self, first: int, weakest: Array, neighbors: Array, stretch: Stretch) -> None:

@@ -226,7 +226,7 @@ def test_demo(tmp_path):
 
 @pytest.mark.slow
 def test_demo_with_cells_of_scanpy_and_a_picture(tmp_path):
-    pytest.importorskip("datashader")
+    pytest.importorskip("matplotlib")
     outcome = run_process("demo", tmp_path / "a demo", "--pbmc")
     assert outcome.exit_code == 0, outcome.stderr
     assert "700 cells" in outcome.stdout

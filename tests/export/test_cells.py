@@ -22,6 +22,7 @@ from cellgraph_dask import (
     verify_export,
 )
 from cellgraph_dask.errors import InvalidExportError, SourceError
+from cellgraph_dask.machine.remote import find_path
 from cellgraph_dask.publish import publish
 from tests.helpers.command import run
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
@@ -107,6 +108,7 @@ def cases(draw):
     return matrix.asformat(draw(st.sampled_from(["csr", "csc"]))), mask, options
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_selecting_comes_before_rule_and_thinning(case):
@@ -148,6 +150,7 @@ class Killed(BaseException):
     """As if the process had ended."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", [None, "obs:kind=False"])
 @pytest.mark.parametrize("compression", [None, 6])
 def test_names_are_those_of_the_edges_whenever_an_export_is_killed(
@@ -239,6 +242,17 @@ def test_what_verification_finds(adata, store, tmp_path):
     other.write_h5ad(source)
     (problem,) = verify_export(out_dir, source=source).problems
     assert "obs:kind=False now chooses other cells" in problem
+
+
+def test_remote_exports(store, tmp_path):
+    options = {"scratch_dir": tmp_path / "scratch", "force": True}
+    url = "memory://some-cells/out"
+    names = find_path(f"{url}/{TEXT}")
+    for cells in ("obs:kind=True", None, "obs:kind=False"):
+        export_connectivities(store, url, cells=cells, **options)
+        assert verify_export(url, source=store).ok
+        assert names.exists() == (cells is not None)
+    assert names.read_text() == "".join(f"{name}\n" for name in NAMES[~EVERY_THIRD])
 
 
 def test_what_is_recorded(store, tmp_path):

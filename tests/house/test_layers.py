@@ -50,8 +50,7 @@ LIBRARIES = {
     "anndata": {"demo", "delivery/store_copy"},
     "fsspec": {"machine/remote"},
     "scipy": {"source/blocks", "source/selected", "source/spool", "edge_pairs/graph", "demo"},
-    "pandas": {"demo", "look/raster"},
-    "datashader": {"look/raster"},
+    "pandas": {"demo"},
     "matplotlib": {"look/raster", "look/figure", "look/shading", "look/opened"},
     "numba": {"machine/compiled"},
     "llvmlite": {"machine/compiled"},
@@ -90,7 +89,7 @@ LIBRARIES = {
     "cellucid": set(),
 }
 LIGHT = ("numpy", "scipy", "pandas", "zarr", "numcodecs", "dask", "distributed", "numba",
-         "anndata", "rich", "sparse", "fsspec", "pyarrow", "matplotlib", "datashader")  # fmt: skip
+         "anndata", "rich", "sparse", "fsspec", "pyarrow", "matplotlib")  # fmt: skip
 
 
 def name_of(path: Path) -> str:

@@ -131,7 +131,7 @@ def test_a_check(tmp_path):
 
 
 def test_a_report_with_its_picture(made):
-    pytest.importorskip("datashader")
+    pytest.importorskip("matplotlib")
     _, out, *_ = made
     shown = report_export(out, picture=False)
     assert text_of(shown).startswith(f"Report of {out} Is it sound? Yes ")
@@ -189,7 +189,7 @@ def shown(outputs: list[dict[str, Any]]) -> str:
 
 @pytest.mark.slow
 def test_the_example_runs_and_its_outputs_tell(tmp_path, monkeypatch):
-    pytest.importorskip("datashader")
+    pytest.importorskip("matplotlib")
     *outputs, drawn = executed(EXAMPLE, tmp_path, monkeypatch)
     made, plan, export, verified, checked, opened, neighbors = map(shown, outputs)
     assert made.startswith("What is there path cells.zarr kind store")

@@ -271,7 +271,7 @@ def test_a_cell_that_is_not_there_is_refused(folder):
 
 
 def test_the_extra_is_named_where_it_is_missing(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datashader", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OutputError, match=r"pip install 'cellgraph-dask\[plot\]'"):
         drawn(folder / "plain")
 

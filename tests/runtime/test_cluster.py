@@ -423,3 +423,37 @@ def test_thinning_on_a_cluster_gives_the_bytes_of_threads(tmp_path, stores, loca
     assert here.thinned.after is not None
     assert report.thinned.after is None
     assert report.peak_memory_bytes <= report.projected_memory_bytes <= 900e6
+
+
+@pytest.mark.parametrize("kind", ["store", "memory", "dask"])
+def test_selected_cells_on_a_cluster_give_the_bytes_of_threads(tmp_path, local_cluster, kind):
+    import anndata
+    import dask.array as da
+    import numpy as np
+    import pandas as pd
+    from distributed import Client
+
+    source = write_store(tmp_path / "s.zarr", directed_graph(300, 9), chunk=64)
+    if kind != "store":
+        adata = anndata.AnnData(obs=pd.DataFrame(index=[f"cell-{k}" for k in range(300)]))
+        graph = directed_graph(300, 9)
+        adata.obsp["connectivities"] = graph
+        if kind == "dask":
+            adata.obsp["connectivities"] = da.from_array(graph.toarray(), chunks=(90, 70))
+        source = adata
+    names = [f"cell-{k}" for k in range(0, 300, 2)]
+    options = {"cells": names, "rule": "max", "weights": True, "top_k": 3}
+    export_connectivities(source, tmp_path / "t", **options)
+    with Client(local_cluster):
+        report = export_connectivities(source, tmp_path / "w", **options)
+        if kind == "store":
+            symmetrize_connectivities(source, tmp_path / "w.zarr", cells=names, rule="max")
+    assert report.n_cells == 150
+    assert snapshot(tmp_path / "t") == snapshot(tmp_path / "w")
+    if kind == "store":
+        symmetrize_connectivities(source, tmp_path / "t.zarr", cells=names, rule="max")
+        assert snapshot(tmp_path / "t.zarr") == snapshot(tmp_path / "w.zarr")
+        found = anndata.read_zarr(tmp_path / "w.zarr")
+        assert list(found.obs_names) == names
+        a = directed_graph(300, 9)[::2][:, ::2]
+        assert np.array_equal(found.obsp["connectivities"].toarray(), a.maximum(a.T).toarray())

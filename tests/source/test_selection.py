@@ -92,7 +92,8 @@ def numbers(group):
 
 @pytest.mark.parametrize("kind", ["memory", "h5ad", "zarr 2", "zarr 3", "backed", "lazy"])
 def test_columns_however_they_are_written(sources, kind, monkeypatch):
-    monkeypatch.setattr(names, "_STEP", 1)  # steps of 64 cells
+    monkeypatch.setattr(names, "_FEW", 1)
+    monkeypatch.setattr(names, "_MANY", 1)  # steps of 64 cells
     if kind not in sources:
         pytest.skip("this anndata reads nothing lazily")
     for text, group in CHOSEN.items():
