@@ -17,7 +17,16 @@ from ..machine.interrupts import holding
 from . import look, reporting, starting  # noqa: F401 (their commands)
 from .completion import FILES, FOLDERS, KEYS, TO_KEYS
 from .failures import INTERRUPTED
-from .group import check_keys, cli, client, command_to_resume, imports, what_is_left
+from .group import (
+    MADE,
+    check_keys,
+    cli,
+    client,
+    command_to_resume,
+    imports,
+    refuse_made,
+    what_is_left,
+)
 from .help import MATRIX, WRITTEN, under
 from .options import (
     RULES,
@@ -174,9 +183,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 
 def _verified(place: str, options: dict[str, Any]) -> Any:
     """Verify an export, or a matrix if there is a store in its place."""
-    names = ("to_key", "rule", "min_weight", "top_k", "max_edges", "strongest")
-    made = {name: options.pop(name) for name in names}
-    given = [f"--{name.replace('_', '-')}" for name, value in made.items() if value is not None]
+    made = {name: options.pop(name) for name in MADE}
     if any(Path(place, name).is_file() for name in (".zgroup", "zarr.json")):
         with imports():
             from ..verify.element import verify_element
@@ -185,11 +192,7 @@ def _verified(place: str, options: dict[str, Any]) -> Any:
             raise click.UsageError("--components and --output-storage-options are for exports")
         made["to_key"] = made["to_key"] or "connectivities"
         return verify_element(place, **made, **options)
-    if given:
-        raise click.UsageError(
-            f"{', '.join(given)}: for stores that symmetrize has written. An export says itself "
-            "how it was made."
-        )
+    refuse_made(made)
     with imports():
         from ..verify.api import verify_export
 

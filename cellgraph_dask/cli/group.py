@@ -53,6 +53,19 @@ def check_keys(options: dict[str, Any]) -> None:
         raise click.UsageError("--directions and --cells-table are for --format parquet")
 
 
+MADE = ("to_key", "rule", "min_weight", "top_k", "max_edges", "strongest")
+
+
+def refuse_made(options: dict[str, Any]) -> None:
+    """Refuse options that tell how a matrix in a store was made."""
+    given = [f"--{name.replace('_', '-')}" for name in MADE if options[name] is not None]
+    if given:
+        raise click.UsageError(
+            f"{', '.join(given)}: for stores that symmetrize has written. An export says itself "
+            "how it was made."
+        )
+
+
 @contextmanager
 def imports() -> Iterator[None]:
     """Import without garbage collections, and keep what was imported out of all later ones.
@@ -98,9 +111,16 @@ def without_secrets(words: Sequence[str]) -> Iterator[str]:
 
 
 def command_to_resume(run: Mapping[str, Any]) -> str:
-    """Return the command that resumes a run, given its record; it may be anybody's."""
+    """Return the command that resumes a run, given its record, which may be anybody's.
+
+    A ValueError says that there is none.
+    """
     options: dict[str, Any] = dict(run["options"])
     name = "symmetrize" if "to_key" in options else "export"
+    if "cells" in options:
+        given = options["cells"] = str(options["cells"]["given"])
+        if not given.startswith("obs:") and not Path(given).is_file():
+            raise ValueError(f"the cells were given in Python, as {given}")
     key = str(run["key"])
     options["key"] = key.removeprefix("obsp/") if key.count("/") == 1 else key
     scratch = Path(str(run["scratch"])).parent

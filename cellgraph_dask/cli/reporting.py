@@ -9,7 +9,7 @@ import click
 from ..errors import shown
 from .completion import FILES, TO_KEYS
 from .failures import Commands
-from .group import check_keys, cli
+from .group import check_keys, cli, refuse_made
 from .help import MATRIX, PICTURE, under
 from .options import (
     RULES,
@@ -20,6 +20,7 @@ from .options import (
     scratch_option,
     size_options,
     source_options,
+    thinning_options,
 )
 from .streams import note_done
 
@@ -57,6 +58,7 @@ _WRONG = 3  # exit code
     click.option("--rule", type=click.Choice(RULES),
                  help="Of such a matrix: the rule that it was made with, if any."),
 )  # fmt: skip
+@thinning_options
 @key_option
 @source_options
 @size_options
@@ -79,8 +81,8 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
     if is_store(path):
         if options["output_storage_options"] is not None:
             raise click.UsageError("--output-storage-options are for exports")
-    elif options["to_key"] is not None or options["rule"] is not None:
-        raise click.UsageError("--to-key and --rule are for stores that symmetrize has written")
+    else:
+        refuse_made(options)
     found = report_export(path, **options)
     note_done()
     commands = context.find_root().command

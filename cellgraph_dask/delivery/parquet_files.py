@@ -32,7 +32,7 @@ from .parts import COLUMNS, pieces_bytes
 from .places import Places
 
 _LABEL = "parquet file"  # in the journal
-_AT_ONCE = 4  # files that are made durable
+_AT_ONCE = 8  # files that are made durable
 
 
 def files_bytes(job: Job, threads: int) -> int:

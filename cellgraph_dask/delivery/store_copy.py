@@ -32,19 +32,19 @@ from ..source.layout import (
     is_array,
     metadata_of,
     text_of,
-    told,
 )
 from ..source.opening import Root, open_root
 from ..source.selection import Selection
 from ..stages.runs import Written, holds
+from .object_copy import check_object, write_object
 from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
 from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_rows, has_rows, shape_of
 from .zarr_files import (
-    CHUNK_VALUES,
     DOCUMENTS,
     ArrayFiles,
     ZarrFormat,
     chunk_bytes,
+    chunks_for,
     encoding,
     group_documents,
     vector_chunks,
@@ -52,12 +52,10 @@ from .zarr_files import (
 )
 
 _OBSP = "obsp"
-_PARTS = ("X", "obs", "var", "obsm", "varm", "varp", "layers", "uns", "raw")
 _BATCH_BYTES = 1 << 25  # of files that one task copies
 _BATCH_FILES = 64
 _MOST_SMALL_BYTES = 1 << 26  # of what is read as a whole
 _SELECTING_BYTES = 1 << 25  # to find selected rows, and their entries
-_KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
 
 
 class Copied(NamedTuple):
@@ -109,11 +107,7 @@ class StoreCopy:
                         f"{root.origin.path} holds several AnnData; give the one with the graph, "
                         "or write them to a store."
                     )
-                if hasattr(source.obs, "ds"):  # anndata's table of what is still in the store
-                    raise SourceError(
-                        f"{root.origin.path} is read lazily, and a new store cannot be made of it. "
-                        "Give the path of its store."
-                    )
+                check_object(source, root.origin.path)
                 most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
@@ -130,7 +124,7 @@ class StoreCopy:
         with open_root(self.source, self.storage_options) as root:
             file = root.origin.file
             if isinstance(root.node, Tree):
-                return _write_object(self._objects(), folder, self.zarr_format)
+                return write_object(self._objects(), folder, self.zarr_format)
             node = _anndata_in(root, self.group)
             found = index_groups(root, node, skip=_OBSP)
             indexes = {index.path: index for index in found if not index.flaw}
@@ -167,7 +161,7 @@ def _thread_bytes(anndata: Node) -> int:
     for node in _arrays_below(anndata):
         itemsize = max(np.dtype(getattr(node, "dtype", np.float64)).itemsize, 1)
         stored = getattr(node, "shards", None) or getattr(node, "chunks", None) or (1,)
-        here = _chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
+        here = chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
         written = math.prod(here)
         is_text = text_of(node.attrs.get("encoding-type")) == "string-array"
         at_once = max(written, math.prod(stored)) if is_text else written
@@ -364,7 +358,7 @@ class _Anew:
         if selection is not None and shape:
             shape = (len(selection), *shape[1:])
         dtype = np.dtype(object) if is_text else np.dtype(dtype).newbyteorder("<")
-        chunks = _chunks_for(shape, getattr(node, "chunks", None))
+        chunks = chunks_for(shape, getattr(node, "chunks", None))
         array = ArrayFiles(folder / name, self._format, shape, chunks, dtype)
         array.write_metadata(attributes)
         if not shape:
@@ -411,16 +405,6 @@ def _of_rows(reader: Any, selection: Selection | None) -> Any:
     return reader if selection is None else Rows(reader, selection)
 
 
-def _chunks_for(shape: tuple[int, ...], stored: Any) -> tuple[int, ...]:
-    """Return the chunks of an array: those it has if they are small, else rows that fit."""
-    if len(shape) < 2:
-        return vector_chunks(shape[0]) if shape else ()
-    if stored and 0 < math.prod(stored) <= _KEPT_CHUNK:
-        return tuple(max(1, min(int(a), b)) for a, b in zip(stored, shape, strict=True))
-    inner = max(1, math.prod(shape[1:]))
-    return (max(1, min(shape[0], CHUNK_VALUES // inner)), *(max(1, n) for n in shape[1:]))
-
-
 def write_anew(arrays: Sequence[tuple[Any, ArrayFiles]], task: ChunkTask) -> Copied:
     """Write some chunks of an array from what is stored elsewhere."""
     reader, array = arrays[task.array]
@@ -459,47 +443,3 @@ def _plain(value: Any) -> Any:
         f"an attribute is a {type(value).__name__}, as AnnData before 0.8 wrote them. Read the "
         "file with anndata and write it again."
     )
-
-
-# Objects in memory ------------------------------------------------------------------------------
-
-
-def _write_object(adata: Any, folder: Path, zarr_format: ZarrFormat) -> int:
-    """Have anndata write an AnnData in memory, without `obsp`; return the bytes of files."""
-    import zarr
-    from anndata.experimental import write_dispatched
-
-    group = zarr.open_group(str(folder), mode="a", zarr_format=zarr_format)
-    group.attrs.update(encoding("anndata", "0.1.0"))
-    for name in _PARTS:
-        value = getattr(adata, name, None)
-        if value is not None:
-            if isinstance(value, Mapping):  # anndata 0.13 has X among the layers, without a name
-                value = {key: item for key, item in value.items() if key is not None}
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    write_dispatched(group, name, value, _write_element)
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # what anndata cannot write may be anything
-                raise SourceError(
-                    f"{name} of {type(adata).__name__} in memory cannot be copied: {told(error)}. "
-                    "Remove what anndata cannot write, or give the path of a store."
-                ) from error
-    n_bytes = 0
-    for above, _, names in os.walk(folder):
-        for name in names if not Path(above).is_relative_to(folder / _OBSP) else ():
-            n_bytes += Path(above, name).stat().st_size
-    return n_bytes
-
-
-def _write_element(
-    write: Any, group: Any, name: str, value: Any, dataset_kwargs: Any, iospec: Any
-) -> None:
-    """Have anndata write an element; of a data frame, the index as an array of texts."""
-    if iospec.encoding_type == "dataframe" and hasattr(value, "set_axis"):
-        names = value.index.astype(object)
-        if names.inferred_type == "string":
-            value = value.set_axis(names)
-    write(group, name, value, dataset_kwargs=dataset_kwargs)

@@ -14,6 +14,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from ..stages.runs import Written
 
 ZarrFormat = Literal[2, 3]
 
+_AT_ONCE = 16  # files that are made durable
 CHUNK_VALUES = 1 << 18  # the most in a chunk: each is one request of a browser
+_KEPT_CHUNK = 1 << 20  # values; larger chunks of other stores are cut
 _LEVEL = 6  # as metadata have it; readers do not care
 _FAST_LEVEL = 2  # of ISA-L
 _BLOSC = struct.Struct("<BBBBIII")  # versions, flags, itemsize; sizes: all, a block, encoded
@@ -84,10 +87,15 @@ def write_file(path: Path, content: bytes) -> Written:
 
 def make_durable(folder: Path) -> None:
     """Make all files and names below a folder durable."""
-    for above, _, names in os.walk(folder):
-        for name in names:
-            with opened(Path(above, name), os.O_RDONLY) as fd:
-                os.fsync(fd)
+
+    def sync(path: Path) -> None:
+        with opened(path, os.O_RDONLY) as fd:
+            os.fsync(fd)
+
+    found = list(os.walk(folder))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # the disk takes many together
+        list(pool.map(sync, [Path(above, name) for above, _, names in found for name in names]))
+    for above, _, _ in found:
         fsync_folder(Path(above))
 
 
@@ -335,6 +343,16 @@ def _texts(values: Iterable[Any]) -> Iterator[bytes]:
 def vector_chunks(length: int) -> tuple[int]:
     """Return the chunks of a vector that is read whole."""
     return (max(1, min(length, CHUNK_VALUES)),)
+
+
+def chunks_for(shape: tuple[int, ...], stored: Any) -> tuple[int, ...]:
+    """Return the chunks of an array: those it has if they are small, else rows that fit."""
+    if len(shape) < 2:
+        return vector_chunks(shape[0]) if shape else ()
+    if stored and 0 < math.prod(stored) <= _KEPT_CHUNK:
+        return tuple(max(1, min(int(a), b)) for a, b in zip(stored, shape, strict=True))
+    inner = max(1, math.prod(shape[1:]))
+    return (max(1, min(shape[0], CHUNK_VALUES // inner)), *(max(1, n) for n in shape[1:]))
 
 
 def chunk_bytes(itemsize: int, n_values: int = CHUNK_VALUES) -> int:

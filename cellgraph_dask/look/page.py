@@ -33,6 +33,10 @@ _STAGES = {
     "unpack": "unpacking the edges",
     "edges": "looking at all edges",
     "matrix": "reading the matrix of the source",
+    "ends": "handing edges to their cells",
+    "rank": "finding the strongest edges of each cell",
+    "mark": "marking them",
+    "select": "finding the strongest edges of all",
     "compare": "comparing edges and matrix",
 }
 

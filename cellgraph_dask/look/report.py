@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from .._version import __version__
 from ..edge_pairs.format import MANIFEST, read_manifest
 from ..edge_pairs.parquet import GRAPH, is_parquet, read_graph_table
-from ..errors import InvalidExportError, OutputError
+from ..errors import InvalidExportError
 from ..machine import html
-from ..machine.files import absolute, fsync_folder, named_disk_errors, write_aside
 from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
 from ..runtime.progress import progress_bars
 from ..verify.api import observe_export
@@ -28,8 +27,9 @@ from .report_facts import Seen, Stages, StageTime
 from .report_picture import Drawn, draw
 from .report_values import FileSize, GraphFacts
 from .report_verdicts import ceilings, verdicts
+from .target import find_target, written_aside
 
-_SUFFIXES = (".html", ".htm")
+_FORMATS = ("html", "htm")
 _LIBRARIES = ("numpy", "numba", "zarr", "h5py", "pyarrow", "matplotlib")
 
 
@@ -56,15 +56,9 @@ class GraphReport(GraphFacts):
         An OutputError says that the file is there already, which `force` replaces, or that it
         cannot be written; a DiskSpaceError that the disk is full.
         """
-        target = _target(output, force=force)
-        aside = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
-        with named_disk_errors(target.parent):
-            try:
-                write_aside(target, self.to_html(), aside=aside)
-                aside.replace(target)
-                fsync_folder(target.parent)
-            finally:
-                aside.unlink(missing_ok=True)
+        target = find_target(output, "report", _FORMATS, force=force)
+        with written_aside(target) as aside:
+            aside.write_text(self.to_html(), encoding="utf-8")
 
 
 def report_export(
@@ -81,6 +75,10 @@ def report_export(
     components: bool | None = None,
     to_key: str | None = None,
     rule: str | None = None,
+    min_weight: float | None = None,
+    top_k: int | None = None,
+    max_edges: int | Literal["viewer"] | None = None,
+    strongest: Literal["largest", "smallest"] | None = None,
     picture: bool | None = None,
     force: bool = False,
     progress: bool | None = False,
@@ -99,9 +97,9 @@ def report_export(
         The store and matrix that the export was made of, as for `verify_export`.
     memory_limit, threads, scratch_dir, components
         As for `verify_export`.
-    to_key, rule
-        Of a store: the matrix in its `obsp`, by default "connectivities", and the rule that it was
-        made with, as for `verify_element`.
+    to_key, rule, min_weight, top_k, max_edges, strongest
+        Of a store: the matrix in its `obsp`, by default "connectivities", and how it was made, as
+        for `verify_element`.
     picture
         Whether to draw all edges, as `plot_graph` does; None for "if that is possible".
     force
@@ -123,10 +121,14 @@ def report_export(
         As for `verify_export`.
     """
     if output is not None:
-        _target(output, force=force)
+        find_target(output, "report", _FORMATS, force=force)
     in_store = is_store(path)
-    if not in_store and (to_key is not None or rule is not None):
-        raise ValueError("to_key and rule are for stores that symmetrize has written")
+    made = {
+        "to_key": to_key, "rule": rule, "min_weight": min_weight, "top_k": top_k,
+        "max_edges": max_edges, "strongest": strongest,
+    }  # fmt: skip
+    if not in_store and (told := [name for name, value in made.items() if value is not None]):
+        raise ValueError(f"{', '.join(told)}: for stores that symmetrize has written")
     if in_store and output_storage_options is not None:
         raise ValueError("output_storage_options are for exports at a URL, not for stores")
     if picture:
@@ -142,7 +144,7 @@ def report_export(
     observe: Callable[..., VerifyReport] = observe_export
     if in_store:
         observe = observe_element
-        checks |= {"to_key": to_key or "connectivities", "rule": rule}
+        checks |= made | {"to_key": to_key or "connectivities"}
         its_options = {"source": None, "key": to_key or "connectivities", "neighbors_key": None}
     else:
         checks["output_storage_options"] = output_storage_options
@@ -248,22 +250,3 @@ def _versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
-
-
-def _target(output: str | Path, *, force: bool) -> Path:
-    """Return where a page goes; an OutputError says that it cannot go there."""
-    if is_url(plain_name(output)):
-        raise OutputError(f"{output} is a URL; a report is written to a file on this machine.")
-    target = absolute(local_path(output))
-    if target.suffix.lower() not in _SUFFIXES:
-        raise OutputError(
-            f"{output} does not end in .html; give the report a name such as report.html."
-        )
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder of {output} is not there; make it first.")
-    if os.path.lexists(target):
-        if not target.is_file() or target.is_symlink():
-            raise OutputError(f"{output} is no file; give the report another name.")
-        if not force:
-            raise OutputError(f"{output} is there already. Replace it with `force=True`.")
-    return target

@@ -140,6 +140,9 @@ def _equal(report: VerifyReport, differences: list[str] | None, source: str | No
     matrix = f"{report.key} of {report.source}"
     if not differences:
         how = _PROOFS[report.proof or "comparison"]
+        if report.thinning:
+            kept = ", ".join(f"{name} {value}" for name, value in report.thinning.items())
+            matrix += f" that are kept by {kept}"
         return Verdict(question, "good", "Yes", f"They are exactly those of {matrix}: {how}.")
     return Verdict(question, "bad", "No", f"They differ from {matrix}; see below.")
 

@@ -20,6 +20,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from cellgraph_dask import export_connectivities, inspect_path, symmetrize_connectivities
+from cellgraph_dask.cli.group import command_to_resume
 from cellgraph_dask.errors import SourceError
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
@@ -242,6 +243,30 @@ def test_a_run_that_is_running(tmp_path, monkeypatch):
     assert re.search(r"^is at: +split: 1 of 3 tasks done$", text, re.M)
     assert re.search(rf"^running: +yes: process {os.getpid()} on ", text, re.M)
     assert "Resume" not in text
+
+
+RUN = {"source": "/a b.zarr", "out_dir": "/out", "key": "mod/rna/obsp/c", "scratch": "/out/x/run-1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"compression": None}, ""),
+        ({"cells": {"given": "obs:leiden=3"}, "top_k": 5}, "--cells obs:leiden=3 --top-k 5 "),
+        ({"format": "parquet", "weights": True, "rule": "max", "directions": "both",
+          "cells_table": False}, "--format parquet --weights --rule max --directions both "),
+    ],
+)  # fmt: skip
+def test_the_command_that_resumes_a_run(options, words):
+    command = command_to_resume(RUN | {"options": options})
+    start = "cellgraph-dask export '/a b.zarr' /out --key mod/rna/obsp/c "
+    assert command.startswith(start)
+    assert sorted(command.removeprefix(start).split()) == sorted(f"{words}--resume".split())
+
+
+def test_cells_that_only_python_knows_have_no_command():
+    with pytest.raises(ValueError, match="a mask"):
+        command_to_resume(RUN | {"options": {"cells": {"given": "a mask"}}})
 
 
 def test_a_symmetrization_is_resumed_by_its_own_command(tmp_path, interrupt):

@@ -112,6 +112,20 @@ def test_an_index_that_is_a_group_becomes_an_array(tmp_path, kind, index, zarr_f
     assert_named(dest)
 
 
+@pytest.mark.parametrize(("kind", "index"), [("h5ad", "nullable"), ("2", "categorical")])
+def test_so_does_that_of_chosen_cells(tmp_path, kind, index):
+    chosen = np.arange(N) % 3 != 1
+    source, dest = store_with(tmp_path, kind, index), tmp_path / "d.zarr"
+    symmetrize_connectivities(source, dest, rule="max", cells=chosen)
+    found = read(dest)
+    names = np.array(NAMES)[chosen].tolist()
+    assert list(found.obs_names) == list(found.obsm["frame"].index) == names
+    assert list(found.var_names) == NAMES
+    root = zarr.open_group(dest, mode="r")
+    assert isinstance(root["obs/barcode"], zarr.Array)
+    assert isinstance(root["var/_index"], zarr.Array)
+
+
 @pytest.mark.parametrize(
     ("dtype", "zarr_format"), [("object", 2), ("string", 3), ("string", 2), ("category", 2)]
 )

@@ -20,6 +20,7 @@ from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.edge_pairs.reader import Slab
 from cellgraph_dask.errors import DiskSpaceError, InvalidExportError, OutputError
 from cellgraph_dask.look import report as report_module
+from cellgraph_dask.look import target
 from cellgraph_dask.look.report_facts import Seen
 from cellgraph_dask.look.report_verdicts import ceilings, verdicts
 from cellgraph_dask.runtime.progress import Progress
@@ -245,12 +246,42 @@ def test_a_store_that_symmetrize_has_written(store, tmp_path):
         report_export(tmp_path / "export", rule="max")
 
 
+def test_what_is_thinned_is_told(store, tmp_path):
+    thinning = {"top_k": 3, "max_edges": 40}
+    export_connectivities(store, tmp_path / "export", weights=True, **thinning)
+    symmetrize_connectivities(store, tmp_path / "thin.zarr", **thinning)
+    for report in (
+        report_export(tmp_path / "export", source=store),
+        report_export(tmp_path / "thin.zarr", source=store, **thinning),
+    ):
+        assert report.ok, report.verification.problems
+        assert "that are kept by top_k 3, max_edges 40" in report.verdicts[1].text
+    assert not report_export(tmp_path / "thin.zarr", source=store).ok
+    with pytest.raises(ValueError, match="top_k: for stores that symmetrize has written"):
+        report_export(tmp_path / "export", top_k=3)
+    assert command(tmp_path / "export", "--top-k", 3, "--json").exit_code == 2
+
+
 def test_a_matrix_that_is_not_symmetric(store, tmp_path):
     other = write_store(tmp_path / "s.zarr", sparse.triu(graph()).tocsr())
     report = report_export(other, source=store)
     assert not report.ok
     assert report.verdicts[0].answer == "No"
     assert report.degrees is None
+
+
+@pytest.mark.slow
+def test_an_export_at_a_url(exports, store):
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.put(str(exports["weights"]), "/bucket/export", recursive=True)
+    report = report_export("memory://bucket/export", source=store)
+    files.rm("/bucket", recursive=True)
+    local = report_export(exports["weights"], source=store)
+    assert report.path == "memory://bucket/export"
+    assert [file.n_bytes for file in report.files] == [None] * 4
+    assert "not known" in report.to_html()
+    assert (report.ok, report.weights, report.lengths) == (True, local.weights, local.lengths)
 
 
 def test_nothing_of_an_export_is_an_error_and_writes_nothing(tmp_path):
@@ -333,13 +364,15 @@ def test_what_cannot_be_written_is_refused_before_the_work(exports, tmp_path):
     there = tmp_path / "there.html"
     there.write_text("old")
     (tmp_path / "link.html").symlink_to(there)
+    (tmp_path / "nowhere.html").symlink_to(tmp_path / "gone")
     (tmp_path / "folder.html").mkdir()
     for name, force, message in [
         ("there.html", False, "is there already"),
-        ("report.txt", True, "does not end in .html"),
-        ("no/report.html", True, "is not there"),
-        ("link.html", True, "is no file"),
-        ("folder.html", True, "is no file"),
+        ("report.txt", True, "is no report by its name, which has to end in .html or .htm"),
+        ("no/report.html", True, "does not exist; make the folder"),
+        ("link.html", False, "is there already"),
+        ("nowhere.html", False, "is there already"),
+        ("folder.html", True, "is not a file"),
     ]:
         with pytest.raises(OutputError, match=message):
             report_export(exports["plain"], tmp_path / name, force=force)
@@ -359,13 +392,12 @@ def test_force_replaces_a_page(exports, tmp_path):
 
 
 def test_a_full_disk_leaves_the_old_page(exports, tmp_path, monkeypatch):
-    def fail(*_, aside):
-        aside.write_text("half")
+    def fail(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     page = tmp_path / "report.html"
     page.write_text("old")
-    monkeypatch.setattr(report_module, "write_aside", fail)
+    monkeypatch.setattr(target.os, "fsync", fail)
     with pytest.raises(DiskSpaceError):
         report_export(exports["plain"], page, force=True)
     assert page.read_text() == "old"

@@ -9,7 +9,9 @@ from itertools import combinations
 from pathlib import Path
 from random import Random
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -266,6 +268,33 @@ def test_every_edge_and_its_reason(tmp_path, strongest):
         else:
             why = "the matrix has no weight of at least 0.4 for these cells"
         assert why in said
+
+
+@pytest.mark.parametrize("options", [{}, {"format": "parquet", "directions": "both"}], ids=str)
+def test_some_cells_that_are_thinned(tmp_path, options):
+    if options:
+        pytest.importorskip("pyarrow.parquet")
+    matrix, names = graph(), [f"cell-{k}" for k in range(40)]
+    made = anndata.AnnData(obs=pd.DataFrame(index=names), obsp={"connectivities": matrix})
+    made.write_zarr(tmp_path / "s.zarr")
+    chosen = np.arange(40) % 3 > 0
+    thinning = {"top_k": 2, "max_edges": 20}
+    cells = [name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen]
+    expected = strong_edges(matrix[chosen][:, chosen], "sum", **thinning)
+    options = options | {"cells": cells, "rule": "sum"} | thinning
+    export_connectivities(tmp_path / "s.zarr", tmp_path / "out", **options, weights=True)
+    report = verify_export(tmp_path / "out", source=tmp_path / "s.zarr")
+    assert report.ok, report.problems
+    assert (report.n_edges, report.thinning) == (len(expected), thinning)
+    if "format" not in options:
+        symmetrize_connectivities(
+            tmp_path / "s.zarr", tmp_path / "d.zarr", cells=cells, rule="sum", **thinning
+        )
+        report = verify_element(
+            tmp_path / "d.zarr", source=tmp_path / "s.zarr", rule="sum", **thinning
+        )
+        assert report.ok, report.problems
+        assert report.n_edges == len(expected)
 
 
 @pytest.mark.parametrize("bits", [23, 32, 46])
