@@ -31,8 +31,7 @@ from ..source import listing
 
 PROGRAM, VARIABLE = "cellgraph-dask", "_CELLGRAPH_DASK_COMPLETE"
 
-# In quotes: click 8.2 has no items of a type.
-Completion = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
+Completion = Callable[[click.Context, click.Parameter, str], list[Any]]  # of CompletionItem
 
 _MOST_BYTES = 2**20
 _START_ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from ..errors import SourceError
 from ..machine.buffers import Array
 from ..machine.memory import format_bytes
 from .cells import levels
-from .layout import Node, children, get, is_array, metadata_of, text_of
+from .layout import Node, children, get, is_array, metadata_of, near, suggestion, text_of
 from .names import as_text, read_values, unit_of
 from .opening import Root, is_container, open_root
 
@@ -208,10 +207,7 @@ def _column_of(obs: Node, name: str, root: Root) -> Any:
         names = [child for child in children(obs) if child not in (_OLD_CATEGORIES, index)]
         if name in names:
             return get(obs, name)
-    near = difflib.get_close_matches(name, names, n=1)
-    near = near or [other for other in names if name.lower() in other.lower()][:1]
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise SourceError(
         f"obs of {root.origin.path} has no column {name!r}; it has "
-        f"{', '.join(names[:30]) or 'none'}.{hint}"
+        f"{', '.join(names[:30]) or 'none'}.{suggestion(near(name, names))}"
     )

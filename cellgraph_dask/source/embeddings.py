@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -15,7 +14,7 @@ from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import format_bytes
 from .cells import levels
-from .layout import children, get, is_array, told
+from .layout import children, get, is_array, near, suggestion, told
 from .opening import Root, is_container, open_root
 from .selection import Selection
 
@@ -96,8 +95,8 @@ def _nothing(where: str, members: list[str], name: str | None) -> str:
     """Say that no member of `obsm` will do, and which there are."""
     what = "no embedding with a name such as X_umap" if name is None else f"no {name}"
     holds = f", but {', '.join(members[:20])}" if members else ""
-    near = difflib.get_close_matches(name or "", members, n=1)
-    return f"{where} holds {what}{holds}" + (f"; did you mean {near[0]}?" if near else "")
+    asked = suggestion(near(name or "", members)).replace(" Did", "; did", 1)
+    return f"{where} holds {what}{holds}{asked}"
 
 
 def restrict(embedding: Embedding, selection: Selection) -> Embedding:

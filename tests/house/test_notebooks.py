@@ -199,7 +199,7 @@ def test_the_example_runs_and_its_outputs_tell(tmp_path, monkeypatch):
     assert "one-sided" in checked
     assert "cells 2,000" in opened
     assert neighbors.startswith("array([")
-    assert [list(output["data"]) for output in drawn] == [["image/png", "text/plain"]]
+    assert ["image/png" in output["data"] for output in drawn] == [True]
 
 
 def test_the_example_holds_no_outputs():

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import zarr
 from scipy.sparse import csr_array
 
 from cellgraph_dask.errors import SourceError
+from cellgraph_dask.source.columns import open_column
+from cellgraph_dask.source.embeddings import stored_embeddings
 from cellgraph_dask.source.layout import Tree, find_matrix, near, suggestion
+from tests.helpers.stores import symmetric_graph, write_store
 
 NAMES = ["connectivities", "distances", "wide_connectivities", "wide_distances"]
 
@@ -70,3 +74,21 @@ def test_a_part_of_a_name_of_scanpy():
     held = {"uns": {"neighbors": {"distances": 1}, "wide_neighbors": {"distances": 1}}}
     with pytest.raises(SourceError, match="Did you mean 'wide_neighbors'"):
         find_matrix(Tree(held), "s", "connectivities", "wide")
+
+
+def test_parts_of_embeddings_and_columns(tmp_path):
+    store = write_store(
+        tmp_path / "s.zarr", symmetric_graph(40),
+        obsm={"X_umap": np.zeros((40, 2), "f4"), "X_umap_3d": np.zeros((40, 3), "f4")},
+    )  # fmt: skip
+    _, why = stored_embeddings(store, 40, name="UMA")
+    assert why.endswith("; did you mean 'X_umap' or 'X_umap_3d'?")
+    group = zarr.open_group(store, mode="r+", use_consolidated=False)["obs"]
+    for name in ("leiden_fine", "leiden_coarse"):
+        group.create_array(name, data=np.zeros(40))
+    zarr.consolidate_metadata(store)
+    with (
+        pytest.raises(SourceError, match="Did you mean 'leiden_coarse' or 'leiden_fine'"),
+        open_column(store, "leid", 40),
+    ):
+        pass
