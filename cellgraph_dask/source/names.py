@@ -84,7 +84,8 @@ class Names:
             yield start, self.read(start, min(start + self.step, self.n_cells))
 
     def _texts(self, part: str, start: int, stop: int) -> list[str | None]:
-        return [as_text(value) for value in read_values(self._parts[part], start, stop)]
+        values = read_values(self._parts[part], start, stop)
+        return [value if type(value) is str else as_text(value) for value in values]
 
 
 def parts_of(node: Node) -> dict[str, Node]:

@@ -347,13 +347,16 @@ def lines_of(names: Names, selection: Selection) -> Iterator[bytes]:
     A SourceError says that a cell has no name that a line can hold.
     """
     for cells, texts in selection.names(names):
-        for cell, text in zip(cells.tolist(), texts, strict=True):
-            if not text or not text.strip() or "\n" in text or "\r" in text:
-                raise SourceError(
-                    f"the cell number {cell} is called {text!r}, which cannot be written beside "
-                    "the edges as a line of text. Give the cell another name in obs."
-                )
-        yield "".join(f"{text}\n" for text in texts).encode(errors="surrogateescape")
+        lines = "\n".join([text or "" for text in texts]) + "\n"
+        is_odd = not all(texts) or any(map(str.isspace, filter(None, texts)))
+        if is_odd or "\r" in lines or lines.count("\n") != len(texts):
+            for cell, text in zip(cells.tolist(), texts, strict=True):
+                if not text or not text.strip() or "\n" in text or "\r" in text:
+                    raise SourceError(
+                        f"the cell number {cell} is called {text!r}, which cannot be written "
+                        "beside the edges as a line of text. Give the cell another name in obs."
+                    )
+        yield lines.encode(errors="surrogatepass")
 
 
 def _of_names(

@@ -163,8 +163,11 @@ def test_a_folder_of_0_9_4_takes_a_graph_with_weights(cellucid, theirs, tmp_path
         export_connectivities(source, folder)
     assert snapshot(folder) == before
     export_connectivities(source, folder, weights=True)
-    counts = [int(n) for n in cellucid(_SERVE, folder, theirs / "symmetric").split()]
-    assert counts[0] == counts[1]
+    for cells in (None, np.ones(graph.shape[0], bool)):  # names of cells beside are no artifact
+        export_connectivities(source, folder, weights=True, cells=cells, force=True)
+        assert (folder / "connectivity/cells.txt").exists() == (cells is not None)
+        counts = [int(n) for n in cellucid(_SERVE, folder, theirs / "symmetric").split()]
+        assert counts[0] == counts[1]
     assert verify_export(folder, source=source).ok
     manifest = "connectivity_manifest.json"
     assert (folder / manifest).read_bytes() != b""

@@ -346,8 +346,8 @@ def test_damage_in_remote_storage_is_found(exports):
 
 
 def test_the_upload_is_in_the_projected_memory(exports, tmp_path):
+    here = plan_export(exports.stores["new"], tmp_path / "out")  # first, as it imports more
     there = plan_export(exports.stores["new"], URL)
-    here = plan_export(exports.stores["new"], tmp_path / "out")
     more = there.reserved_memory_bytes - here.reserved_memory_bytes
     assert more >= upload.StorageTarget.upload_bytes == 2 * 4 * 8 * 2**20
     assert there.output_free_bytes > 0
