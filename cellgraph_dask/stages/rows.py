@@ -119,8 +119,10 @@ def source_of_rows(job: Job, sink: RowSink, sizes: Sequence[int]) -> Source:
     """Return the matrix whose rows are in the pieces of a sink, which have these many entries."""
     scratch = sink.scratch
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    starts.tofile(scratch.run("row-starts", 0))
-    with opened(scratch.run("row-pointers", 0), os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600) as fd:
+    new = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
+    with opened(scratch.run("row-starts", 0), new, 0o600) as fd:
+        write_at(fd, starts, 0)
+    with opened(scratch.run("row-pointers", 0), new, 0o600) as fd:
         at = write_at(fd, np.zeros(1, np.int64), 0)
         for ends in _row_ends(sink, job.cell_dtype, sizes, job.source.n_cells):
             at = write_at(fd, ends, at)

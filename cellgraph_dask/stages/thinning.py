@@ -346,8 +346,9 @@ def _check_left(job: Job, thinned: Sequence[ThinSummary]) -> None:
     """Refuse a threshold that leaves nothing."""
     strongest = max((summary.strongest for summary in thinned), default=0.0)
     if strongest and not any(summary.n_edges for summary in thinned):
+        least = job.thinning.min_weight or 0
         raise SourceError(
-            f"no edge of {job.source.key} has a weight of at least {job.thinning.min_weight}; the "
+            f"no edge of {job.source.key} has a weight of at least {least:.6g}; the "
             f"largest is {strongest:.6g}. Choose a smaller `min_weight`."
         )
 

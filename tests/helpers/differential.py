@@ -41,7 +41,7 @@ from tests.helpers.thinning import plant_weighted, strong_edges
 from tests.oracle import read_export
 
 PATIENCE = 60  # seconds, after which every thread's stack is shown
-LIMIT = 2 * 10**9
+LIMIT = 4 * 10**9
 Edge = tuple[int, int]
 
 INDEX_DTYPES = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u2", ">i8"]

@@ -208,7 +208,7 @@ def test_thinned_graphs_and_elements(tmp_path, monkeypatch, world, name):
             before, elsewhere = snapshot(disk), snapshot(tmp_path)
             paths = {"source": world.source, "output": output, "copy": copy, "thinned": thinned}
             words = [str(word).format(**paths) for word in command.words]
-            outcome = run(*words, "--scratch-dir", scratch, "--memory-limit", "1GB")
+            outcome = run(*words, "--scratch-dir", scratch, "--memory-limit", "4GB")
             if outcome.exit_code == 0:
                 made = {"inside": copy, "verify": thinned}.get(name, output)
                 if name.startswith("thinned"):

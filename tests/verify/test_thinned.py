@@ -35,7 +35,7 @@ RULES = (None, "ones", "max", "min", "mean", "sum", "fuzzy")
 
 def check(out_dir, source, proof_plan=None, threads=1):
     return verify(
-        Path(out_dir), Progress(), source=open_source(source), limit=2 * 10**9, threads=threads,
+        Path(out_dir), Progress(), source=open_source(source), limit=4 * 10**9, threads=threads,
         proof_plan=proof_plan,
     )  # fmt: skip
 
