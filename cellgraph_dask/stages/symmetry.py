@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block
-from . import weighted_loops
+from . import symmetry_loops
 from .job import EdgeSink, Job
 
 KINDS = ("not finite", "negative", "zero", "diagonal", "repeated", "too large")  # of entries
@@ -48,7 +48,7 @@ def look(job: Job, seeds: NDArray[np.uint64], largest: float, block: Block) -> L
     counts = np.zeros(len(KINDS), np.int64)
     firsts = np.full((len(KINDS), 2), -1, np.int64)
     imbalance = np.zeros(3, np.uint64)
-    rises = weighted_loops.look_at_entries(
+    rises = symmetry_loops.look_at_entries(
         indices, weights, weights.view(np.uint64), np.array([largest]), indptr, block.first_row,
         seeds, buffers.take("stream src", weights.size, job.cell_dtype),
         buffers.take("row keys", weights.size, np.int64), counts, firsts, imbalance,
@@ -72,7 +72,7 @@ def warm_up(job: Job) -> None:
     job.source.warm_up()
     indices, weights = np.zeros(0, job.source.row_dtype), np.zeros(0)
     none, sums = np.zeros(0, np.int64), np.zeros(3, np.uint64)
-    weighted_loops.look_at_entries(
+    symmetry_loops.look_at_entries(
         indices, weights, weights.view(np.uint64), np.ones(1), np.zeros(1, np.int64), 0, sums,
         np.zeros(0, job.cell_dtype), none, none, none.reshape(0, 2), sums,
     )  # fmt: skip

@@ -222,7 +222,7 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
     row_key = buffers.take("rank keys", n_rows, keep.keys)
     row_cell = buffers.take("rank cells", n_rows, keep.cells)
     row_key[:], row_cell[:] = 0, 0
-    work = buffers.take("row keys", keys.size, keep.keys)
+    work = buffers.take("row keys", max(keys.size, loops.FEW), keep.keys)
     loops.weakest_kept(src, dst, keys, a, b, k, first + 1, work, row_key, row_cell)
     sections: list[tuple[dict[str, Array], Array]] = [
         ({"key": row_key, "cell": row_cell}, np.array([n_rows]))

@@ -14,7 +14,7 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 DIGIT_BITS = 16
-FEW = 48  # keys that are compared all with all
+FEW = 32  # keys that are compared all with all; work space has room for so many
 
 
 @compiled(int)
@@ -67,16 +67,26 @@ def strongest_of(keys: Array, k: int, work: Array, places: Array) -> int:
 
 
 @compiled(int)
-def _weakest_of_few(keys: Array, first: int, last: int, k: int) -> Any:
-    """Return the `k`-th largest key of ``[first, last)`` by comparing all with all."""
-    weakest = np.uint64(0xFFFFFFFFFFFFFFFF)
-    for e in range(first, last):
-        key = keys[e]
+def _weakest_of_few(keys: Array, first: int, last: int, k: int, work: Array) -> Any:
+    """Return the `k`-th largest key of ``[first, last)``, at most `FEW`.
+
+    All are compared with all, and with zeros up to a fixed number, so that this becomes vector
+    code.
+    """
+    n = last - first
+    for e in range(n):
+        work[e] = keys[first + e]
+    for e in range(n, FEW):
+        work[e] = 0
+    weakest = work[0]
+    for e in range(n):
+        weakest = max(weakest, work[e])
+    for e in range(n):
+        key = work[e]
         larger = 0
-        for other in range(first, last):
-            larger += keys[other] > key
-        if larger < k:
-            weakest = min(weakest, np.uint64(key))
+        for other in range(FEW):
+            larger += work[other] > key
+        weakest = min(weakest, key) if larger < k else weakest
     return weakest
 
 
@@ -99,16 +109,16 @@ def weakest_kept(
         n = b - a
         if n > k:
             if n <= FEW:
-                weakest = _weakest_of_few(keys, a, b, k)
+                weakest = _weakest_of_few(keys, a, b, k, work)
             else:
                 for e in range(n):
                     work[e] = keys[a + e]
-                weakest = np.uint64(_select(work, n, k))
+                weakest = _select(work, n, k)
             left: Any = k
             for e in range(a, b):
-                left -= np.uint64(keys[e]) > weakest
+                left -= keys[e] > weakest
             for e in range(a, b):
-                if np.uint64(keys[e]) == weakest:
+                if keys[e] == weakest:
                     left -= 1
                     if left == 0:
                         row_key[np.int64(row) - base] = weakest
@@ -227,7 +237,7 @@ def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     """Load (or compile) the loops for these dtypes of cells and keys."""
     cells, keys = np.zeros(1, cell_dtype), np.zeros(1, key_dtype)
     weights, ends = np.zeros(1), np.zeros(3, np.int64)
-    weakest_kept(cells, cells, keys, 0, 1, 1, 0, keys, keys, cells)
+    weakest_kept(cells, cells, keys, 0, 1, 1, 0, np.zeros(FEW, key_dtype), keys, cells)
     strongest_of(keys, 1, keys, ends)
     keep_heavy(cells, cells, weights, keys, weights, 1)
     keep_ranked(cells, cells, weights, keys, keys, cells, ends, np.zeros(1, np.uint8))

@@ -243,7 +243,7 @@ def merge_weighted(
 
 
 @compiled(int, bool)
-def _weigh(
+def weigh(
     indices: Array, rows: Array, weights: Array, bits: Array, largest: Array, first_whole: int,
     n_whole: int, seeds: Array, imbalance: Array,
 ) -> tuple[int, bool]:  # fmt: skip
@@ -320,6 +320,27 @@ def _sort_rows(src: Array, dst: Array, weight: Array, n: int, keys: Array, spare
 
 
 @compiled(int, bool)
+def _place(
+    indices: Array, weights: Array, indptr: Array, first_row: int, both: int, rule: int,
+    n_diagonal: int, unsorted: bool, keys: Array, out_src: Array, out_dst: Array,
+    out_weight: Array, degrees: Array,
+) -> tuple[int, bool]:  # fmt: skip
+    """Write a block's entries as edges, whose sources are there; see `stream_entries`."""
+    n: Any = indices.size
+    if both and not n_diagonal:
+        for e in range(indices.size):
+            out_dst[e] = indices[e]
+            out_weight[e] = weights[e]
+    else:
+        n = _keep(indices, weights, both, out_src, out_dst, out_weight)
+    if rule != _MAX and rule != _MIN:
+        for k in range(n):
+            out_weight[k] = combine(rule, out_weight[k], out_weight[k])
+    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
+    return n, unsorted and _sort_rows(out_src, out_dst, out_weight, n, keys, weights)
+
+
+@compiled(int, bool)
 def stream_entries(
     indices: Array, weights: Array, bits: Array, largest: Array, indptr: Array, first_row: int,
     whole: Array, both: int, rule: int, seeds: Array, keys: Array, out_src: Array, out_dst: Array,
@@ -336,23 +357,16 @@ def stream_entries(
     used up.
     """
     _fill_rows(indptr, first_row, out_src)
-    n_diagonal, unsorted = _weigh(
+    n_diagonal, unsorted = weigh(
         indices, out_src, weights, bits, largest, whole[0], max(whole[1] - whole[0], 0), seeds,
         imbalance,
     )  # fmt: skip
-    n: Any = indices.size
-    if both and not n_diagonal:
-        for e in range(indices.size):
-            out_dst[e] = indices[e]
-            out_weight[e] = weights[e]
-    else:
-        n = _keep(indices, weights, both, out_src, out_dst, out_weight)
-    if rule != _MAX and rule != _MIN:
-        for k in range(n):
-            out_weight[k] = combine(rule, out_weight[k], out_weight[k])
-    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
     degrees[3] = n_diagonal
-    return n, unsorted and _sort_rows(out_src, out_dst, out_weight, n, keys, weights)
+    n, repeats = _place(
+        indices, weights, indptr, first_row, both, rule, n_diagonal, unsorted, keys, out_src,
+        out_dst, out_weight, degrees,
+    )  # fmt: skip
+    return n, repeats
 
 
 @compiled(int, bool)
@@ -364,108 +378,15 @@ def copy_entries(
 
     Nothing is hashed.
     """
-    repeats: Any = False
-    degrees[:] = 0
-    n: Any = 0
-    for r in range(indptr.size - 1):
-        i = np.int64(first_row + r)
-        begin = n
-        last = np.int64(-1)
-        rises: Any = True
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
-            out_src[n] = i
-            out_dst[n] = j
-            out_weight[n] = combine(rule, weights[e], weights[e])
-            is_off = j != i
-            rises &= j > last or not is_off
-            last = j if is_off else last
-            n += is_off
-        if not rises:
-            _sort_weighted(out_dst, out_weight, begin, n, keys, weights[indptr[r] :])
-            for k in range(begin + 1, n):
-                repeats |= out_dst[k] == out_dst[k - 1]
-        degrees[0] = max(degrees[0], n - begin)
-        if r == 0:
-            degrees[1] = n - begin
-        degrees[2] = n - begin
-    return n, bool(repeats)
-
-
-NOT_FINITE, NEGATIVE, ZERO, DIAGONAL, REPEATED, TOO_LARGE = 0, 1, 2, 3, 4, 5  # kinds of entries
-
-
-@compiled(bool, bool)
-def look_at_entries(
-    indices: Array, weights: Array, bits: Array, largest: Array, indptr: Array, first_row: int,
-    seeds: Array, rows: Array, keys: Array, counts: Array, firsts: Array, imbalance: Array,
-) -> tuple[bool, bool]:  # fmt: skip
-    """Count a block's entries that are special, and hash the others as `stream_entries` does.
-
-    Of each kind, `counts` (int64) gets the number and `firsts` row and column of the first one, if
-    there is none yet (-1). `largest` is the largest weight that may be; `rows` and `keys` (int64)
-    are work space. Repeats are found inside the block's part of a row. The results tell whether
-    the entries of the first row, and of the last one, rise.
-    """
-    _fill_rows(indptr, first_row, rows)
-    n_special, unsorted = _weigh(indices, rows, weights, bits, largest, 0, 0, seeds, imbalance)
-    if n_special:
-        _count_special(indices, rows, weights, largest, counts, firsts)
-    if not unsorted:
-        return True, True
-    first, last = _count_repeats(indices, indptr, first_row, keys, counts, firsts)
-    return bool(first), bool(last)
-
-
-@compiled()
-def _count_special(
-    indices: Array, rows: Array, weights: Array, largest: Array, counts: Array, firsts: Array
-) -> None:
-    """Count the entries of each kind but repeated ones; see `look_at_entries`."""
+    _fill_rows(indptr, first_row, out_src)
+    n_diagonal = 0
     for e in range(indices.size):
-        w = weights[e]
-        kind = -1
-        if not np.isfinite(w):
-            kind = NOT_FINITE
-        elif w == 0.0:
-            kind = ZERO
-        elif np.int64(indices[e]) == np.int64(rows[e]):
-            kind = DIAGONAL
-        elif w < 0.0:
-            kind = NEGATIVE
-        elif w > largest[0]:
-            kind = TOO_LARGE
-        if kind >= 0:
-            counts[kind] += 1
-            if firsts[kind, 0] < 0:
-                firsts[kind, 0] = rows[e]
-                firsts[kind, 1] = indices[e]
-
-
-@compiled(bool, bool)
-def _count_repeats(
-    indices: Array, indptr: Array, first_row: int, keys: Array, counts: Array, firsts: Array
-) -> tuple[bool, bool]:
-    """Count repeated entries, and tell whether those of the first and the last row rise."""
-    first_rises: Any = True
-    last_rises: Any = True
-    for r in range(indptr.size - 1):
-        begin = indptr[r]
-        n = indptr[r + 1] - begin
-        rises: Any = True
-        for k in range(1, n):
-            rises &= indices[begin + k] > indices[begin + k - 1]
-        if not rises:
-            for k in range(n):
-                keys[k] = indices[begin + k]
-            _sort(keys, 0, n)
-            for k in range(1, n):
-                if keys[k] == keys[k - 1]:
-                    counts[REPEATED] += 1
-                    if firsts[REPEATED, 0] < 0:
-                        firsts[REPEATED, 0] = first_row + r
-                        firsts[REPEATED, 1] = keys[k]
-        if r == 0:
-            first_rises = rises
-        last_rises = rises
-    return bool(first_rises), bool(last_rises)
+        n_diagonal += np.int64(out_src[e]) == np.int64(indices[e])
+    unsorted: Any = False
+    for e in range(1, indices.size):
+        unsorted |= (out_src[e] == out_src[e - 1]) & (indices[e] <= indices[e - 1])
+    n, repeats = _place(
+        indices, weights, indptr, first_row, 1, rule, n_diagonal, unsorted, keys, out_src,
+        out_dst, out_weight, degrees,
+    )  # fmt: skip
+    return n, repeats

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cellgraph_dask.source.blocks import looks_symmetric
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.stages import loops, weighted_loops
+from cellgraph_dask.stages import loops, symmetry_loops, weighted_loops
 from cellgraph_dask.stages.job import Tuning
 from cellgraph_dask.stages.rules import CODES
 from cellgraph_dask.stages.symmetry import KINDS
@@ -248,7 +248,7 @@ def test_a_weighed_block_is_what_python_makes_of_it(
 
     counts, firsts = np.zeros(len(KINDS), np.int64), np.full((len(KINDS), 2), -1)
     imbalance = np.array([5, 7, 0], np.uint64)
-    weighted_loops.look_at_entries(
+    symmetry_loops.look_at_entries(
         indices, weights, weights.view(np.uint64), np.array([8.0]), indptr, first_row, seeds, rows,
         keys, counts, firsts, imbalance,
     )  # fmt: skip

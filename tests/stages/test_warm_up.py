@@ -11,7 +11,7 @@ from cellgraph_dask.edge_pairs import components
 from cellgraph_dask.export import check, run
 from cellgraph_dask.machine.compiled import Loop
 from cellgraph_dask.source.opening import open_source
-from cellgraph_dask.stages import loops, thinning_loops, weighted_loops
+from cellgraph_dask.stages import loops, symmetry_loops, thinning_loops, weighted_loops
 from cellgraph_dask.stages.job import Tuning
 from cellgraph_dask.stages.wishes import Thinning
 from tests.helpers.exporting import run_export
@@ -21,7 +21,7 @@ from tests.helpers.stores import directed_graph, symmetric_graph
 @pytest.fixture
 def loaded(monkeypatch):
     """Return the names of the loops that are loaded from now on, as if none had been."""
-    for module in (loops, weighted_loops, thinning_loops, components):
+    for module in (loops, weighted_loops, symmetry_loops, thinning_loops, components):
         for loop in vars(module).values():
             if isinstance(loop, Loop):
                 monkeypatch.setattr(loop, "_ready", {})
