@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from ..errors import DiskSpaceError, InvalidExportError
 from ..machine import html
 from ..machine.buffers import Array
-from ..machine.compiled import compiled
 from ..machine.files import free_bytes, named_disk_errors
 from ..machine.memory import format_bytes
 from ..machine.remote import AnyPath, RemotePath, find_path, local_path
+from .csr_loops import count_cells, place_values
 from .format import Manifest, check_length, named_read_errors, read_manifest
 from .parquet import GraphTable, is_parquet, read_graph_table
 from .parquet_edges import stream_edges
@@ -446,19 +446,3 @@ def _open_again(path: Path, dtype: np.dtype[Any], n: int, stamp: tuple[int, int]
     if column.stamp != stamp:
         raise InvalidExportError(f"{path} has been replaced since it was opened.")
     return column
-
-
-@compiled()
-def count_cells(cells: Array, counts: Array) -> None:
-    """Add one to ``counts[cell]`` for each cell (int64, in place)."""
-    for k in range(cells.size):
-        counts[np.int64(cells[k])] += 1
-
-
-@compiled()
-def place_values(rows: Array, values: Array, next_slot: Array, out: Array) -> None:
-    """Write each value to the next slot of its row in `out`, and move that slot on."""
-    for k in range(rows.size):
-        at = next_slot[rows[k]]
-        out[at] = values[k]
-        next_slot[rows[k]] = at + 1

@@ -19,10 +19,10 @@ from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
 from ..stages.job import Job, Method, Tuning, partition_shift
+from ..stages.keep import thinning_scratch
 from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
 from ..stages.split import count_bands
-from ..stages.thinning import thinning_scratch
 from .options import Options
 from .tuning import Budget, adopt, projected_bytes, tune
 

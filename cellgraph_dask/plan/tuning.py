@@ -17,11 +17,11 @@ from ..machine.amounts import counted
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import Job, Method, Tuning
+from ..stages.keep import components_bytes, ranks_bytes, thinning_bytes
 from ..stages.merge import merge_bytes
 from ..stages.rows import row_bytes
 from ..stages.split import count_bands, split_bytes
 from ..stages.stream import MOST_STREAM_ENTRIES, stream_bytes
-from ..stages.thinning import components_bytes, ranks_bytes, thinning_bytes
 
 # Larger blocks and pieces gain nothing; smaller ones only cost tasks.
 _MOST_BLOCK_ENTRIES = 1 << 22

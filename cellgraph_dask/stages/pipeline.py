@@ -21,7 +21,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block
-from . import loops, thinning, weighted_loops
+from . import keep, loops, weighted_loops
 from .degrees import (
     DegreeCounters,
     DegreeRuns,
@@ -211,7 +211,7 @@ def warm_up(job: Job) -> None:
         read = np.zeros(1, np.float64 if source.data.dtype.kind == "f" else np.int64)
         weighted_loops.first_on_diagonal(indices, read, indptr[:2], 0)
     if job.thinning:
-        thinning.warm_up(job)
+        keep.warm_up(job)
         rows_job(job, described(job, row_sink(job), 0)).source.warm_up()
     if job.method == "symmetric" or job.thinning:
         seeds, sums = np.zeros(3, np.uint64), np.zeros(4, np.uint64)

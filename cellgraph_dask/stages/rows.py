@@ -22,8 +22,8 @@ from ..machine.files import opened, write_at
 from ..source.arrays import RawArray
 from ..source.matrix import Origin, Source
 from .job import Job
+from .keep import key_dtype
 from .runs import RunReader, Scratch, write_run
-from .thinning import key_dtype
 
 _SLICE = 1 << 20  # row pointers written at once
 

@@ -15,29 +15,25 @@ all are found digit by digit from the keys that *weigh* has left in scratch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..edge_pairs import components
-from ..edge_pairs.components import Components, Forests, forest_bytes
+from ..edge_pairs.components import Components, Forests
 from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import opened, write_at
 from ..runtime.stage import ResumableExecutor, Stage
-from ..source.arrays import read_file
 from ..source.matrix import Block
 from . import thinning_loops as loops
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
+from .keep import Keep, first_of, key_dtype, ranks, write_ranks
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import prove_symmetry, read_edges
-from .wishes import Thinning
 
 _SLAB = 1 << 18  # keys looked at in one go
 _GROUPS = 32  # tasks that look at all keys together
@@ -62,80 +58,6 @@ class Thinned:
     n_became_isolated: int
     before: Components | None
     after: Components | None
-
-
-def key_dtype(job: Job) -> np.dtype[Any]:
-    """Return the dtype of keys: that of weights as they come out of the job's rule, as bits."""
-    is_exact = job.rule in ("ones", "max", "min") and job.weight_dtype == np.float32
-    return np.dtype(np.uint32 if is_exact else np.uint64)
-
-
-@dataclass(frozen=True)
-class Keep:
-    """What is known of the edges to keep; picklable."""
-
-    thinning: Thinning
-    scratch: Scratch
-    n_cells: int
-    cells: np.dtype[Any]
-    keys: np.dtype[Any]
-    ranked: bool = False  # whether the weakest of each row is known
-    cut: tuple[int, int, int] | None = None  # key and cells of the weakest edge of all
-
-    def apply(self, columns: Sequence[Array], *, both: bool) -> tuple[list[Array], Array]:
-        """Return the edges that are kept, and their keys; the columns are used up."""
-        edges = [*columns, self._keys_of(columns[2])]
-        if self.thinning.min_weight or not both:
-            least = np.array([self.thinning.min_weight or 0.0])
-            edges = _first(edges, loops.keep_heavy(*edges, least, both))
-        if self.ranked:
-            n = edges[0].size
-            work = buffers.take("row keys", n, np.int64), buffers.take("kept edges", n, np.uint8)
-            edges = _first(edges, loops.keep_ranked(*edges, *_ranks(self), *work))
-        if self.cut is not None:
-            cut = np.array(self.cut, np.uint64)
-            edges = _first(edges, loops.keep_strongest(*edges, cut))
-        return edges[:3], edges[3]
-
-    def _keys_of(self, weights: Array) -> Array:
-        keys = buffers.take("thinning keys", weights.size, self.keys)
-        floats = keys.view(np.float32 if self.keys.itemsize == 4 else np.float64)
-        floats[:] = weights  # exact
-        if self.thinning.strongest == "smallest":
-            np.invert(keys, out=keys)
-        return keys
-
-
-def _first(columns: Sequence[Array], n: int) -> list[Array]:
-    return [column[:n] for column in columns]
-
-
-def thinning_bytes(job: Job, n_entries: int) -> int:
-    """Return the most bytes that a block of that size takes more than streaming it does."""
-    top = min(job.thinning.top_k or 0, n_entries)
-    return n_entries * (2 * key_dtype(job).itemsize + 1) + 64 * top
-
-
-def ranks_bytes(job: Job) -> int:
-    """Return the bytes that are kept of all rows together."""
-    if job.thinning.top_k is None:
-        return 0
-    per_cell = key_dtype(job).itemsize + job.cell_dtype.itemsize
-    return job.source.n_cells * per_cell + 64 * min(job.thinning.top_k, job.source.n_cells)
-
-
-def components_bytes(job: Job) -> int:
-    """Return the bytes of counting components, at once before and after if there is one pass."""
-    is_once = job.thinning.top_k is None and job.thinning.max_edges is None
-    return (1 + is_once) * forest_bytes(job.source.n_cells, 1)
-
-
-def thinning_scratch(job: Job, n_edges: int) -> int:
-    """Return the most bytes of temporary files, of a graph of at most so many edges."""
-    n_bytes = 2 * ranks_bytes(job)
-    if job.thinning.max_edges is not None:
-        n_bytes += n_edges * key_dtype(job).itemsize
-    return n_bytes
 
 
 class PassSummary(NamedTuple):
@@ -264,7 +186,7 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
         rows.tally_kept(*edges[:2])
     n_rows = _count_rows(edges[0], block, after)
     if not rows.job.both:
-        edges = _first(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
+        edges = first_of(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
     position, n_edges, crc = deliver(rows.job, sink, block.number, edges)
     proof |= dict(zip(("largest", "first", "last"), after.tolist(), strict=True))
     return ThinSummary(
@@ -316,7 +238,7 @@ def thin(
     if job.thinning.top_k is not None:
         passes.run("rank", partial(_rank, passes.rows(keep, forests.before())))
         forests.counted_before()
-        _write_ranks(keep, blocks)
+        write_ranks(keep, blocks)
         keep = replace(keep, ranked=True)
     if job.thinning.max_edges is not None:
         summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, forests.before())))
@@ -326,8 +248,10 @@ def thin(
     last = passes.rows(keep, forests.before(), forests.after())
     task, holds_ = partial(_thin, last, sink), partial(_thin_holds, last, sink)
     stage = Stage("thin", task, blocks, passes.sizes, "entries", ThinSummary, holds_, kind)
-    thinned = executor.run(stage, keep=keep_sizes, stop=stop)
-    _ranks.cache_clear()
+    try:
+        thinned = executor.run(stage, keep=keep_sizes, stop=stop)
+    finally:
+        ranks.cache_clear()
     largest = prove_symmetry(thinned)
     if largest is None:
         raise NotSymmetricError
@@ -505,59 +429,3 @@ def _find(rows: _Rows, key: int, nth: int, block: Block) -> tuple[int, int]:
     (src, dst, _), keys = rows.keep.apply(columns, both=False)
     at = int(np.flatnonzero(keys == rows.keep.keys.type(key))[nth - 1])
     return int(src[at]), int(dst[at])
-
-
-def _write_ranks(keep: Keep, blocks: Sequence[Block]) -> None:
-    """Write the weakest edge that each row would keep: first all keys, then all cells.
-
-    Zeros stand for rows that would keep all.
-    """
-    k = keep.thinning.top_k
-    assert k is not None
-    row_key, row_cell = np.zeros(keep.n_cells, keep.keys), np.zeros(keep.n_cells, keep.cells)
-    at, keys, cells = -1, row_key[:0], row_cell[:0]  # a row that may go on, and what it may keep
-    layout = [({"key": keep.keys, "cell": keep.cells}, 1)] * 3
-    for block in blocks:
-        first, last = block.first_row, block.last_row - 1
-        with RunReader(keep.scratch.run("rank", block.number), layout) as run:
-            if last - first > 1:
-                run.read(0, "key", 0, row_key[first + 1 : last])
-                run.read(0, "cell", 0, row_cell[first + 1 : last])
-            for section, row in enumerate((first, last), 1):
-                n = int(run.starts(section, 0, 0)[0])
-                if row != at:
-                    _note_weakest(row_key, row_cell, at, keys, cells, k)
-                    at, keys, cells = row, row_key[:0], row_cell[:0]
-                more = np.empty(n, keep.keys), np.empty(n, keep.cells)
-                run.read(section, "key", 0, more[0])
-                run.read(section, "cell", 0, more[1])
-                keys, cells = np.append(keys, more[0]), np.append(cells, more[1])
-                order = np.lexsort((cells, np.invert(keys)))[: k + 1]
-                keys, cells = keys[order], cells[order]
-    _note_weakest(row_key, row_cell, at, keys, cells, k)
-    path = keep.scratch.run("ranks", 0)
-    with opened(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600) as fd:
-        write_at(fd, row_cell, write_at(fd, row_key, 0))
-
-
-def _note_weakest(
-    row_key: Array, row_cell: Array, row: int, keys: Array, cells: Array, k: int
-) -> None:
-    if keys.size > k:
-        row_key[row], row_cell[row] = keys[k - 1], cells[k - 1]
-
-
-@lru_cache(maxsize=1)
-def _ranks(keep: Keep) -> tuple[Array, Array]:
-    """Return the weakest key and cell of each row; threads share them."""
-    row_key, row_cell = np.empty(keep.n_cells, keep.keys), np.empty(keep.n_cells, keep.cells)
-    path = keep.scratch.run("ranks", 0)
-    read_file(path, row_key, 0)
-    read_file(path, row_cell, row_key.nbytes)
-    return row_key, row_cell
-
-
-def warm_up(job: Job) -> None:
-    """Load (or compile) the loops of thinning."""
-    loops.warm_up(job.cell_dtype, key_dtype(job))
-    components.warm_up(job.cell_dtype, components.cell_dtype(job.source.n_cells))

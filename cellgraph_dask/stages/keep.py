@@ -1,0 +1,154 @@
+"""What is known of the edges that thinning keeps, and the memory that it takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..edge_pairs import components
+from ..edge_pairs.components import forest_bytes
+from ..machine import buffers
+from ..machine.buffers import Array
+from ..machine.files import opened, write_at
+from ..source.arrays import read_file
+from ..source.matrix import Block
+from . import thinning_loops as loops
+from .job import Job
+from .runs import RunReader, Scratch
+from .wishes import Thinning
+
+
+def key_dtype(job: Job) -> np.dtype[Any]:
+    """Return the dtype of keys: that of weights as they come out of the job's rule, as bits."""
+    is_exact = job.rule in ("ones", "max", "min") and job.weight_dtype == np.float32
+    return np.dtype(np.uint32 if is_exact else np.uint64)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What is known of the edges to keep; picklable."""
+
+    thinning: Thinning
+    scratch: Scratch
+    n_cells: int
+    cells: np.dtype[Any]
+    keys: np.dtype[Any]
+    ranked: bool = False  # whether the weakest of each row is known
+    cut: tuple[int, int, int] | None = None  # key and cells of the weakest edge of all
+
+    def apply(self, columns: Sequence[Array], *, both: bool) -> tuple[list[Array], Array]:
+        """Return the edges that are kept, and their keys; the columns are used up."""
+        edges = [*columns, self._keys_of(columns[2])]
+        if self.thinning.min_weight or not both:
+            least = np.array([self.thinning.min_weight or 0.0])
+            edges = first_of(edges, loops.keep_heavy(*edges, least, both))
+        if self.ranked:
+            n = edges[0].size
+            work = buffers.take("row keys", n, np.int64), buffers.take("kept edges", n, np.uint8)
+            edges = first_of(edges, loops.keep_ranked(*edges, *ranks(self), *work))
+        if self.cut is not None:
+            cut = np.array(self.cut, np.uint64)
+            edges = first_of(edges, loops.keep_strongest(*edges, cut))
+        return edges[:3], edges[3]
+
+    def _keys_of(self, weights: Array) -> Array:
+        keys = buffers.take("thinning keys", weights.size, self.keys)
+        floats = keys.view(np.float32 if self.keys.itemsize == 4 else np.float64)
+        floats[:] = weights  # exact
+        if self.thinning.strongest == "smallest":
+            np.invert(keys, out=keys)
+        return keys
+
+
+def first_of(columns: Sequence[Array], n: int) -> list[Array]:
+    """Return the first `n` values of each column."""
+    return [column[:n] for column in columns]
+
+
+def thinning_bytes(job: Job, n_entries: int) -> int:
+    """Return the most bytes that a block of that size takes more than streaming it does."""
+    top = min(job.thinning.top_k or 0, n_entries)
+    return n_entries * (2 * key_dtype(job).itemsize + 1) + 64 * top
+
+
+def ranks_bytes(job: Job) -> int:
+    """Return the bytes that are kept of all rows together."""
+    if job.thinning.top_k is None:
+        return 0
+    per_cell = key_dtype(job).itemsize + job.cell_dtype.itemsize
+    return job.source.n_cells * per_cell + 64 * min(job.thinning.top_k, job.source.n_cells)
+
+
+def components_bytes(job: Job) -> int:
+    """Return the bytes of counting components, at once before and after if there is one pass."""
+    is_once = job.thinning.top_k is None and job.thinning.max_edges is None
+    return (1 + is_once) * forest_bytes(job.source.n_cells, 1)
+
+
+def thinning_scratch(job: Job, n_edges: int) -> int:
+    """Return the most bytes of temporary files, of a graph of at most so many edges."""
+    n_bytes = 2 * ranks_bytes(job)
+    if job.thinning.max_edges is not None:
+        n_bytes += n_edges * key_dtype(job).itemsize
+    return n_bytes
+
+
+def write_ranks(keep: Keep, blocks: Sequence[Block]) -> None:
+    """Write the weakest edge that each row would keep: first all keys, then all cells.
+
+    Zeros stand for rows that would keep all.
+    """
+    k = keep.thinning.top_k
+    assert k is not None
+    row_key, row_cell = np.zeros(keep.n_cells, keep.keys), np.zeros(keep.n_cells, keep.cells)
+    at, keys, cells = -1, row_key[:0], row_cell[:0]  # a row that may go on, and what it may keep
+    layout = [({"key": keep.keys, "cell": keep.cells}, 1)] * 3
+    for block in blocks:
+        first, last = block.first_row, block.last_row - 1
+        with RunReader(keep.scratch.run("rank", block.number), layout) as run:
+            if last - first > 1:
+                run.read(0, "key", 0, row_key[first + 1 : last])
+                run.read(0, "cell", 0, row_cell[first + 1 : last])
+            for section, row in enumerate((first, last), 1):
+                n = int(run.starts(section, 0, 0)[0])
+                if row != at:
+                    _note_weakest(row_key, row_cell, at, keys, cells, k)
+                    at, keys, cells = row, row_key[:0], row_cell[:0]
+                more = np.empty(n, keep.keys), np.empty(n, keep.cells)
+                run.read(section, "key", 0, more[0])
+                run.read(section, "cell", 0, more[1])
+                keys, cells = np.append(keys, more[0]), np.append(cells, more[1])
+                order = np.lexsort((cells, np.invert(keys)))[: k + 1]
+                keys, cells = keys[order], cells[order]
+    _note_weakest(row_key, row_cell, at, keys, cells, k)
+    path = keep.scratch.run("ranks", 0)
+    with opened(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600) as fd:
+        write_at(fd, row_cell, write_at(fd, row_key, 0))
+
+
+def _note_weakest(
+    row_key: Array, row_cell: Array, row: int, keys: Array, cells: Array, k: int
+) -> None:
+    if keys.size > k:
+        row_key[row], row_cell[row] = keys[k - 1], cells[k - 1]
+
+
+@lru_cache(maxsize=1)
+def ranks(keep: Keep) -> tuple[Array, Array]:
+    """Return the weakest key and cell of each row; threads share them."""
+    row_key, row_cell = np.empty(keep.n_cells, keep.keys), np.empty(keep.n_cells, keep.cells)
+    path = keep.scratch.run("ranks", 0)
+    read_file(path, row_key, 0)
+    read_file(path, row_cell, row_key.nbytes)
+    return row_key, row_cell
+
+
+def warm_up(job: Job) -> None:
+    """Load (or compile) the loops of thinning."""
+    loops.warm_up(job.cell_dtype, key_dtype(job))
+    components.warm_up(job.cell_dtype, components.cell_dtype(job.source.n_cells))
