@@ -43,9 +43,10 @@ def make_adata():
 
 
 def write(adata, path, zarr_format=2):
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=zarr_format):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adata.write_h5ad(path) if path.suffix == ".h5ad" else adata.write_zarr(path)
+        with anndata.settings.override(zarr_write_format=zarr_format):
+            adata.write_h5ad(path) if path.suffix == ".h5ad" else adata.write_zarr(path)
     return path
 
 
