@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import pwd
 import random
 import re
 import shutil
@@ -128,6 +129,10 @@ def own_slurm() -> Iterator[Slurm]:
     missing = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
     if missing:
         raise NotStartedError(f"not installed: {', '.join(missing)}")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError as error:
+        raise NotStartedError(f"its users need names: {error}") from error
     # Not below pytest's folder: the path of a socket must not be longer than 107 characters.
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         slurm = Slurm(Path(folder))

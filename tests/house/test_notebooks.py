@@ -163,6 +163,7 @@ def executed(cells: list[str] | Path, folder: Path, monkeypatch) -> list[list[di
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     monkeypatch.setenv("PYTHONPATH", os.fspath(ROOT))
     monkeypatch.setenv("IPYTHONDIR", os.fspath(folder / ".ipython"))
+    monkeypatch.setenv("HOME", os.fspath(folder))  # Jupyter wants one
     if isinstance(cells, Path):
         notebook = nbformat.read(cells, 4)
     else:
