@@ -36,7 +36,14 @@ from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
 from .rows import described, row_sink, rows_job, source_of_rows
 from .split import SplitRuns, SplitSummary, split, split_holds
-from .stream import MOST_STREAM_ENTRIES, StreamSummary, prove_symmetry, stream, stream_holds
+from .stream import (
+    MOST_STREAM_ENTRIES,
+    StreamSummary,
+    prove_symmetry,
+    stream,
+    stream_holds,
+    with_ends,
+)
 from .thinning import Thinned, ThinSummary, thin
 
 
@@ -97,9 +104,10 @@ def _run_symmetric(
     task = partial(stream, job, np.array(seeds, np.uint64), delivery.sink)
     sizes = [block.stop - block.start for block in blocks]
     holds = partial(stream_holds, job, delivery.sink)
-    stage = Stage("stream", task, blocks, sizes, "entries", StreamSummary, holds, delivery.kind)
+    summary = with_ends(StreamSummary)
+    stage = Stage("stream", task, blocks, sizes, "entries", summary, holds, delivery.kind)
     summaries = executor.run(stage, keep=partial(_keep, delivery), stop=delivery.stop)
-    largest = prove_symmetry(summaries)
+    largest = prove_symmetry([summary.ends for summary in summaries])
     if largest is None:
         raise NotSymmetricError
     counts = [summary.n_edges for summary in summaries]

@@ -9,14 +9,15 @@ written is thrown away and the general method is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..machine import buffers
 from ..machine.buffers import Array
+from ..runtime.stage import Summary
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
@@ -26,20 +27,40 @@ MOST_STREAM_ENTRIES = 1 << 20  # without temporary files small blocks do: they s
 _MASK = 2**64 - 1
 
 
-class StreamSummary(NamedTuple):
-    """What a streamed block leaves behind."""
+class Ends(NamedTuple):
+    """What the proof of symmetry needs to know of a block."""
 
     first_row: int
     last_row: int  # inclusive; both may continue in other blocks
-    position: int  # of its upper entries in the sink; all are edges
-    n_edges: int
-    crc: int  # of their sources, destinations, and weights if they have some
     imbalance: tuple[int, int]  # the two halves of the sum of hashes
     largest: int  # entries off the diagonal: most in a row,
     first: int  # … in the first row,
     last: int  # … in the last row
     first_edge: tuple[int, int] | None
     last_edge: tuple[int, int] | None
+
+    @classmethod
+    def of(
+        cls, block: Block, imbalance: tuple[int, int], degrees: Array, src: Array, dst: Array
+    ) -> Ends:
+        """Return that of a block with these edges, which are in order."""
+        edges = [(int(src[k]), int(dst[k])) for k in (0, -1)] if src.size else [None, None]
+        largest, first, last = degrees[:3].tolist()
+        return cls(block.first_row, block.last_row - 1, imbalance, largest, first, last, *edges)
+
+
+class StreamSummary(NamedTuple):
+    """What a streamed block leaves behind."""
+
+    ends: Ends
+    position: int  # of its upper entries in the sink; all are edges
+    n_edges: int
+    crc: int  # of their sources, destinations, and weights if they have some
+
+
+def with_ends(kind: Callable[..., Summary]) -> Callable[..., Summary]:
+    """Return what makes a summary, of which `Ends` come first, from its values in a journal."""
+    return lambda ends, *values: kind(Ends(*ends), *values)
 
 
 def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
@@ -104,21 +125,8 @@ def read_edges(
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:
     """Read a block, check it, and write its upper entries to the output."""
     edges, imbalance, degrees = read_edges(job, seeds, block)
-    src, dst = edges[:2]
-    position, n, crc = deliver(job, sink, block.number, edges)
-    return StreamSummary(
-        first_row=block.first_row,
-        last_row=block.last_row - 1,
-        position=position,
-        n_edges=n,
-        crc=crc,
-        imbalance=imbalance,
-        largest=int(degrees[0]),
-        first=int(degrees[1]),
-        last=int(degrees[2]),
-        first_edge=(int(src[0]), int(dst[0])) if n else None,
-        last_edge=(int(src[n - 1]), int(dst[n - 1])) if n else None,
-    )
+    delivered = deliver(job, sink, block.number, edges)
+    return StreamSummary(Ends.of(block, imbalance, degrees, *edges[:2]), *delivered)
 
 
 def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) -> bool:
@@ -128,42 +136,21 @@ def stream_holds(job: Job, sink: EdgeSink, kept: tuple[Block, StreamSummary]) ->
     return edges is not None
 
 
-class Ends(Protocol):
-    """What the proof of symmetry needs to know of a block; see `StreamSummary`."""
-
-    @property
-    def first_row(self) -> int: ...  # noqa: D102
-    @property
-    def last_row(self) -> int: ...  # noqa: D102
-    @property
-    def imbalance(self) -> tuple[int, int]: ...  # noqa: D102
-    @property
-    def largest(self) -> int: ...  # noqa: D102
-    @property
-    def first(self) -> int: ...  # noqa: D102
-    @property
-    def last(self) -> int: ...  # noqa: D102
-    @property
-    def first_edge(self) -> tuple[int, int] | None: ...  # noqa: D102
-    @property
-    def last_edge(self) -> tuple[int, int] | None: ...  # noqa: D102
-
-
-def prove_symmetry(summaries: Sequence[Ends]) -> int | None:
+def prove_symmetry(blocks: Sequence[Ends]) -> int | None:
     """Return the largest degree if the streamed edges are those of the matrix, else None."""
-    if any(sum(s.imbalance[half] for s in summaries) & _MASK for half in (0, 1)):
+    if any(sum(block.imbalance[half] for block in blocks) & _MASK for half in (0, 1)):
         return None
     largest, row, degree = 0, -1, 0
     last_edge = (-1, -1)
-    for summary in summaries:
-        if summary.first_edge is not None and summary.last_edge is not None:
-            if tuple(summary.first_edge) <= last_edge:  # a row in several blocks, not sorted
+    for block in blocks:
+        if block.first_edge is not None and block.last_edge is not None:
+            if tuple(block.first_edge) <= last_edge:  # a row in several blocks, not sorted
                 return None
-            last_edge = (summary.last_edge[0], summary.last_edge[1])  # a list in a journal
+            last_edge = (block.last_edge[0], block.last_edge[1])  # a list in a journal
         # Entries of a row that continues in the next block are counted together.
-        degree = summary.first + (degree if summary.first_row == row else 0)
-        largest = max(largest, summary.largest, degree)
-        if summary.last_row != summary.first_row:
-            degree = summary.last
-        row = summary.last_row
+        degree = block.first + (degree if block.first_row == row else 0)
+        largest = max(largest, block.largest, degree)
+        if block.last_row != block.first_row:
+            degree = block.last
+        row = block.last_row
     return largest

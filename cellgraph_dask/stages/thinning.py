@@ -33,7 +33,7 @@ from . import thinning_loops as loops
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .keep import Keep, first_of, key_dtype, ranks, write_ranks
 from .runs import RunReader, Scratch, Written, holds, write_run
-from .stream import prove_symmetry, read_edges
+from .stream import Ends, prove_symmetry, read_edges, with_ends
 
 _SLAB = 1 << 18  # keys looked at in one go
 _GROUPS = 32  # tasks that look at all keys together
@@ -61,16 +61,9 @@ class Thinned:
 
 
 class PassSummary(NamedTuple):
-    """What a block leaves behind in a pass before the last; see `StreamSummary`."""
+    """What a block leaves behind in a pass before the last."""
 
-    first_row: int
-    last_row: int
-    imbalance: tuple[int, int]
-    largest: int
-    first: int
-    last: int
-    first_edge: tuple[int, int] | None
-    last_edge: tuple[int, int] | None
+    ends: Ends
     n: int  # keys in its run
     n_bytes: int  # of its run
     crc: int
@@ -79,20 +72,13 @@ class PassSummary(NamedTuple):
 class ThinSummary(NamedTuple):
     """What a thinned block leaves behind; see `StreamSummary`.
 
-    Its degrees are those of the edges that are kept.
+    The degrees in `ends` are those of the edges that are kept.
     """
 
-    first_row: int
-    last_row: int
+    ends: Ends
     position: int
     n_edges: int
     crc: int
-    imbalance: tuple[int, int]
-    largest: int
-    first: int
-    last: int
-    first_edge: tuple[int, int] | None
-    last_edge: tuple[int, int] | None
     n_rows: int  # rows with edges that are kept
     n_before: int  # entries before, and
     n_rows_before: int  # … rows with some, and
@@ -112,20 +98,14 @@ class _Rows:
     tally: Callable[[Array, Array], None] | None = None  # gets each edge before thinning, and
     tally_kept: Callable[[Array, Array], None] | None = None  # … each that is kept
 
-    def read(self, block: Block) -> tuple[list[Array], dict[str, Any]]:
+    def read(self, block: Block) -> tuple[list[Array], Ends]:
         """Return a block's entries, and what the proof of symmetry needs of them."""
         job = replace(self.job, both=True, weights=True)
         seeds = np.array(self.seeds, np.uint64)
         columns, imbalance, degrees = read_edges(job, seeds, block, proved=self.proved)
-        src, dst, _ = columns
         if self.tally is not None:
-            self.tally(src, dst)
-        ends = [(int(src[k]), int(dst[k])) for k in (0, -1)] if src.size else [None, None]
-        return columns, {
-            "first_row": block.first_row, "last_row": block.last_row - 1, "imbalance": imbalance,
-            "largest": int(degrees[0]), "first": int(degrees[1]), "last": int(degrees[2]),
-            "first_edge": ends[0], "last_edge": ends[1],
-        }  # fmt: skip
+            self.tally(*columns[:2])
+        return columns, Ends.of(block, imbalance, degrees, *columns[:2])
 
 
 def _rank(rows: _Rows, block: Block) -> PassSummary:
@@ -133,7 +113,7 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
 
     The first and the last row may go on in other blocks; of these, what may be kept is left.
     """
-    columns, proof = rows.read(block)
+    columns, ends = rows.read(block)
     keep, k = rows.keep, rows.keep.thinning.top_k
     assert k is not None
     (src, dst, _), keys = keep.apply(columns, both=True)
@@ -153,20 +133,20 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
         places = np.empty(min(k + 1, keys[part].size), np.int64)  # one more: that there are more
         if places.size:
             loops.strongest_of(keys[part], places.size, work, places)
-        ends = {"key": keys[part][places], "cell": dst[part][places]}
-        sections.append((ends, np.array([places.size])))
+        kept = {"key": keys[part][places], "cell": dst[part][places]}
+        sections.append((kept, np.array([places.size])))
     written = write_run(keep.scratch.run("rank", block.number), sections)
-    return PassSummary(**proof, n=0, n_bytes=written.n_bytes, crc=written.crc)
+    return PassSummary(ends, 0, *written)
 
 
 def _weigh(rows: _Rows, block: Block) -> PassSummary:
     """Leave the keys of a block's edges."""
-    columns, proof = rows.read(block)
+    columns, ends = rows.read(block)
     _, keys = rows.keep.apply(columns, both=False)
     written = write_run(
         rows.keep.scratch.run("weigh", block.number), [({"key": keys}, np.array([keys.size]))]
     )
-    return PassSummary(**proof, n=keys.size, n_bytes=written.n_bytes, crc=written.crc)
+    return PassSummary(ends, keys.size, *written)
 
 
 def _pass_holds(scratch: Scratch, name: str, kept: tuple[Block, PassSummary]) -> bool:
@@ -177,7 +157,7 @@ def _pass_holds(scratch: Scratch, name: str, kept: tuple[Block, PassSummary]) ->
 
 def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     """Write the edges of a block that are kept to the output."""
-    columns, proof = rows.read(block)
+    columns, ends = rows.read(block)
     before, after = np.zeros(3, np.int64), np.zeros(3, np.int64)
     n_before, n_rows_before = columns[0].size, _count_rows(columns[0], block, before)
     strongest = float(columns[2].max(initial=0))
@@ -187,12 +167,11 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     n_rows = _count_rows(edges[0], block, after)
     if not rows.job.both:
         edges = first_of(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
-    position, n_edges, crc = deliver(rows.job, sink, block.number, edges)
-    proof |= dict(zip(("largest", "first", "last"), after.tolist(), strict=True))
+    delivered = deliver(rows.job, sink, block.number, edges)
+    largest, first, last = after.tolist()
     return ThinSummary(
-        **proof, position=position, n_edges=n_edges, crc=crc, n_rows=n_rows,
-        n_before=n_before, n_rows_before=n_rows_before, first_before=int(before[1]),
-        last_before=int(before[2]), strongest=strongest,
+        ends._replace(largest=largest, first=first, last=last), *delivered, n_rows, n_before,
+        n_rows_before, int(before[1]), int(before[2]), strongest,
     )  # fmt: skip
 
 
@@ -234,35 +213,35 @@ def thin(
     keep = Keep(job.thinning, job.scratch, n_cells, rows.cell_dtype, key_dtype(rows))
     of_product = replace(rows, both=job.both, weights=job.weights)
     passes = _Passes(of_product, blocks, seeds, executor, proved=rows is not job)
-    forests = _Tallies(n_cells, executor, count_components)
+    before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
-        passes.run("rank", partial(_rank, passes.rows(keep, forests.before())))
-        forests.counted_before()
+        passes.run("rank", partial(_rank, passes.rows(keep, before.taking())))
+        before.count()
         write_ranks(keep, blocks)
         keep = replace(keep, ranked=True)
     if job.thinning.max_edges is not None:
-        summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, forests.before())))
-        forests.counted_before()
+        summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, before.taking())))
+        before.count()
         sizes = [summary.n for summary in summaries]
         keep = replace(keep, cut=passes.cut(keep, sizes))
-    last = passes.rows(keep, forests.before(), forests.after())
+    last = passes.rows(keep, before.taking(), after.taking())
     task, holds_ = partial(_thin, last, sink), partial(_thin_holds, last, sink)
-    stage = Stage("thin", task, blocks, passes.sizes, "entries", ThinSummary, holds_, kind)
+    summary = with_ends(ThinSummary)
+    stage = Stage("thin", task, blocks, passes.sizes, "entries", summary, holds_, kind)
     try:
         thinned = executor.run(stage, keep=keep_sizes, stop=stop)
     finally:
         ranks.cache_clear()
-    largest = prove_symmetry(thinned)
+    largest = prove_symmetry([summary.ends for summary in thinned])
     if largest is None:
         raise NotSymmetricError
     _check_left(job, thinned)
     n_before = sum(summary.n_before for summary in thinned) // 2
     n_edges = sum(summary.n_edges for summary in thinned) // job.n_directions
-    before = ((s.first_row, s.last_row, s.n_rows_before, s.first_before, s.last_before)
-              for s in thinned)  # fmt: skip
-    after = ((s.first_row, s.last_row, s.n_rows, s.first, s.last) for s in thinned)
-    isolated = _rows_with_entries(before) - _rows_with_entries(after)
-    told = Thinned(n_before - n_edges, isolated, *forests.told())
+    had = ((s.ends, s.n_rows_before, s.first_before, s.last_before) for s in thinned)
+    have = ((s.ends, s.n_rows, s.ends.first, s.ends.last) for s in thinned)
+    isolated = _rows_with_entries(had) - _rows_with_entries(have)
+    told = Thinned(n_before - n_edges, isolated, before.count(), after.count())
     return Result([summary.n_edges for summary in thinned], largest, told)
 
 
@@ -277,64 +256,44 @@ def _check_left(job: Job, thinned: Sequence[ThinSummary]) -> None:
         )
 
 
-def _rows_with_entries(blocks: Iterable[tuple[int, int, int, int, int]]) -> int:
+def _rows_with_entries(blocks: Iterable[tuple[Ends, int, int, int]]) -> int:
     """Return how many rows have entries; a row may be in several blocks.
 
-    Of each block: first and last row, rows with entries, and entries of the first and last row.
+    Of each block: its rows, those with entries, and entries of the first and the last row.
     """
     total, row, has_entries = 0, -1, False
-    for first_row, last_row, n_rows, first, last in blocks:
+    for ends, n_rows, first, last in blocks:
         total += n_rows
-        if first_row != row:
+        if ends.first_row != row:
             has_entries = False
         total -= has_entries and first > 0
-        has_entries = last > 0 or (has_entries and first_row == last_row)
-        row = last_row
+        has_entries = last > 0 or (has_entries and ends.first_row == ends.last_row)
+        row = ends.last_row
     return total
 
 
-class _Tallies:
-    """Counts connected components, before and after, where memory and executor allow."""
+class _Tally:
+    """Counts the connected components of edges that come once, where memory and executor allow."""
 
     def __init__(self, n_cells: int, executor: ResumableExecutor, wanted: bool) -> None:
-        self._n_cells, self._executor = n_cells, executor
+        self._n_cells, self._executor, self._n_kept = n_cells, executor, executor.n_kept
         self._wanted = wanted
-        self._n_kept = executor.n_kept
-        self._before: Forests | None = None
-        self._after: Forests | None = None
+        self._forests: Forests | None = None
         self._counted: Components | None = None
-        self._is_counted = False
 
-    def before(self) -> Callable[[Array, Array], None] | None:
-        """Return what takes the edges of the first pass; nothing in later ones."""
-        if not self._wanted or self._is_counted:
-            return None
-        self._before = Forests(self._n_cells, 1)
-        return self._before.add
-
-    def counted_before(self) -> None:
-        """Count, after the first pass."""
-        if not self._is_counted:
-            self._counted = self._told(self._before)
-            self._before, self._is_counted = None, True
-
-    def after(self) -> Callable[[Array, Array], None] | None:
-        """Return what takes the edges that are kept."""
+    def taking(self) -> Callable[[Array, Array], None] | None:
+        """Return what takes the edges of a pass; None if they are not wanted, or were counted."""
         if not self._wanted:
             return None
-        self._after = Forests(self._n_cells, 1)
-        return self._after.add
+        self._forests = Forests(self._n_cells, 1)
+        return self._forests.add
 
-    def told(self) -> tuple[Components | None, Components | None]:
-        """Return the components before and after."""
-        self.counted_before()
-        return self._counted, self._told(self._after)
-
-    def _told(self, forests: Forests | None) -> Components | None:
-        """Count components; None if tasks of an interrupted run were not done again."""
-        if forests is None or self._executor.n_kept != self._n_kept:
-            return None
-        return forests.components()
+    def count(self) -> Components | None:
+        """Count, and take no more; None if tasks of an interrupted run were not done again."""
+        if self._forests is not None and self._executor.n_kept == self._n_kept:
+            self._counted = self._forests.components()
+        self._forests, self._wanted = None, False
+        return self._counted
 
 
 @dataclass
@@ -359,9 +318,10 @@ class _Passes:
     def run(self, name: str, task: Callable[[Block], PassSummary]) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
         holds_ = partial(_pass_holds, self.job.scratch, name)
-        stage = Stage(name, task, self.blocks, self.sizes, "entries", PassSummary, holds_)
+        summary = with_ends(PassSummary)
+        stage = Stage(name, task, self.blocks, self.sizes, "entries", summary, holds_)
         summaries = self.executor.run(stage)
-        if prove_symmetry(summaries) is None:
+        if prove_symmetry([summary.ends for summary in summaries]) is None:
             raise NotSymmetricError
         self.proved = True
         return summaries

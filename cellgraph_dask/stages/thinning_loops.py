@@ -127,6 +127,15 @@ def weakest_kept(
         a = b
 
 
+@compiled()
+def _move(src: Array, dst: Array, weights: Array, keys: Array, e: int, n: int) -> None:
+    """Move edge `e` to place `n`, where it stays if it is kept."""
+    src[n] = src[e]
+    dst[n] = dst[e]
+    weights[n] = weights[e]
+    keys[n] = keys[e]
+
+
 @compiled(int)
 def keep_heavy(src: Array, dst: Array, weights: Array, keys: Array, least: Array, both: int) -> int:
     """Move edges with weights of at least ``least[0]`` to the front; return how many there are.
@@ -136,10 +145,7 @@ def keep_heavy(src: Array, dst: Array, weights: Array, keys: Array, least: Array
     n = 0
     for e in range(src.size):
         kept = (weights[e] >= least[0]) & ((both != 0) | (src[e] < dst[e]))
-        src[n] = src[e]
-        dst[n] = dst[e]
-        weights[n] = weights[e]
-        keys[n] = keys[e]
+        _move(src, dst, weights, keys, e, n)
         n += kept
     return n
 
@@ -173,10 +179,7 @@ def keep_ranked(
         kept[e] = is_kept
     n = 0
     for e in range(src.size):
-        src[n] = src[e]
-        dst[n] = dst[e]
-        weights[n] = weights[e]
-        keys[n] = keys[e]
+        _move(src, dst, weights, keys, e, n)
         n += kept[e]
     return n
 
@@ -195,10 +198,7 @@ def keep_strongest(src: Array, dst: Array, weights: Array, keys: Array, cut: Arr
             small = np.uint64(min(src[e], dst[e]))
             large = np.uint64(max(src[e], dst[e]))
             kept = small < cut[1] or (small == cut[1] and large <= cut[2])
-        src[n] = src[e]
-        dst[n] = dst[e]
-        weights[n] = weights[e]
-        keys[n] = keys[e]
+        _move(src, dst, weights, keys, e, n)
         n += kept
     return n
 
