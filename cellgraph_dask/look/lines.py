@@ -71,8 +71,8 @@ def draw_lines(
         x1 = min(max(px + last * dx, 0.0), np.float64(width))
         y1 = min(max(py + last * dy, 0.0), np.float64(height))
         n = np.int64(max(abs(np.floor(x1) - np.floor(x0)), abs(np.floor(y1) - np.floor(y0))))
-        fx = np.int64(x0 * _ONE)
-        fy = np.int64(y0 * _ONE)
+        fx = np.int64(x0 * _ONE) + n  # for the digits that each step loses
+        fy = np.int64(y0 * _ONE) + n
         step_x = np.int64((x1 - x0) * _ONE / max(n, 1))
         step_y = np.int64((y1 - y0) * _ONE / max(n, 1))
         known: Any = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cellgraph_dask.look import lines
@@ -28,6 +28,7 @@ def drawn(ends, *, view=(0, 0, 1, 1, 1e9), mode=lines.COUNT, values=None, colors
 
 
 @given(st.tuples(PLACE, PLACE), st.tuples(PLACE, PLACE))
+@example((1.5, 0), (4, 0))  # an end on the border of a pixel
 def test_a_line_has_a_pixel_for_each_step_from_end_to_end(one, other):
     counts, _, tally = drawn([one, other])
     (c0, r0), (c1, r1) = (np.floor(np.float32(end)).astype(int) for end in (one, other))
