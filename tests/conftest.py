@@ -196,3 +196,24 @@ def open_files(folder: Path) -> list[str]:
         with suppress(OSError):  # the one that listed them
             paths.append(str(fd.readlink()))
     return [path for path in paths if path.startswith(f"{folder}/")]
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """Return a function that lets the next export end as by Ctrl-C after so many journal lines."""
+    from cellgraph_dask.runtime.stage import Journal
+
+    add = Journal.add
+
+    def after(n: int) -> None:
+        left = iter(range(n))
+
+        def counted(self, *line):
+            add(self, *line)
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Journal, "add", counted)
+
+    yield after
+    monkeypatch.setattr(Journal, "add", add)

@@ -6,7 +6,6 @@ import logging
 import os
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -14,9 +13,10 @@ import click
 from ..errors import shown
 from ..machine.amounts import counted
 from ..machine.interrupts import holding
+from ..source.listing import is_store
 from . import look, reporting, starting  # noqa: F401 (their commands)
 from .completion import FILES, FOLDERS, KEYS, TO_KEYS
-from .failures import INTERRUPTED
+from .failures import DIFFERENT, INTERRUPTED
 from .group import (
     MADE,
     check_keys,
@@ -46,15 +46,7 @@ from .options import (
     thinning_options,
 )
 from .streams import finish, note_done, prepare
-from .words import (
-    describe_inspection,
-    describe_plan,
-    describe_run,
-    describe_thinned,
-    describe_verification,
-)
-
-DIFFERENT = 3  # exit code
+from .words import describe_inspection, describe_plan, describe_run, describe_verification
 
 
 @cli.command(
@@ -122,8 +114,6 @@ def export(
         click.echo(report.to_json())
     else:
         click.echo(describe_run(report, "", report.out_dir))
-        if report.thinned is not None:
-            click.echo(describe_thinned(report.thinned))
         if report.kept_tasks:
             kept = counted(report.kept_tasks, "finished task")
             were = "was" if report.kept_tasks == 1 else "were"
@@ -184,7 +174,7 @@ def verify(context: click.Context, /, out_dir: str, as_json: bool, **options: An
 def _verified(place: str, options: dict[str, Any]) -> Any:
     """Verify an export, or a matrix if there is a store in its place."""
     made = {name: options.pop(name) for name in MADE}
-    if any(Path(place, name).is_file() for name in (".zgroup", "zarr.json")):
+    if is_store(place):
         with imports():
             from ..verify.element import verify_element
 
@@ -287,8 +277,6 @@ def symmetrize(
         return
     where = f"obsp/{options['to_key']} of {report.out_dir}"
     click.echo(describe_run(report, ", in both directions,", where))
-    if report.thinned is not None:
-        click.echo(describe_thinned(report.thinned))
 
 
 @cli.command(

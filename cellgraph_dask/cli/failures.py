@@ -17,7 +17,7 @@ from ..errors import CellgraphError, redact
 from ..machine.interrupts import SIGNALS, Hold, holding
 from .help import Command, write_commands, write_examples
 
-FAILED = 1
+FAILED, DIFFERENT = 1, 3  # exit codes
 
 # Keys of a context's `meta`, which a command shares with the group.
 _JSON, VERBOSE, INTERRUPTED = (f"{__name__}.{name}" for name in ("json", "verbose", "interrupted"))

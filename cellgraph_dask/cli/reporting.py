@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from ..errors import shown
+from ..source.listing import is_store
 from .completion import FILES, TO_KEYS
-from .failures import Commands
+from .failures import DIFFERENT, Commands
 from .group import check_keys, cli, refuse_made
 from .help import MATRIX, PICTURE, under
 from .options import (
@@ -23,8 +24,6 @@ from .options import (
     thinning_options,
 )
 from .streams import note_done
-
-_WRONG = 3  # exit code
 
 
 @cli.command(
@@ -76,7 +75,7 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
     check_keys(options)
     if options["output"] is None and not as_json:
         raise click.UsageError("name the page with -o, such as -o report.html, or give --json")
-    from ..look.report import is_store, report_export
+    from ..look.report import report_export
 
     if is_store(path):
         if options["output_storage_options"] is not None:
@@ -97,4 +96,4 @@ def report(context: click.Context, /, path: str, as_json: bool, **options: Any) 
         click.echo(f"Report: {shown(options['output'])}")
     commands.print_all("Wrong", found.verification.problems)
     commands.print_all("Warning", found.verification.warnings)
-    context.exit(0 if found.ok else _WRONG)
+    context.exit(0 if found.ok else DIFFERENT)

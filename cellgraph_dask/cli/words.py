@@ -44,11 +44,12 @@ def edges_of_cells(report: Any) -> str:
 
 
 def describe_run(report: Any, in_between: str, where: str) -> str:
-    """Describe what an `ExportReport` says, in a line."""
-    return (
+    """Describe what an `ExportReport` says, in a line, and what was left out in another."""
+    line = (
         f"{edges_of_cells(report)}{in_between} in {format_time(report.seconds)}, peak memory "
         f"{format_bytes(report.peak_memory_bytes)}: {where}"
     )
+    return line if report.thinned is None else f"{line}\n{_describe_thinned(report.thinned)}"
 
 
 def describe_plan(plan: ExportPlan) -> str:
@@ -84,7 +85,7 @@ def _describe_files(plan: ExportPlan) -> list[tuple[str, str]]:
     ]
 
 
-def describe_thinned(thinned: Any) -> str:
+def _describe_thinned(thinned: Any) -> str:
     """Say what thinning has left out."""
     became = counted(thinned.n_became_isolated, "cell")
     text = f"Left out: {counted(thinned.n_dropped, 'edge')}; {became} without neighbors since then"

@@ -29,7 +29,7 @@ from ..stages.runs import RunReader, write_run
 from . import parquet
 from .parquet import graph_metadata, signed, tell_files
 from .parts import COLUMNS, pieces_bytes
-from .places import Places
+from .places import Places, cut_at_parts
 
 _LABEL = "parquet file"  # in the journal
 _AT_ONCE = 8  # files that are made durable
@@ -185,10 +185,7 @@ class ParquetFiles(Places):
         """Put rows into a file, in which they begin at `first`."""
         if start in self._written:  # an interrupted export has got that far
             return
-        done, size = 0, columns[0].size
-        while done < size:
-            number, at = divmod(first + done, self.row_group)
-            n = min(self.row_group - at, size - done)
+        for number, at, done, n in cut_at_parts(first, columns[0].size, self.row_group):
             with self._changed:
                 file = self._files.setdefault(start, _File())
                 if number not in file.groups:
@@ -205,7 +202,6 @@ class ParquetFiles(Places):
                     file.settled += n
             if spilled:
                 self._spill(start, number, file, group, n)
-            done += n
         self._write_if_whole(start)
 
     def _buffers(self) -> list[Array]:
@@ -271,13 +267,9 @@ class ParquetFiles(Places):
         n_rows = self._written[start].stop - start
         reader = TableReader(self._path(start), self._columns, n_rows, self.row_group)
         try:
-            done, size = 0, columns[0].size
-            while done < size:
-                number, at = divmod(first + done, self.row_group)
-                n = min(self.row_group - at, size - done)
+            for number, at, done, n in cut_at_parts(first, columns[0].size, self.row_group):
                 for column, stored in zip(columns, reader.read(number), strict=True):
                     column[done : done + n] = stored[at : at + n]
-                done += n
         finally:
             reader.close()
 

@@ -49,7 +49,6 @@ class _Categories:
     def __init__(self, codes: Any, categories: Array) -> None:
         self._codes, self._categories = codes, categories
         self.shape, self.chunks = codes.shape, getattr(codes, "chunks", None)
-        self.shape, self.chunks = codes.shape, codes.chunks
 
     def __getitem__(self, corner: Any) -> Array:
         """Return texts, as objects."""

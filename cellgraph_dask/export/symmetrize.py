@@ -126,10 +126,7 @@ def symmetrize_connectivities(
     element = Element(
         rule, to_key, drop_diagonal, dtype, made, group,
         None if inside else StoreCopy.of(source, group, made, storage_options, selection),
-        thinning_of(
-            opened.key, opened.n_cells, min_weight=min_weight, top_k=top_k, max_edges=max_edges,
-            strongest=strongest,
-        ),
+        thinning_of(opened.key, opened.n_cells, min_weight, top_k, max_edges, strongest),
         notes,
     )  # fmt: skip
     options = Options(

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import MemoryLimitError, SourceError
+from ..errors import SourceError
 from ..machine.amounts import counted
 from ..machine.buffers import Array
 from ..machine.memory import (
     SLACK_BYTES,
-    format_bytes,
     limit_bytes,
     peak_bytes,
     reset_peak,
     resident_bytes,
     round_reserved,
+    too_small,
 )
 from ..machine.remote import is_url, plain_name
 from ..runtime.progress import progress_bars
@@ -169,13 +169,7 @@ def _fitting_threads(
         needed = reserved + SLACK_BYTES + max(drawing, making + n_pixels * (4 + 8 * n_sums))
         if needed <= limit:
             return n
-    least = -(-needed // 10**6) * 10**6
-    raise MemoryLimitError(
-        f"the memory limit of {format_bytes(limit)} is too small for this picture: "
-        f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit that "
-        f"will do is {least // 10**6}MB (`memory_limit`).",
-        needed_bytes=least,
-    )
+    raise too_small("picture", limit, reserved, needed)
 
 
 def _report(

@@ -17,8 +17,9 @@ from ..edge_pairs.format import MANIFEST, read_manifest
 from ..edge_pairs.parquet import GRAPH, is_parquet, read_graph_table
 from ..errors import InvalidExportError
 from ..machine import html
-from ..machine.remote import AnyPath, find_path, is_url, local_path, plain_name
+from ..machine.remote import AnyPath, find_path, is_url, plain_name
 from ..runtime.progress import progress_bars
+from ..source.listing import is_store
 from ..verify.api import observe_export
 from ..verify.checks import VerifyReport
 from ..verify.element import observe_element
@@ -208,14 +209,6 @@ class _Stored(NamedTuple):
     weighted: bool | None = None
     compression: int | None = None
     files: tuple[FileSize, ...] = ()
-
-
-def is_store(path: Any) -> bool:
-    """Whether there is a zarr store in a folder, and not an export."""
-    return not is_url(plain_name(path)) and any(
-        os.path.isfile(local_path(path) / name)  # noqa: PTH113 (which raises nothing)
-        for name in (".zgroup", "zarr.json")
-    )
 
 
 def _stored(place: AnyPath) -> _Stored:

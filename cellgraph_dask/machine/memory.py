@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..errors import MemoryLimitError
 from .amounts import counted, scaled
 
 _UNITS = ["", "K", "M", "G", "T"]
@@ -136,3 +137,14 @@ _ROUND_BYTES = 8 * 2**20  # reserved memory is rounded up, so that plans repeat
 def round_reserved(resident: int) -> int:
     """Round resident bytes up, so that the same plan comes out of every start."""
     return -(-resident // _ROUND_BYTES) * _ROUND_BYTES
+
+
+def too_small(what: str, limit: int, reserved: int, needed: int) -> MemoryLimitError:
+    """Return the refusal of a limit, given the bytes that are taken, and those that will do."""
+    least = -(-needed // 10**6) * 10**6
+    return MemoryLimitError(
+        f"the memory limit of {format_bytes(limit)} is too small for this {what}: "
+        f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit that "
+        f"will do is {least // 10**6}MB (`memory_limit`).",
+        needed_bytes=least,
+    )

@@ -10,7 +10,7 @@ from ..stages.wishes import Strongest, Thinning
 
 
 def thinning_of(
-    key: str, n_cells: int, *, min_weight: float | None, top_k: int | None,
+    key: str, n_cells: int, min_weight: float | None, top_k: int | None,
     max_edges: int | Literal["viewer"] | None, strongest: Strongest | None,
 ) -> Thinning:  # fmt: skip
     """Return which edges of a matrix are kept.

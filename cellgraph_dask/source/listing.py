@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+from ..machine.remote import is_url, local_path, plain_name
 
 _MOST_NAMES = 10_000
 _MARKS = {"connectivities_key", "connectivities", "distances"}  # of what scanpy calls neighbors
@@ -50,6 +53,14 @@ def _in_folder(folder: Path) -> list[str]:
 def _in_archive(names: list[str], above: str) -> list[str]:
     below = {name[len(above) :].split("/", 1)[0] for name in names if name.startswith(above)}
     return sorted(name for name in below if name and not name.startswith((".", "zarr.json")))
+
+
+def is_store(path: Any) -> bool:
+    """Whether there is a zarr store in a folder, and not an export."""
+    return not is_url(plain_name(path)) and any(
+        os.path.isfile(local_path(path) / name)  # noqa: PTH113 (which raises nothing)
+        for name in (".zgroup", "zarr.json")
+    )
 
 
 def matrices(names: Names) -> list[str]:

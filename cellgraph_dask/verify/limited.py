@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..errors import MemoryLimitError
-from ..machine.memory import SLACK_BYTES, format_bytes, resident_bytes, round_reserved
+from ..machine.memory import SLACK_BYTES, resident_bytes, round_reserved, too_small
 
 
 class Limited:
@@ -32,10 +32,5 @@ class Limited:
     def too_small(self, needed: int) -> MemoryLimitError:
         """Return the refusal of a limit, as so many bytes are needed."""
         reserved = self._reserved()
-        least = -(-(reserved + SLACK_BYTES + needed) // 10**6) * 10**6
-        return MemoryLimitError(
-            f"the memory limit of {format_bytes(self.limit)} is too small for this verification: "
-            f"{format_bytes(reserved)} are taken by Python and its libraries. The smallest limit "
-            f"that will do is {least // 10**6}MB (`memory_limit`).",
-            needed_bytes=least,
-        )
+        needed += reserved + SLACK_BYTES
+        return too_small("verification", self.limit, reserved, needed)

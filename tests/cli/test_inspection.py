@@ -167,25 +167,6 @@ def test_an_export_that_a_run_was_to_replace(scratch):
     assert "A run to replace it, started 2026-11-22 12:00:00, was interrupted" in text
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Let an export end as by Ctrl-C after so many tasks."""
-    add = Journal.add
-
-    def after(n: int) -> None:
-        left = iter(range(n - 1))
-
-        def counted(self, *line):
-            add(self, *line)
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Journal, "add", counted)
-
-    yield after
-    monkeypatch.setattr(Journal, "add", add)
-
-
 DIRECTED = directed_graph(3000)
 TUNING = Tuning(5000, 3000, 1500, 8, 1, True)  # three blocks
 
@@ -199,15 +180,15 @@ TUNING = Tuning(5000, 3000, 1500, 8, 1, True)  # three blocks
     ],
 )
 def test_where_a_run_stopped_and_how_to_resume(
-    tmp_path, interrupt, monkeypatch, scratch, n, options, stopped, done
+    tmp_path, interrupt_after, monkeypatch, scratch, n, options, stopped, done
 ):
     monkeypatch.chdir(tmp_path)
     store, out = write_store(tmp_path / "a store.zarr", DIRECTED), tmp_path / "out"
     more = options | ({"scratch_dir": tmp_path / "fast"} if scratch else {})
-    interrupt(n)
+    interrupt_after(n - 1)
     with pytest.raises(KeyboardInterrupt):
         run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="2GB", **more)
-    interrupt(10**9)
+    interrupt_after(10**9)
     report = inspect_path(out)
     assert (report.kind, report.running) == ("scratch", False)
     assert report.stages[-1].name == stopped.split(":")[0]
@@ -269,12 +250,12 @@ def test_cells_that_only_python_knows_have_no_command():
         command_to_resume(RUN | {"options": {"cells": {"given": "a mask"}}})
 
 
-def test_a_symmetrization_is_resumed_by_its_own_command(tmp_path, interrupt):
+def test_a_symmetrization_is_resumed_by_its_own_command(tmp_path, interrupt_after):
     store, dest = write_store(tmp_path / "s.zarr", DIRECTED), tmp_path / "new.zarr"
-    interrupt(1)
+    interrupt_after(0)
     with pytest.raises(KeyboardInterrupt):
         symmetrize_connectivities(store, dest, rule="max", to_key="sym", threads=1)
-    interrupt(10**9)
+    interrupt_after(10**9)
     text = run("inspect", dest).stdout
     command = shlex.split(text.rsplit("Resume with:\n", 1)[1])
     expected = ["symmetrize", str(store), str(dest), "--rule", "max", "--to-key", "sym"]

@@ -45,25 +45,6 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(edge_files, "PART_EDGES", 1000)
 
 
-@pytest.fixture
-def interrupt_after(monkeypatch):
-    """Return a function that lets the next export end as by Ctrl-C after so many journal lines."""
-    add = Journal.add
-
-    def after(n: int) -> None:
-        left = iter(range(n))
-
-        def counted(self, *line):
-            add(self, *line)
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Journal, "add", counted)
-
-    yield after
-    monkeypatch.setattr(Journal, "add", add)
-
-
 @pytest.fixture(params=GRAPHS)
 def source(request, tmp_path):
     return write_store(tmp_path / "s.zarr", stored(GRAPHS[request.param]), chunk=1000)

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -223,13 +224,7 @@ def judge(case: Case, folder: Path) -> list[str]:
     if found := list(out_dir.glob(".*")):
         problems.append(f"left behind: {found}")
 
-    def verified() -> tuple[str, ...]:
-        report = verify(
-            out_dir, Progress(), source=open_source(reference), limit=LIMIT, threads=case.threads,
-            proof_plan=PROOFS[case.proof],
-        )  # fmt: skip
-        return ("ok",) if report.ok else report.problems
-
+    verified = partial(verdict, case, out_dir, reference)
     if verified() != ("ok",):
         problems.append(f"verify refuses what is sound: {verified()}")
     if change := changed(expected, matrix.n, random):
@@ -239,6 +234,15 @@ def judge(case: Case, folder: Path) -> list[str]:
     if case.thinning is not None:
         problems += judge_thinned(case, case.thinning, source, reference, folder, random)
     return problems
+
+
+def verdict(case: Case, out_dir: Path, reference: Any) -> tuple[str, ...]:
+    """Verify an export against its matrix; return what is wrong, or that nothing is."""
+    report = verify(
+        out_dir, Progress(), source=open_source(reference), limit=LIMIT, threads=case.threads,
+        proof_plan=PROOFS[case.proof],
+    )  # fmt: skip
+    return ("ok",) if report.ok else report.problems
 
 
 def judge_thinned(
@@ -260,13 +264,7 @@ def judge_thinned(
     if edges_of(out_dir) != list(expected):
         problems.append(f"thinned {edges_of(out_dir)[:50]}, not {list(expected)[:50]}")
 
-    def verified() -> tuple[str, ...]:
-        report = verify(
-            out_dir, Progress(), source=open_source(reference), limit=LIMIT, threads=case.threads,
-            proof_plan=PROOFS[case.proof],
-        )  # fmt: skip
-        return ("ok",) if report.ok else report.problems
-
+    verified = partial(verdict, case, out_dir, reference)
     if verified() != ("ok",):
         problems.append(f"verify refuses what is thinned soundly: {verified()}")
     if isinstance(reference, Path) and (change := changed(list(expected), matrix.n, random)):

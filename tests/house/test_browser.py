@@ -26,15 +26,9 @@ from scipy import sparse
 from cellgraph_dask import export_connectivities
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.edge_pairs import gzip_member
+from tests.helpers.browser import CHROMIUM, OPTIONS
 from tests.helpers.stores import symmetric_graph, write_store
 from tests.oracle import oracle_edges, read_export
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
-OPTIONS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update",
-    "--disable-default-apps", "--disable-extensions", "--disable-sync", "--no-pings",
-]  # fmt: skip
 
 pytestmark = [
     pytest.mark.browser,
