@@ -198,18 +198,19 @@ def run_folders(
     another run.
     """
     scratch, edges = Path(record.scratch), output.work / f"edges-{record.id}"
+    is_apart = scratch.parent.resolve() != output.work.resolve()  # from lock and journal
     made: list[Path] = []
     output.keep = keep
     try:
         with named_disk_errors(scratch.parent.parent):
-            if scratch.parent != output.work:
+            if is_apart:
                 made = make_folders(scratch.parent.parent)
                 make_own(scratch.parent)
                 clear(scratch.parent, keep=[scratch.name, spooled.name])  # of runs that were killed
             make_own(scratch)
             make_own(edges)
             record.write(output.work)
-            if scratch.parent != output.work:
+            if is_apart:
                 record.write(scratch)  # so that who finds it knows what it is
         yield edges
         (output.work / RUN).unlink(missing_ok=True)  # it is published: nothing to resume
@@ -224,7 +225,7 @@ def run_folders(
         if not output.keep:
             remove(scratch)
             remove(edges)
-            above = [scratch.parent] if scratch.parent != output.work else []
+            above = [scratch.parent] if is_apart else []
             _remove_empty((*above, *made))
 
 

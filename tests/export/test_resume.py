@@ -19,6 +19,7 @@ import pytest
 from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
+from cellgraph_dask.export import run
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
@@ -160,6 +161,26 @@ def test_a_scratch_folder_elsewhere_is_found_again(tmp_path, source, interrupt_a
         export(source, tmp_path / "out", scratch_dir=tmp_path / "other", resume=True)
     assert export(source, tmp_path / "out", resume=True).kept_tasks
     assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("out_dir", ["out", "link", "deep/../out"])
+def test_the_folder_may_be_named_in_any_way(
+    tmp_path, monkeypatch, source, interrupt_after, out_dir
+):
+    """Lock and journal stay, whether the path is relative, through a link, or a detour."""
+    for name in ("out", "deep"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    stages = run.run_stages
+    monkeypatch.setattr(
+        run, "run_stages",
+        lambda *a: seen.append({p.name for p in Path("out", WORK_FOLDER).iterdir()}) or stages(*a),
+    )  # fmt: skip
+    interrupted(source, Path(out_dir), interrupt_after, 7)
+    assert export(source, Path(out_dir), resume=True).kept_tasks
+    assert all("lock" in names for names in seen)
 
 
 def test_a_replacing_run_need_not_be_forced_again(tmp_path, source, interrupt_after):
