@@ -78,6 +78,9 @@ def imports() -> Iterator[None]:
     gc.freeze()
 
 
+_NETWORK = ("distributed", "tornado", "asyncio")  # loggers
+
+
 @contextmanager
 def client(options: dict[str, Any]) -> Iterator[Any]:
     """Connect to the cluster that options name, which are taken out; give None if they do not."""
@@ -90,8 +93,8 @@ def client(options: dict[str, Any]) -> Iterator[Any]:
     from ..runtime.cluster import connect
 
     if logging.getLogger("cellgraph_dask").level != logging.INFO:
-        for handler in logging.getLogger().handlers:  # what it logs, our errors say in a line
-            handler.addFilter(lambda record: not record.name.startswith("distributed"))
+        for handler in logging.getLogger().handlers:  # what they log, our errors say in a line
+            handler.addFilter(lambda record: not record.name.startswith(_NETWORK))
     with connect(address, file) as client:
         yield client
 

@@ -100,7 +100,7 @@ def test_symmetric_says_what_the_matrix_is(tmp_path, graph):
 def test_plan_as_json_writes_nothing(tmp_path, source):
     before = snapshot(tmp_path)
     outcome = run(
-        "plan", source, tmp_path / "out", "--json", "--memory-limit", "2GB", "--threads", 2,
+        "plan", source, tmp_path / "out", "--json", "--memory-limit", "4GB", "--threads", 2,
         "--scratch-dir", tmp_path / "scratch",
     )  # fmt: skip
     assert outcome.exit_code == 0
@@ -108,8 +108,8 @@ def test_plan_as_json_writes_nothing(tmp_path, source):
     assert set(plan) >= PLAN_FIELDS
     assert plan["n_cells"] == 40
     assert plan["n_entries"] == GRAPH.nnz
-    assert plan["memory_limit_bytes"] == 2 * 10**9
-    assert plan["reserved_memory_bytes"] < plan["projected_memory_bytes"] <= 2 * 10**9
+    assert plan["memory_limit_bytes"] == 4 * 10**9
+    assert plan["reserved_memory_bytes"] < plan["projected_memory_bytes"] <= 4 * 10**9
     assert plan["warnings"] == []
     assert snapshot(tmp_path) == before
 

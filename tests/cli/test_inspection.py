@@ -187,7 +187,7 @@ def test_where_a_run_stopped_and_how_to_resume(
     more = options | ({"scratch_dir": tmp_path / "fast"} if scratch else {})
     interrupt_after(n - 1)
     with pytest.raises(KeyboardInterrupt):
-        run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="2GB", **more)
+        run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="4GB", **more)
     interrupt_after(10**9)
     report = inspect_path(out)
     assert (report.kind, report.running) == ("scratch", False)
@@ -202,7 +202,7 @@ def test_where_a_run_stopped_and_how_to_resume(
         command = shlex.split(text.rsplit("Resume with:\n", 1)[1])
         assert command[:2] == ["cellgraph-dask", "export"]
     assert json.loads(run("inspect", out, "--json").stdout)["stages"][0]["total"] == 3
-    outcome = run(*command[1:], "--memory-limit", "2GB")
+    outcome = run(*command[1:], "--memory-limit", "4GB")
     assert outcome.exit_code == 0, outcome.stderr
     assert f"{n} finished tasks of the interrupted run were kept" in outcome.stdout
     assert inspect_path(out).export.ok
@@ -218,7 +218,7 @@ def test_a_run_that_is_running(tmp_path, monkeypatch):
             seen.append((inspect_path(out), run("inspect", out).stdout))
 
     monkeypatch.setattr(Journal, "add", look)
-    run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="2GB")
+    run_export(open_source(store), out, tuning=TUNING, threads=1, memory_limit="4GB")
     ((report, text),) = seen
     assert report.running is True
     assert re.search(r"^is at: +split: 1 of 3 tasks done$", text, re.M)

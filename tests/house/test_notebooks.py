@@ -68,7 +68,7 @@ def text_of(shown) -> str:
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebooks")
     store = write_store(folder / "a&<b>.zarr", symmetric_graph(40))
-    plan = plan_export(store, folder / "out", memory_limit="2GB")
+    plan = plan_export(store, folder / "out", memory_limit="4GB")
     report = export_connectivities(store, folder / "out")
     return store, folder / "out", plan, report
 

@@ -60,7 +60,7 @@ class Bench:
 
     def verify(self):
         return checks.verify(
-            self.out_dir, Progress(), source=self.source, limit=2 * 10**9, threads=1
+            self.out_dir, Progress(), source=self.source, limit=4 * 10**9, threads=1
         )  # fmt: skip
 
     def try_with(self, kind: str, **changed: bytes) -> None:

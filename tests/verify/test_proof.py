@@ -92,7 +92,7 @@ MATRICES = {
 
 def check(out_dir, store, proof_plan=None, **options):
     return verify(
-        Path(out_dir), Progress(), source=open_source(store), limit=2 * 10**9, threads=2,
+        Path(out_dir), Progress(), source=open_source(store), limit=4 * 10**9, threads=2,
         proof_plan=proof_plan, **options,
     )  # fmt: skip
 
