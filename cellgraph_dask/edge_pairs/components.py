@@ -20,7 +20,8 @@ from ..machine.compiled import compiled
 
 _SLICE = 1 << 20  # cells looked at in one go
 _SAMPLE = 1024
-_FIRST_SETTLING = 1 << 21  # edges after which settled cells are first looked for
+_FIRST_SETTLING = 1 << 21  # edges after which the largest tree is first looked for
+_GIANT = 1 / 16  # a tree with that share of all cells is expected to become the largest component
 
 
 def cell_dtype(n_cells: int) -> np.dtype[Any]:
@@ -61,6 +62,30 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
             parent[max(a, b)] = min(a, b)
             joined += 1
     return joined
+
+
+@compiled()
+def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
+    """Join the trees of the two cells of each edge, where each edge comes in both directions.
+
+    `src` must be sorted. The rows of cells in the tree of the cell `giant` (-1: of none) are passed
+    over: either their edges lead to cells in the same tree, or these cells' rows have them too. So
+    it must be one cell for all rows, as soon as it is one.
+    """
+    a: Any = 0
+    while a < src.size:
+        s = np.int64(src[a])
+        b: Any = a + 1
+        while b < src.size and src[b] == src[a]:
+            b += 1
+        root = _root(parent, s)
+        if giant < 0 or root != _root(parent, giant):
+            for k in range(a, b):
+                other = _root(parent, np.int64(dst[k]))
+                if other != root:
+                    parent[max(root, other)] = min(root, other)
+                    root = min(root, other)
+        a = b
 
 
 @compiled(int)
@@ -130,6 +155,15 @@ class Forests:
         forest.add(src, dst)
         self._free.put(forest)
 
+    def add_rows(self, src: Array, dst: Array) -> None:
+        """Take the edges of rows into account, sorted by source, if all edges come both ways.
+
+        There must be one forest.
+        """
+        forest = self._free.get()
+        forest.add_rows(src, dst)
+        self._free.put(forest)
+
     def components(self) -> Components:
         """Join the forests to one and count its trees. They are of no use afterwards."""
         return Components.of(self.sizes())
@@ -170,21 +204,39 @@ class _Forest:
         self.settled: Array = np.zeros(n_cells // 8 + 1, np.uint8)
         self._seen = 0
         self._next_settling = _FIRST_SETTLING
+        self._giant = -1
         self._rng = np.random.default_rng(0)
 
     def add(self, src: Array, dst: Array) -> None:
         unite(src, dst, self.parent, self.settled)
-        self._seen += src.size
-        if self._seen >= self._next_settling:
-            self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
-            self._settle()
+        if self._is_time(src.size):
+            settle(self.parent, self._largest()[0], self.settled)
 
-    def _settle(self) -> None:
-        """Mark the cells of what looks like the largest tree; edges inside it need no more care."""
+    def add_rows(self, src: Array, dst: Array) -> None:
+        unite_rows(src, dst, self.parent, self._giant)
+        if self._giant < 0 and self._is_time(src.size):
+            root, share = self._largest()
+            if share >= _GIANT:
+                self._giant = root
+
+    def _is_time(self, n_edges: int) -> bool:
+        """Whether to look for the largest tree, after so many more edges."""
+        self._seen += n_edges
+        if self._seen < self._next_settling:
+            return False
+        self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
+        return True
+
+    def _largest(self) -> tuple[int, float]:
+        """Return the root of what looks like the largest tree, and its share of all cells.
+
+        Edges inside of it need no more care.
+        """
         flatten(self.parent)
         sample = self.parent[self._rng.integers(0, self.parent.size, _SAMPLE)]
         roots, counts = np.unique(sample, return_counts=True)
-        settle(self.parent, int(roots[counts.argmax()]), self.settled)
+        largest = counts.argmax()
+        return int(roots[largest]), counts[largest] / _SAMPLE
 
 
 def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
@@ -192,6 +244,7 @@ def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
     edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
     unite(edges, edges, none, bits)
     unite(none, none, none, bits)
+    unite_rows(edges, edges, none, -1)
     flatten(none)
     settle(none, 0, bits)
     count_children(none, none)

@@ -1,17 +1,18 @@
 """Running stages as Dask tasks: the one module that runs Dask.
 
-A stage is a function of one key that writes to disk and returns a small summary. On threads the
-tasks of a stage form as many chains as there are threads, each task following the one that many
-places before it. So no more tasks run than threads were planned for, and they start in order: a
-task may wait for what earlier ones tell it (where its edges go) without ever blocking them.
+A stage is a function of one key that writes to disk and returns a small summary. On threads each
+task takes the next key when it starts, whichever task it is. So keys come in order, and a task may
+wait for what earlier ones tell it (where its edges go) without ever blocking them; and a thread
+that has long to write holds up no other.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from numbers import Integral
+from operator import itemgetter
 from typing import Any
 
 import dask
@@ -57,8 +58,11 @@ class Threads:
         keys = stage.keys
         self._progress.start(stage.name, sum(stage.sizes), stage.unit)
         failures: list[BaseException] = []
+        lock, order = threading.Lock(), iter(range(len(keys)))
 
-        def task(k: int, _after: object) -> Summary:
+        def task() -> tuple[int, Summary]:
+            with lock:
+                k = next(order)
             try:
                 summary = stage.function(keys[k])
                 done(keys[k], summary)
@@ -67,17 +71,17 @@ class Threads:
                 stop()
                 raise
             self._progress.advance(stage.sizes[k])
-            return summary
+            return k, summary
 
         n = self._n_threads
-        names = [f"{stage.name}-{k:06d}" for k in range(len(keys))]
-        graph = {name: (task, k, names[k - n] if k >= n else None) for k, name in enumerate(names)}
+        graph = {f"{stage.name}-{k:06d}": (task,) for k in range(len(keys))}
         try:
             if n == 1:  # in this very thread, as debuggers and profilers like it
-                return list(dask.get(graph, names))
+                return _in_order(dask.get(graph, list(graph)))
             with ThreadPoolExecutor(n, thread_name_prefix=f"cellgraph-{stage.name}") as pool:
                 try:
-                    return list(dask.threaded.get(graph, names, num_workers=n, pool=pool))
+                    found = dask.threaded.get(graph, list(graph), num_workers=n, pool=pool)
+                    return _in_order(found)
                 except BaseException:
                     stop()
                     pool.shutdown(cancel_futures=True)
@@ -89,6 +93,10 @@ class Threads:
             raise
         finally:
             buffers.release()
+
+
+def _in_order(found: Iterable[tuple[int, Summary]]) -> list[Summary]:
+    return [summary for _, summary in sorted(found, key=itemgetter(0))]
 
 
 class _GatedPool(ThreadPoolExecutor):

@@ -273,7 +273,7 @@ def _rows_with_entries(blocks: Iterable[tuple[Ends, int, int, int]]) -> int:
 
 
 class _Tally:
-    """Counts the connected components of edges that come once, where memory and executor allow."""
+    """Counts the connected components of rows that come once, where memory and executor allow."""
 
     def __init__(self, n_cells: int, executor: ResumableExecutor, wanted: bool) -> None:
         self._n_cells, self._executor, self._n_kept = n_cells, executor, executor.n_kept
@@ -282,11 +282,11 @@ class _Tally:
         self._counted: Components | None = None
 
     def taking(self) -> Callable[[Array, Array], None] | None:
-        """Return what takes the edges of a pass; None if they are not wanted, or were counted."""
+        """Return what takes the rows of a pass; None if they are not wanted, or were counted."""
         if not self._wanted:
             return None
         self._forests = Forests(self._n_cells, 1)
-        return self._forests.add
+        return self._forests.add_rows
 
     def count(self) -> Components | None:
         """Count, and take no more; None if tasks of an interrupted run were not done again."""

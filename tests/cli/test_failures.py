@@ -151,7 +151,7 @@ def test_a_verification_that_is_ended_leaves_nothing(tmp_path, source):
         time.sleep(0.001)
         process.send_signal(signal.SIGTERM)  # a second one does not cut the tidying short
         stdout, stderr = process.communicate(timeout=60)
-        assert process.returncode in (code, 143), stderr  # threads may get the second one first
+        assert process.returncode in (code, 143), stderr  # another thread may get the second one
         assert "Interrupted. Nothing is left behind." in stderr
         assert json.loads(stdout.splitlines()[-1])["error"]["type"] == "Interrupted"
         assert set(out_dir.iterdir()) == files

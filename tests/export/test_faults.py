@@ -10,6 +10,7 @@ import copy
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -238,18 +239,21 @@ def test_killed_at_any_call(server, world):
     assert states == ["old"] * switch + ["new"] * (len(states) - switch)
 
 
-@pytest.mark.parametrize(("action", "code"), [("SIGTERM", 143), ("SIGINT SIGTERM", 130)])
-def test_signals_at_any_call(server, world, action, code):
-    """Once the export is shown it has succeeded; before, nothing is left but what is resumed."""
+@pytest.mark.parametrize("action", ["SIGTERM", "SIGINT SIGTERM"])
+def test_signals_at_any_call(server, world, action):
+    """Once the export is shown it has succeeded; before, nothing is left but what is resumed.
+
+    Of two signals at once, the second may be met first, as another thread may get it.
+    """
     here, calls = world
     states = []
-    for n in points(here, calls, every=3, first=code % 2):
+    for n in points(here, calls, every=3, first=" " not in action):
         here.restore()
         run = server.run(*here.arguments, root=here.root, names=CHANGES, n=n, action=action)
         assert "Traceback" not in run.stderr
         states.append(here.state())
         if states[-1] == "old":
-            assert run.exit_code == code, run.stderr
+            assert run.exit_code in {128 + getattr(signal, name) for name in action.split()}
             assert run.stderr.startswith("Interrupted. ")
             assert ("--resume" in run.stderr) == bool(here.left())
             if here.left():

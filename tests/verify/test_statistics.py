@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from cellgraph_dask import verify_export
+from cellgraph_dask.edge_pairs import components
 from cellgraph_dask.edge_pairs.components import forest_bytes
 from cellgraph_dask.edge_pairs.format import read_manifest
 from cellgraph_dask.runtime.progress import Progress
@@ -171,6 +172,24 @@ def test_quantiles():
     assert degrees.quantiles(0, 0.25, 0.5, 0.75, 1) == (0, 0, 2, 2, 5)
     assert (degrees.largest, degrees.isolated) == (5, 1)
     assert Degrees({}).quantiles(0, 1) == (0, 0)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("settling", [1, 300, 10**9])
+def test_components_of_rows_in_pieces_of_any_order(monkeypatch, name, settling):
+    """Rows in the largest tree are passed over, once one has a sixteenth of all cells."""
+    monkeypatch.setattr(components, "_FIRST_SETTLING", settling)
+    n_cells, edges = GRAPHS[name]
+    src, dst = np.array(edges, np.uint32).reshape(-1, 2).T
+    rows, columns = np.r_[src, dst], np.r_[dst, src]
+    order = np.lexsort((columns, rows))
+    pieces = np.array_split(order, 50)  # rows are in several of them
+    np.random.default_rng(settling).shuffle(pieces)
+    forests = components.Forests(n_cells, 1)
+    for piece in pieces:
+        forests.add_rows(rows[piece], columns[piece])
+    found = forests.components()
+    assert (found.n_components, found.largest) == expected(n_cells, edges)[1:]
 
 
 def test_memory_is_shared_out(tmp_path):
