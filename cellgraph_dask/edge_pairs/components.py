@@ -68,24 +68,22 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
 def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
     """Join the trees of the two cells of each edge, where each edge comes in both directions.
 
-    `src` must be sorted. The rows of cells in the tree of the cell `giant` (-1: of none) are passed
-    over: either their edges lead to cells in the same tree, or these cells' rows have them too. So
-    it must be one cell for all rows, as soon as it is one.
+    Of a cell in the tree of the cell `giant`, edges are passed over, also of one that gets there:
+    the other ends are in the same tree when their turn comes, or have all their edges looked at.
+    So it must be the same cell for all edges, as soon as it is one and no longer -1.
     """
-    a: Any = 0
-    while a < src.size:
-        s = np.int64(src[a])
-        b: Any = a + 1
-        while b < src.size and src[b] == src[a]:
-            b += 1
-        root = _root(parent, s)
-        if giant < 0 or root != _root(parent, giant):
-            for k in range(a, b):
-                other = _root(parent, np.int64(dst[k]))
-                if other != root:
-                    parent[max(root, other)] = min(root, other)
-                    root = min(root, other)
-        a = b
+    top = _root(parent, giant) if giant >= 0 else np.int64(-1)
+    for k in range(src.size):
+        s = np.int64(src[k])
+        if parent[s] == top:
+            continue
+        a = _root(parent, s)
+        b = _root(parent, np.int64(dst[k]))
+        if a != b:
+            parent[max(a, b)] = min(a, b)
+            if giant >= 0:
+                top = _root(parent, giant)
+        parent[s] = min(a, b)
 
 
 @compiled(int)
@@ -156,10 +154,7 @@ class Forests:
         self._free.put(forest)
 
     def add_rows(self, src: Array, dst: Array) -> None:
-        """Take the edges of rows into account, sorted by source, if all edges come both ways.
-
-        There must be one forest.
-        """
+        """Take edges into account that all come both ways; there must be one forest."""
         forest = self._free.get()
         forest.add_rows(src, dst)
         self._free.put(forest)

@@ -250,8 +250,12 @@ class Source:
         self.indices.read(start, stop, columns)
         return start, np.flatnonzero(columns == column)
 
-    def read_block(self, block: Block, *, weights: bool = False) -> BlockEntries:
+    def read_block(
+        self, block: Block, *, weights: bool = False, narrow: bool = False
+    ) -> BlockEntries:
         """Read and check a block. The arrays belong to this thread, until its next block.
+
+        Weights are float64, or float32 if they fit that and are to be `narrow`; int64 of integers.
 
         Raises a DamagedGraphError if an index is outside the matrix, a weight is NaN or infinite,
         or a chunk is missing or broken; and a NegativeWeightError if a weight is negative but
@@ -259,7 +263,12 @@ class Source:
         """
         indptr = self._indptr_of(block)
         indices = self._read_indices(block, indptr)
-        kept, has_negative = self._read_weights(block, indptr, indices, weights)
+        kept = None
+        if weights:
+            is_float, size = self.data.dtype.kind == "f", self.data.dtype.itemsize
+            dtype = (np.float32 if narrow and size <= 4 else np.float64) if is_float else np.int64
+            kept = buffers.take("weights", block.stop - block.start, dtype)
+        has_negative = self._read_weights(block, indptr, indices, kept)
         if has_negative and not weights:
             raise NegativeWeightError
         return BlockEntries(indices, indptr, kept)
@@ -334,16 +343,17 @@ class Source:
         return bool(np.diff(inside).max(initial=0) <= 1)
 
     def _read_weights(
-        self, block: Block, indptr: Array, indices: Array, keep: bool
-    ) -> tuple[Array | None, bool]:
+        self, block: Block, indptr: Array, indices: Array, kept: Array | None
+    ) -> bool:
+        """Read and check weights, into `kept` if they are wanted; whether some are negative."""
         array = self.data
-        kept = None
-        if keep:
-            kind = np.float64 if array.dtype.kind == "f" else np.int64
-            kept = buffers.take("weights", block.stop - block.start, kind)
         has_negative = False
         for a, b in array.spans(block.start, block.stop):
-            stored = buffers.take("stored weights", b - a, array.dtype)
+            part = None if kept is None else kept[a - block.start : b - block.start]
+            if part is not None and part.dtype == array.dtype:
+                stored = part
+            else:
+                stored = buffers.take("stored weights", b - a, array.dtype)
             self._read_weights_of_span(a, b, stored)
             weights = _comparable(stored)
             not_finite, n_zeros, n_negative = checks.scan_weights(weights)
@@ -358,9 +368,9 @@ class Source:
             has_negative |= n_negative > 0
             if n_zeros:
                 checks.drop_stored_zeros(indices, weights, a - block.start, indptr, block.first_row)
-            if kept is not None:
-                kept[a - block.start : b - block.start] = stored
-        return kept, has_negative
+            if part is not None and part is not stored:
+                part[:] = stored
+        return has_negative
 
     def _read_weights_of_span(self, a: int, b: int, out: Array) -> None:
         for c, d in self.data.read(a, b, out):

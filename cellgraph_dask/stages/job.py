@@ -81,6 +81,15 @@ class Job:
         return np.dtype(np.float64 if stored.kind == "f" else np.int64)
 
     @property
+    def streamed_dtype(self) -> np.dtype[Any]:
+        """Dtype of weights in rows of a symmetric matrix: float32 where the rule computes nothing.
+
+        Both directions of a pair have the same weight there.
+        """
+        is_exact = self.rule in ("ones", "max", "min") and self.weight_dtype == np.float32
+        return np.dtype(np.float32 if is_exact else np.float64)
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of one entry in memory: its source in the partition, destination and weight."""
         weight = self.weight_dtype.itemsize if self.weighs else 0
@@ -141,9 +150,10 @@ class EdgeSink(Protocol):
 def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tuple[int, int, int]:
     """Give the edges of a piece to a sink; return their position, number, and CRC-32."""
     columns = list(edges[: len(job.edge_dtypes)])
-    if job.weights and job.delivered != "float64":
+    if job.weights and columns[2].dtype != job.delivered:
         src, dst, weights = columns
-        columns[2] = narrowed(src, dst, weights, np.dtype(job.delivered))
+        is_wider = np.can_cast(weights.dtype, job.delivered)
+        columns[2] = weights.astype(job.delivered) if is_wider else narrowed(src, dst, weights)
     position = sink.place(number, columns[0])
     sink.write(position, *columns)
     return position, columns[0].size, edges_crc(*columns)

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..edge_pairs import components
 from ..edge_pairs.components import forest_bytes
-from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import opened, write_at
 from ..source.arrays import read_file
@@ -24,9 +23,8 @@ from .wishes import Thinning
 
 
 def key_dtype(job: Job) -> np.dtype[Any]:
-    """Return the dtype of keys: that of weights as they come out of the job's rule, as bits."""
-    is_exact = job.rule in ("ones", "max", "min") and job.weight_dtype == np.float32
-    return np.dtype(np.uint32 if is_exact else np.uint64)
+    """Return the dtype of keys: that of weights in the rows of the graph, as bits."""
+    return np.dtype(f"u{job.streamed_dtype.itemsize}")
 
 
 @dataclass(frozen=True)
@@ -41,28 +39,27 @@ class Keep:
     ranked: bool = False  # whether the weakest of each row is known
     cut: tuple[int, int, int] | None = None  # key and cells of the weakest edge of all
 
-    def apply(self, columns: Sequence[Array], *, both: bool) -> tuple[list[Array], Array]:
-        """Return the edges that are kept, and their keys; the columns are used up."""
-        edges = [*columns, self._keys_of(columns[2])]
+    def apply(self, columns: Sequence[Array], *, both: bool) -> list[Array]:
+        """Return the edges that are kept, with keys for weights; the columns are used up."""
+        edges = list(columns)
         if self.thinning.min_weight or not both:
             least = np.array([self.thinning.min_weight or 0.0])
             edges = first_of(edges, loops.keep_heavy(*edges, least, both))
+        edges[2] = self._turned(edges[2].view(self.keys))
         if self.ranked:
-            n = edges[0].size
-            work = buffers.take("row keys", n, np.int64), buffers.take("kept edges", n, np.uint8)
+            work = [np.empty(loops.AT_ONCE, of) for of in (np.int64, self.keys, np.uint8)]
             edges = first_of(edges, loops.keep_ranked(*edges, *ranks(self), *work))
         if self.cut is not None:
             cut = np.array(self.cut, np.uint64)
             edges = first_of(edges, loops.keep_strongest(*edges, cut))
-        return edges[:3], edges[3]
+        return edges
 
-    def _keys_of(self, weights: Array) -> Array:
-        keys = buffers.take("thinning keys", weights.size, self.keys)
-        floats = keys.view(np.float32 if self.keys.itemsize == 4 else np.float64)
-        floats[:] = weights  # exact
-        if self.thinning.strongest == "smallest":
-            np.invert(keys, out=keys)
-        return keys
+    def weights_of(self, keys: Array) -> Array:
+        """Return the weights of edges that were kept, instead of their keys."""
+        return self._turned(keys).view(f"f{self.keys.itemsize}")
+
+    def _turned(self, keys: Array) -> Array:
+        return np.invert(keys, out=keys) if self.thinning.strongest == "smallest" else keys
 
 
 def first_of(columns: Sequence[Array], n: int) -> list[Array]:
@@ -73,7 +70,9 @@ def first_of(columns: Sequence[Array], n: int) -> list[Array]:
 def thinning_bytes(job: Job, n_entries: int) -> int:
     """Return the most bytes that a block of that size takes more than streaming it does."""
     top = min(job.thinning.top_k or 0, n_entries)
-    return n_entries * (2 * key_dtype(job).itemsize + 1) + 64 * top
+    key = key_dtype(job).itemsize
+    table = loops.TABLE_ROWS * (loops.FEW * key + 8)
+    return table + loops.AT_ONCE * (key + 9) + 64 * top
 
 
 def ranks_bytes(job: Job) -> int:

@@ -406,11 +406,11 @@ def _sort_rows(src: Array, dst: Array, n: int) -> bool:
 
 
 @compiled()
-def _count_degrees(
+def count_degrees(
     indices: Array, indptr: Array, first_row: int, n_diagonal: int, degrees: Array
 ) -> None:
-    """Set the first three `degrees` of a block; see `stream_block`."""
-    degrees[:3] = 0
+    """Set the `degrees` of a block; see `stream_block`."""
+    degrees[:4] = 0
     for r in range(indptr.size - 1):
         degree = indptr[r + 1] - indptr[r]
         if n_diagonal:
@@ -420,6 +420,7 @@ def _count_degrees(
         if r == 0:
             degrees[1] = degree
         degrees[2] = degree
+        degrees[3] += degree > 0
 
 
 @compiled(int, bool)
@@ -436,12 +437,12 @@ def stream_block(
     upper entry ``(i, j)`` and minus that of each mirrored lower one. Over a whole matrix without
     repeats it comes to zero if the matrix is symmetric, and else with a chance of about 2⁻¹²⁸ only.
 
-    `degrees` (three int64 values) is set to the largest number of entries in a row, that of the
-    first row, and that of the last row, all off the diagonal. Returned are the number of edges
-    written, and whether a row holds the same upper entry twice.
+    `degrees` (four int64 values) is set to the largest number of entries in a row, that of the
+    first row, that of the last row, and the number of rows with entries, all off the diagonal.
+    Returned are the number of edges written, and whether a row holds the same upper entry twice.
     """
     _fill_rows(indptr, first_row, out_src)
     n_diagonal, unsorted = _weigh(indices, out_src, seeds, imbalance)
     n = _keep_upper(indices, out_src, out_dst)
-    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
+    count_degrees(indices, indptr, first_row, n_diagonal, degrees)
     return n, unsorted and _sort_rows(out_src, out_dst, n)

@@ -209,7 +209,7 @@ def warm_up(job: Job) -> None:
     source = job.source
     source.warm_up()
     if job.weights and job.delivered != "float64":
-        weighted_loops.narrow(np.ones(1), np.ones(1, job.delivered))
+        weighted_loops.narrow(np.ones(1), np.ones(1, np.float32))
     indices = np.array([1], dtype=source.row_dtype)
     indptr = np.array([0, 1, 1])
     counts = np.zeros(4, np.int64)
@@ -217,23 +217,13 @@ def warm_up(job: Job) -> None:
     out = dst.copy()
     if job.refuse_diagonal:
         read = np.zeros(1, np.float64 if source.data.dtype.kind == "f" else np.int64)
-        weighted_loops.first_on_diagonal(indices, read, indptr[:2], 0)
+        for weights in (read, np.zeros(1, np.float32)):
+            weighted_loops.first_on_diagonal(indices, weights, indptr[:2], 0)
     if job.thinning:
         keep.warm_up(job)
         rows_job(job, described(job, row_sink(job), 0)).source.warm_up()
     if job.method == "symmetric" or job.thinning:
-        seeds, sums = np.zeros(3, np.uint64), np.zeros(4, np.uint64)
-        if job.rule is None:
-            loops.stream_block(indices, indptr, 0, seeds, out, dst, sums, counts)
-            return
-        weights = np.ones(2)
-        weighted_loops.stream_entries(
-            indices, weights, weights.view(np.uint64), weights.copy(), indptr, 0, counts[:2], 0, 0,
-            seeds, np.zeros(2, np.int64), out, dst, np.zeros(2), sums, counts,
-        )  # fmt: skip
-        weighted_loops.copy_entries(
-            indices, weights, indptr, 0, 0, np.zeros(2, np.int64), out, dst, np.zeros(2), counts
-        )
+        _warm_up_streaming(job, indices, indptr)
     if job.method == "symmetric":
         return
     src = np.zeros(2, np.uint16)
@@ -274,3 +264,19 @@ def warm_up(job: Job) -> None:
     loops.count_edges_per_source(dst, 0, np.zeros(2, np.uint32))
     bucket_destinations(dst[:1], 8, np.zeros(3, np.int64), src)
     loops.count_values(dst, 0, np.zeros(2, np.uint32))
+
+
+def _warm_up_streaming(job: Job, indices: Array, indptr: Array) -> None:
+    out, dst = np.zeros(2, job.cell_dtype), np.zeros(2, job.cell_dtype)
+    seeds, sums, counts = np.zeros(3, np.uint64), np.zeros(3, np.uint64), np.zeros(4, np.int64)
+    if job.rule is None:
+        loops.stream_block(indices, indptr, 0, seeds, out, dst, sums, counts)
+        return
+    weights = np.ones(2, job.streamed_dtype)
+    bits, some = weights.view(f"u{weights.itemsize}"), weights.copy()
+    weighted_loops.weigh_block(
+        indices, weights, bits, some, indptr, 0, counts[:2], seeds, out, sums
+    )
+    weighted_loops.look_at_block(indices, indptr, 0, out)
+    loops.count_degrees(indices, indptr, 0, 1, counts)
+    weighted_loops.place_entries(indices, weights, 0, 0, True, counts, out, dst, some)

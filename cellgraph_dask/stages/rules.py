@@ -6,7 +6,7 @@ pair is an edge if the rule gives more than 0. Both directions of an edge have t
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -82,12 +82,12 @@ def check_edges(source: Source, src: Array, dst: Array, weights: Array) -> None:
         )
 
 
-def narrowed(src: Array, dst: Array, weights: Array, dtype: np.dtype[Any]) -> Array:
-    """Return the weights of edges in a narrow dtype; this thread's, until its next ones.
+def narrowed(src: Array, dst: Array, weights: Array) -> Array:
+    """Return the weights of edges as float32; this thread's, until its next ones.
 
     A SourceError names the first pair whose weight is lost.
     """
-    narrow = buffers.take("row keys", weights.size, dtype)  # which are sorted by now
+    narrow = buffers.take("row keys", weights.size, np.float32)  # which are sorted by now
     at = weighted_loops.narrow(weights, narrow)
     if at >= 0:
         becomes = "infinite" if narrow[at] else "0"

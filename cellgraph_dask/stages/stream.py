@@ -66,16 +66,17 @@ def with_ends(kind: Callable[..., Summary]) -> Callable[..., Summary]:
 def stream_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `stream` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
-    weights = 0 if job.rule is None else 3 * 8  # as float64, merged, and keys to sort by
+    # As floats, in the order of rows, keys to sort by, and as they are delivered.
+    weights = 0 if job.rule is None else 2 * job.streamed_dtype.itemsize + 8 + 8 * job.weights
     return read + n_entries * (2 * job.cell_dtype.itemsize + weights)
 
 
 class Streamed(NamedTuple):
     """What a block holds, if nothing speaks against the symmetry of its matrix so far."""
 
-    columns: list[Array]  # sources, destinations and, if the job has a rule, weights (float64)
+    columns: list[Array]  # sources, destinations and, if the job has a rule, weights (floats)
     imbalance: tuple[int, int]  # the two halves of the sum of hashes
-    degrees: Array  # entries off the diagonal: most in a row, in the first, in the last; int64
+    degrees: Array  # see `loops.stream_block`
 
 
 def read_edges(
@@ -86,40 +87,61 @@ def read_edges(
     Where the matrix is `proved` to be symmetric, and `both` directions are wanted, nothing is
     hashed again.
     """
-    entries = job.source.read_block(block, weights=job.rule is not None)
-    size = block.stop - block.start
-    out = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
-    imbalance = np.zeros(3, np.uint64)
     degrees = np.zeros(4, np.int64)
     if job.rule is None:
+        entries = job.source.read_block(block)
+        size = block.stop - block.start
+        edges = [buffers.take(f"stream {side}", size, job.cell_dtype) for side in ("src", "dst")]
+        imbalance = np.zeros(2, np.uint64)
         n, repeats = loops.stream_block(
-            entries.indices, entries.indptr, block.first_row, seeds, *out, imbalance, degrees
+            entries.indices, entries.indptr, block.first_row, seeds, *edges, imbalance, degrees
         )
+        if repeats:
+            raise NotSymmetricError
+        edges = [column[:n] for column in edges]
     else:
-        out.append(buffers.take("stream weights", size, np.float64))
-        weights = check_weights(job.source, job.rule, block, entries)
-        if job.refuse_diagonal:
-            check_diagonal(job.source, block, entries)
-        weights = weights.astype(np.float64, copy=False)
-        keys, rule = buffers.take("row keys", size, np.int64), CODES.index(job.rule)
-        if proved and job.both:
-            n, repeats = weighted_loops.copy_entries(
-                entries.indices, weights, entries.indptr, block.first_row, rule, keys, *out, degrees
-            )
-        else:
-            n, repeats = weighted_loops.stream_entries(
-                entries.indices, weights, weights.view(np.uint64), np.array([np.inf]),
-                entries.indptr, block.first_row,
-                np.array([block.first_row + 1, block.last_row - 1]),
-                job.both, rule, seeds, keys, *out, imbalance, degrees,
-            )  # fmt: skip
-    has_diagonal = degrees[3] > 0  # where stored zeros have been put, too
-    if repeats or imbalance[2] or (job.strict and has_diagonal):
-        raise NotSymmetricError
-    edges = [column[:n] for column in out]
-    if job.rule is not None:
-        check_edges(job.source, *edges)
+        edges, imbalance = _read_weighted(job, seeds, block, degrees, hashed=not proved)
     return Streamed(edges, (int(imbalance[0]), int(imbalance[1])), degrees)
+
+
+def _read_weighted(
+    job: Job, seeds: NDArray[np.uint64], block: Block, degrees: Array, *, hashed: bool
+) -> tuple[list[Array], Array]:
+    """Return a block's edges with weights, and the sums of hashes; see `read_edges`."""
+    assert job.rule is not None
+    dtype = job.streamed_dtype
+    entries = job.source.read_block(block, weights=True, narrow=dtype == np.float32)
+    stored = check_weights(job.source, job.rule, block, entries)
+    if job.refuse_diagonal:
+        check_diagonal(job.source, block, entries)
+    weights = stored.astype(dtype, copy=False)
+    indices, indptr, first = entries.indices, entries.indptr, block.first_row
+    src = buffers.take("stream src", weights.size, job.cell_dtype)
+    imbalance = np.zeros(3, np.uint64)
+    if hashed or not job.both:
+        n_diagonal, unsorted = weighted_loops.weigh_block(
+            indices, weights, weights.view(f"u{dtype.itemsize}"), np.array([np.inf], dtype), indptr,
+            first, np.array([first + 1, block.last_row - 1]), seeds, src, imbalance,
+        )  # fmt: skip
+    else:
+        n_diagonal, unsorted = weighted_loops.look_at_block(indices, indptr, first, src)
+    if imbalance[2] or (job.strict and n_diagonal):  # where stored zeros have been put, too
+        raise NotSymmetricError
+    loops.count_degrees(indices, indptr, first, n_diagonal, degrees)
+    is_narrow = indices.itemsize == job.cell_dtype.itemsize
+    if is_narrow and job.both and job.rule in ("max", "min") and not (n_diagonal or unsorted):
+        return [src, indices.view(job.cell_dtype), weights], imbalance
+    edges = [src, *(buffers.take(f"stream {name}", weights.size, of)
+                    for name, of in (("dst", job.cell_dtype), ("weights", dtype)))]  # fmt: skip
+    keys = buffers.take("row keys", weights.size, np.int64)
+    n, repeats = weighted_loops.place_entries(
+        indices, weights, job.both, CODES.index(job.rule), unsorted, keys, *edges
+    )
+    if repeats:
+        raise NotSymmetricError
+    edges = [column[:n] for column in edges]
+    check_edges(job.source, *edges)
+    return edges, imbalance
 
 
 def stream(job: Job, seeds: NDArray[np.uint64], sink: EdgeSink, block: Block) -> StreamSummary:

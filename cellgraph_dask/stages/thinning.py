@@ -98,14 +98,14 @@ class _Rows:
     tally: Callable[[Array, Array], None] | None = None  # gets each edge before thinning, and
     tally_kept: Callable[[Array, Array], None] | None = None  # … each that is kept
 
-    def read(self, block: Block) -> tuple[list[Array], Ends]:
-        """Return a block's entries, and what the proof of symmetry needs of them."""
+    def read(self, block: Block) -> tuple[list[Array], Ends, int]:
+        """Return a block's entries, what proves the symmetry, and how many rows have entries."""
         job = replace(self.job, both=True, weights=True)
         seeds = np.array(self.seeds, np.uint64)
         columns, imbalance, degrees = read_edges(job, seeds, block, proved=self.proved)
         if self.tally is not None:
             self.tally(*columns[:2])
-        return columns, Ends.of(block, imbalance, degrees, *columns[:2])
+        return columns, Ends.of(block, imbalance, degrees, *columns[:2]), int(degrees[3])
 
 
 def _rank(rows: _Rows, block: Block) -> PassSummary:
@@ -113,10 +113,10 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
 
     The first and the last row may go on in other blocks; of these, what may be kept is left.
     """
-    columns, ends = rows.read(block)
+    columns, ends, _ = rows.read(block)
     keep, k = rows.keep, rows.keep.thinning.top_k
     assert k is not None
-    (src, dst, _), keys = keep.apply(columns, both=True)
+    src, dst, keys = keep.apply(columns, both=True)
     first, last = block.first_row, block.last_row - 1
     a = int(np.searchsorted(src, src.dtype.type(first), side="right"))
     b = max(int(np.searchsorted(src, src.dtype.type(last))), a)
@@ -124,8 +124,13 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
     row_key = buffers.take("rank keys", n_rows, keep.keys)
     row_cell = buffers.take("rank cells", n_rows, keep.cells)
     row_key[:], row_cell[:] = 0, 0
-    work = buffers.take("row keys", max(keys.size, loops.FEW), keep.keys)
-    loops.weakest_kept(src, dst, keys, a, b, k, first + 1, work, row_key, row_cell)
+    work = buffers.take("row keys", keys.size, keep.keys)
+    table = np.empty((loops.TABLE_ROWS, loops.FEW), keep.keys)
+    begins, at, out = np.empty(loops.TABLE_ROWS, np.int64), a, (row_key, row_cell)
+    while at < b:
+        at, n = loops.tabulate(src, dst, keys, at, b, k, first + 1, work, *out, table, begins)
+        table[:n].sort()
+        loops.note_weakest(src, dst, keys, k, first + 1, *out, table[:n], begins)
     sections: list[tuple[dict[str, Array], Array]] = [
         ({"key": row_key, "cell": row_cell}, np.array([n_rows]))
     ]
@@ -141,8 +146,8 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
 
 def _weigh(rows: _Rows, block: Block) -> PassSummary:
     """Leave the keys of a block's edges."""
-    columns, ends = rows.read(block)
-    _, keys = rows.keep.apply(columns, both=False)
+    columns, ends, _ = rows.read(block)
+    keys = rows.keep.apply(columns, both=False)[2]
     written = write_run(
         rows.keep.scratch.run("weigh", block.number), [({"key": keys}, np.array([keys.size]))]
     )
@@ -157,21 +162,21 @@ def _pass_holds(scratch: Scratch, name: str, kept: tuple[Block, PassSummary]) ->
 
 def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     """Write the edges of a block that are kept to the output."""
-    columns, ends = rows.read(block)
-    before, after = np.zeros(3, np.int64), np.zeros(3, np.int64)
-    n_before, n_rows_before = columns[0].size, _count_rows(columns[0], block, before)
-    strongest = float(columns[2].max(initial=0))
-    edges, keys = rows.keep.apply(columns, both=True)
+    columns, before, n_rows_before = rows.read(block)
+    n_before, strongest = columns[0].size, float(columns[2].max(initial=0))
+    edges = rows.keep.apply(columns, both=True)
     if rows.tally_kept is not None:
         rows.tally_kept(*edges[:2])
+    after = np.zeros(3, np.int64)
     n_rows = _count_rows(edges[0], block, after)
+    edges[2] = rows.keep.weights_of(edges[2])
     if not rows.job.both:
-        edges = first_of(edges, loops.keep_heavy(*edges, keys, np.zeros(1), 0))
+        edges = first_of(edges, loops.keep_heavy(*edges, np.zeros(1), 0))
     delivered = deliver(rows.job, sink, block.number, edges)
     largest, first, last = after.tolist()
     return ThinSummary(
-        ends._replace(largest=largest, first=first, last=last), *delivered, n_rows, n_before,
-        n_rows_before, int(before[1]), int(before[2]), strongest,
+        before._replace(largest=largest, first=first, last=last), *delivered, n_rows, n_before,
+        n_rows_before, before.first, before.last, strongest,
     )  # fmt: skip
 
 
@@ -385,7 +390,7 @@ def _equal(keep: Keep, sizes: Sequence[int], key: int, numbers: range) -> list[i
 
 def _find(rows: _Rows, key: int, nth: int, block: Block) -> tuple[int, int]:
     """Return the `nth` edge of a block that has this key, counted from 1."""
-    columns, _ = rows.read(block)
-    (src, dst, _), keys = rows.keep.apply(columns, both=False)
+    columns, *_ = rows.read(block)
+    src, dst, keys = rows.keep.apply(columns, both=False)
     at = int(np.flatnonzero(keys == rows.keep.keys.type(key))[nth - 1])
     return int(src[at]), int(dst[at])

@@ -14,7 +14,9 @@ from ..machine.buffers import Array
 from ..machine.compiled import compiled
 
 DIGIT_BITS = 16
-FEW = 32  # keys that are compared all with all; work space has room for so many
+FEW = 32  # entries of a row that is sorted in a table of rows
+TABLE_ROWS = 2048
+AT_ONCE = 1 << 15  # edges whose destinations are looked up in one go
 
 
 @compiled(int)
@@ -66,78 +68,90 @@ def strongest_of(keys: Array, k: int, work: Array, places: Array) -> int:
     return found
 
 
-@compiled(int)
-def _weakest_of_few(keys: Array, first: int, last: int, k: int, work: Array) -> Any:
-    """Return the `k`-th largest key of ``[first, last)``, at most `FEW`.
-
-    All are compared with all, and with zeros up to a fixed number, so that this becomes vector
-    code.
-    """
-    n = last - first
-    for e in range(n):
-        work[e] = keys[first + e]
-    for e in range(n, FEW):
-        work[e] = 0
-    weakest = work[0]
-    for e in range(n):
-        weakest = max(weakest, work[e])
-    for e in range(n):
-        key = work[e]
-        larger = 0
-        for other in range(FEW):
-            larger += work[other] > key
-        weakest = min(weakest, key) if larger < k else weakest
-    return weakest
-
-
 @compiled()
-def weakest_kept(
-    src: Array, dst: Array, keys: Array, first: int, last: int, k: int, base: int, work: Array,
-    row_key: Array, row_cell: Array,
+def _note_weakest(
+    src: Array, dst: Array, keys: Array, begin: int, k: int, weakest: Any, place: int,
+    row_cell: Array,
 ) -> None:  # fmt: skip
-    """Find the `k`-th strongest neighbor of each row among the entries ``[first, last)``.
+    """Write which is the last of equally strong neighbors that the row from `begin` on keeps."""
+    left: Any = k
+    e: Any = begin
+    while e < src.size and src[e] == src[begin]:
+        left -= keys[e] > weakest
+        e += 1
+    for equal in range(begin, e):
+        if keys[equal] == weakest:
+            left -= 1
+            if left == 0:
+                row_cell[place] = dst[equal]
 
-    Entries are sorted by source and destination. Key and destination go to the place of the row,
-    counted from `base`; rows with fewer entries are left as they are.
+
+@compiled(int, int)
+def tabulate(
+    src: Array, dst: Array, keys: Array, first: int, last: int, k: int, base: int, work: Array,
+    row_key: Array, row_cell: Array, table: Array, begins: Array,
+) -> tuple[int, int]:  # fmt: skip
+    """Write keys of rows with more than `k` entries to rows of `table`, before zeros.
+
+    Entries ``[first, last)`` are sorted by source and destination. Of rows with more than `FEW`,
+    the `k`-th strongest is found at once, and noted as `note_weakest` does it. Returned are the
+    entry that is next when `table` is full, and its rows; `begins` gets where they begin.
     """
+    m = 0
     a: Any = first
-    while a < last:
+    while a < last and m < table.shape[0]:
         b: Any = a
         row = src[a]
         while b < last and src[b] == row:
             b += 1
         n = b - a
-        if n > k:
-            if n <= FEW:
-                weakest = _weakest_of_few(keys, a, b, k, work)
-            else:
-                for e in range(n):
-                    work[e] = keys[a + e]
-                weakest = _select(work, n, k)
-            left: Any = k
-            for e in range(a, b):
-                left -= keys[e] > weakest
-            for e in range(a, b):
-                if keys[e] == weakest:
-                    left -= 1
-                    if left == 0:
-                        row_key[np.int64(row) - base] = weakest
-                        row_cell[np.int64(row) - base] = dst[e]
-                        break
+        if n > FEW and n > k:
+            for e in range(n):
+                work[e] = keys[a + e]
+            place = np.int64(row) - base
+            row_key[place] = _select(work, n, k)
+            _note_weakest(src, dst, keys, a, k, row_key[place], place, row_cell)
+        elif n > k:
+            for e in range(n):
+                table[m, e] = keys[a + e]
+            for e in range(n, FEW):
+                table[m, e] = 0
+            begins[m] = a
+            m += 1
         a = b
+    return a, m
 
 
 @compiled()
-def _move(src: Array, dst: Array, weights: Array, keys: Array, e: int, n: int) -> None:
+def note_weakest(
+    src: Array, dst: Array, keys: Array, k: int, base: int, row_key: Array, row_cell: Array,
+    table: Array, begins: Array,
+) -> None:  # fmt: skip
+    """Note the `k`-th strongest neighbor of rows, whose keys are sorted in `table`.
+
+    Key and destination go to the place of the row, counted from `base`. Where no other key is as
+    large, all destinations will do: then it is the largest number.
+    """
+    for r in range(table.shape[0]):
+        begin = begins[r]
+        place = np.int64(src[begin]) - base
+        weakest = table[r, FEW - k]
+        row_key[place] = weakest
+        row_cell[place] = ~row_cell.dtype.type(0)
+        if table[r, FEW - k - 1] == weakest:
+            _note_weakest(src, dst, keys, begin, k, weakest, place, row_cell)
+
+
+@compiled()
+def _move(src: Array, dst: Array, keys: Array, e: int, n: int) -> None:
     """Move edge `e` to place `n`, where it stays if it is kept."""
     src[n] = src[e]
     dst[n] = dst[e]
-    weights[n] = weights[e]
     keys[n] = keys[e]
 
 
 @compiled(int)
-def keep_heavy(src: Array, dst: Array, weights: Array, keys: Array, least: Array, both: int) -> int:
+def keep_heavy(src: Array, dst: Array, weights: Array, least: Array, both: int) -> int:
     """Move edges with weights of at least ``least[0]`` to the front; return how many there are.
 
     Unless `both`, edges of which the source is larger are left out.
@@ -145,47 +159,52 @@ def keep_heavy(src: Array, dst: Array, weights: Array, keys: Array, least: Array
     n = 0
     for e in range(src.size):
         kept = (weights[e] >= least[0]) & ((both != 0) | (src[e] < dst[e]))
-        _move(src, dst, weights, keys, e, n)
+        _move(src, dst, weights, e, n)
         n += kept
     return n
 
 
 @compiled(int)
 def keep_ranked(
-    src: Array, dst: Array, weights: Array, keys: Array, row_key: Array, row_cell: Array,
-    places: Array, kept: Array,
+    src: Array, dst: Array, keys: Array, row_key: Array, row_cell: Array, places: Array,
+    others: Array, kept: Array,
 ) -> int:  # fmt: skip
     """Move edges that are as strong as the weakest that either row would keep to the front.
 
-    The last two, int64 and uint8, are work space. The row of the destination lies anywhere, so it
-    is looked at only where that of the source does not keep the edge.
+    The row of the destination lies anywhere, so it is looked at only where that of the source does
+    not keep the edge, for many edges in one go: so memory is waited for once. The last three, as
+    long as many that is, are work space: int64, of the dtype of keys, and uint8.
     """
-    left = 0
-    for e in range(src.size):
-        key = keys[e]
-        i = np.int64(src[e])
-        is_kept = (key > row_key[i]) | ((key == row_key[i]) & (dst[e] <= row_cell[i]))
-        kept[e] = is_kept
-        places[left] = e
-        left += not is_kept
-    for p in range(left):
-        e = places[p]
-        key = keys[e]
-        j = np.int64(dst[e])
-        other = row_key[j]
-        is_kept = key > other
-        if key == other:
-            is_kept |= src[e] <= row_cell[j]
-        kept[e] = is_kept
-    n = 0
-    for e in range(src.size):
-        _move(src, dst, weights, keys, e, n)
-        n += kept[e]
-    return n
+    n: Any = np.uint64(0)
+    for begin in range(0, src.size, places.size):
+        end = min(begin + places.size, src.size)
+        some_src, some_dst, some_keys = src[begin:end], dst[begin:end], keys[begin:end]
+        left = 0
+        for e in range(some_src.size):
+            key = some_keys[e]
+            i = np.int64(some_src[e])
+            is_kept = (key > row_key[i]) | ((key == row_key[i]) & (some_dst[e] <= row_cell[i]))
+            kept[e] = is_kept
+            places[left] = e
+            left += not is_kept
+        for p in range(left):
+            others[p] = row_key[np.int64(some_dst[places[p]])]
+        for p in range(left):
+            e = places[p]
+            is_kept = some_keys[e] > others[p]
+            if some_keys[e] == others[p]:
+                is_kept |= some_src[e] <= row_cell[np.int64(some_dst[e])]
+            kept[e] = is_kept
+        for e in range(some_src.size):
+            src[n] = some_src[e]
+            dst[n] = some_dst[e]
+            keys[n] = some_keys[e]
+            n += np.uint64(kept[e])
+    return int(np.int64(n))
 
 
 @compiled(int)
-def keep_strongest(src: Array, dst: Array, weights: Array, keys: Array, cut: Array) -> int:
+def keep_strongest(src: Array, dst: Array, keys: Array, cut: Array) -> int:
     """Move edges to the front that are stronger than a cut: a key, and the cells of an edge.
 
     Of those that are as strong, the edges that are not behind that one are kept.
@@ -198,7 +217,7 @@ def keep_strongest(src: Array, dst: Array, weights: Array, keys: Array, cut: Arr
             small = np.uint64(min(src[e], dst[e]))
             large = np.uint64(max(src[e], dst[e]))
             kept = small < cut[1] or (small == cut[1] and large <= cut[2])
-        _move(src, dst, weights, keys, e, n)
+        _move(src, dst, keys, e, n)
         n += kept
     return n
 
@@ -236,11 +255,13 @@ def count_digits(keys: Array, prefix: int, shift: int, counts: Array) -> None:
 def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     """Load (or compile) the loops for these dtypes of cells and keys."""
     cells, keys = np.zeros(1, cell_dtype), np.zeros(1, key_dtype)
-    weights, ends = np.zeros(1), np.zeros(3, np.int64)
-    weakest_kept(cells, cells, keys, 0, 1, 1, 0, np.zeros(FEW, key_dtype), keys, cells)
+    weights, ends = keys.view(f"f{keys.itemsize}"), np.zeros(3, np.int64)
+    table, found = np.zeros((1, FEW), key_dtype), cells.copy()
+    tabulate(cells, cells, keys, 0, 1, 1, 0, keys, keys, found, table, ends)
+    note_weakest(cells, cells, keys, 1, 0, keys, found, table, ends)
     strongest_of(keys, 1, keys, ends)
-    keep_heavy(cells, cells, weights, keys, weights, 1)
-    keep_ranked(cells, cells, weights, keys, keys, cells, ends, np.zeros(1, np.uint8))
-    keep_strongest(cells, cells, weights, keys, np.zeros(3, np.uint64))
+    keep_heavy(cells, cells, weights, np.zeros(1), 1)
+    keep_ranked(cells, cells, keys, keys, cells, ends, keys, np.zeros(1, np.uint8))
+    keep_strongest(cells, cells, keys, np.zeros(3, np.uint64))
     count_rows(cells, ends)
     count_digits(keys, 0, 0, np.zeros(1 << DIGIT_BITS, np.int64))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..machine.buffers import Array
 from ..machine.compiled import compiled
-from .loops import _count_degrees, _fill_rows, _mixed, _mixed_again, _sort
+from .loops import _fill_rows, _mixed, _mixed_again, _sort
 
 # Places in `rules.CODES`.
 _ONES, _MAX, _MIN, _MEAN, _SUM, _FUZZY, _DIFFER = 0, 1, 2, 3, 4, 5, 6
@@ -249,7 +249,7 @@ def weigh(
 ) -> tuple[int, bool]:  # fmt: skip
     """Add the hashes of a block's entries with their weights to `imbalance`.
 
-    See `stream_entries`; `n_whole` rows from `first_whole` on are whole in the block. As in
+    See `weigh_block`; `n_whole` rows from `first_whole` on are whole in the block. As in
     `loops._weigh` there are no branches, so that this becomes vector code. Entries on the diagonal,
     zeros and what is not finite have no hash. Returned are how many of these there are, and of
     negative weights and those above `largest`; and whether the columns of a row do not rise
@@ -259,17 +259,18 @@ def weigh(
     sum_b = imbalance[1]
     near = imbalance[2]
     n_near = np.uint64(n_whole)
+    zero = np.float32(0)  # so that float32 is not compared as float64
     n_special = 0
     for e in range(indices.size):
         i = np.int64(rows[e])
         j = np.int64(indices[e])
-        exponent = (bits[e] >> np.uint64(52)) & np.uint64(0x7FF)
-        is_entry = (j != i) & (bits[e] << np.uint64(1) != 0) & (exponent != np.uint64(0x7FF))
-        n_special += not (is_entry & (weights[e] > 0.0) & (weights[e] <= largest[0]))
+        w = weights[e]
+        is_entry = (j != i) & (w != zero) & (w - w == zero)  # not NaN or infinite
+        n_special += not (is_entry & (w > zero) & (w <= largest[0]))
         counts = np.uint64(0) - np.uint64(is_entry)  # all ones, or nothing
         minus = np.uint64(0) - np.uint64(j < i)  # all ones for a lower entry
         pair = (np.uint64(min(i, j)) << np.uint64(32)) | np.uint64(max(i, j))
-        mixed = _mixed(pair + _mixed(bits[e], seeds[2]), seeds[0])
+        mixed = _mixed(pair + _mixed(np.uint64(bits[e]), seeds[2]), seeds[0])
         signed = ((mixed & counts) ^ minus) - minus
         sum_a += signed
         sum_b += ((_mixed_again(mixed, seeds[1]) & counts) ^ minus) - minus
@@ -320,64 +321,32 @@ def _sort_rows(src: Array, dst: Array, weight: Array, n: int, keys: Array, spare
 
 
 @compiled(int, bool)
-def _place(
-    indices: Array, weights: Array, indptr: Array, first_row: int, both: int, rule: int,
-    n_diagonal: int, unsorted: bool, keys: Array, out_src: Array, out_dst: Array,
-    out_weight: Array, degrees: Array,
-) -> tuple[int, bool]:  # fmt: skip
-    """Write a block's entries as edges, whose sources are there; see `stream_entries`."""
-    n: Any = indices.size
-    if both and not n_diagonal:
-        for e in range(indices.size):
-            out_dst[e] = indices[e]
-            out_weight[e] = weights[e]
-    else:
-        n = _keep(indices, weights, both, out_src, out_dst, out_weight)
-    if rule != _MAX and rule != _MIN:
-        for k in range(n):
-            out_weight[k] = combine(rule, out_weight[k], out_weight[k])
-    _count_degrees(indices, indptr, first_row, n_diagonal, degrees)
-    return n, unsorted and _sort_rows(out_src, out_dst, out_weight, n, keys, weights)
-
-
-@compiled(int, bool)
-def stream_entries(
+def weigh_block(
     indices: Array, weights: Array, bits: Array, largest: Array, indptr: Array, first_row: int,
-    whole: Array, both: int, rule: int, seeds: Array, keys: Array, out_src: Array, out_dst: Array,
-    out_weight: Array, imbalance: Array, degrees: Array,
+    whole: Array, seeds: Array, out_src: Array, imbalance: Array,
 ) -> tuple[int, bool]:  # fmt: skip
-    """Write a block's entries as edges with weights, if the matrix is symmetric in its weights.
+    """Write the source of each entry, and weigh upper entries with weights against lower ones.
 
     As `loops.stream_block`, but that hashes take the weights in: `bits` is a view of `weights`
-    (float64, finite, not negative) as uint64, `largest` holds the largest one there may be.
-    `imbalance` has a third uint64 value: the sum of those entries alone whose row and column are
-    both among the rows ``[whole[0], whole[1])``, all of which are whole in this block; it comes to
-    zero if the matrix is symmetric. The seeds are three. `degrees` has a fourth value, the number
-    of entries on the diagonal. `keys` (int64) is work space to sort as many entries; `weights` are
-    used up.
+    (floats, finite, not negative) as unsigned integers, `largest` holds the largest one there may
+    be. `imbalance` has a third uint64 value: the sum of those entries alone whose row and column
+    are both among the rows ``[whole[0], whole[1])``, all of which are whole in this block; it comes
+    to zero if the matrix is symmetric. The seeds are three. Returned are the number of entries on
+    the diagonal, and whether the columns of a row do not rise strictly.
     """
     _fill_rows(indptr, first_row, out_src)
     n_diagonal, unsorted = weigh(
         indices, out_src, weights, bits, largest, whole[0], max(whole[1] - whole[0], 0), seeds,
         imbalance,
     )  # fmt: skip
-    degrees[3] = n_diagonal
-    n, repeats = _place(
-        indices, weights, indptr, first_row, both, rule, n_diagonal, unsorted, keys, out_src,
-        out_dst, out_weight, degrees,
-    )  # fmt: skip
-    return n, repeats
+    return n_diagonal, unsorted
 
 
 @compiled(int, bool)
-def copy_entries(
-    indices: Array, weights: Array, indptr: Array, first_row: int, rule: int, keys: Array,
-    out_src: Array, out_dst: Array, out_weight: Array, degrees: Array,
-) -> tuple[int, bool]:  # fmt: skip
-    """Do what `stream_entries` does for both directions, of a matrix that is known to be symmetric.
-
-    Nothing is hashed.
-    """
+def look_at_block(
+    indices: Array, indptr: Array, first_row: int, out_src: Array
+) -> tuple[int, bool]:
+    """Do what `weigh_block` does, of a matrix that is known to be symmetric: nothing is hashed."""
     _fill_rows(indptr, first_row, out_src)
     n_diagonal = 0
     for e in range(indices.size):
@@ -385,8 +354,21 @@ def copy_entries(
     unsorted: Any = False
     for e in range(1, indices.size):
         unsorted |= (out_src[e] == out_src[e - 1]) & (indices[e] <= indices[e - 1])
-    n, repeats = _place(
-        indices, weights, indptr, first_row, 1, rule, n_diagonal, unsorted, keys, out_src,
-        out_dst, out_weight, degrees,
-    )  # fmt: skip
-    return n, repeats
+    return n_diagonal, unsorted
+
+
+@compiled(int, bool)
+def place_entries(
+    indices: Array, weights: Array, both: int, rule: int, unsorted: bool, keys: Array,
+    out_src: Array, out_dst: Array, out_weight: Array,
+) -> tuple[int, bool]:  # fmt: skip
+    """Write a block's entries as edges with weights, whose sources are there.
+
+    `keys` (int64) is work space to sort as many entries; `weights` are used up. Returned are the
+    number of edges written, and whether a row holds the same entry twice.
+    """
+    n = _keep(indices, weights, both, out_src, out_dst, out_weight)
+    if rule != _MAX and rule != _MIN:
+        for k in range(n):
+            out_weight[k] = combine(rule, out_weight[k], out_weight[k])
+    return n, unsorted and _sort_rows(out_src, out_dst, out_weight, n, keys, weights)

@@ -161,7 +161,7 @@ def test_a_streamed_block_is_what_python_makes_of_it(lengths, first_row, ordered
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     indices = np.concatenate(rows).astype(dtype)
     src, dst = np.empty((2, indices.size), np.uint64 if wide else np.uint32)
-    imbalance, degrees = np.array([5, 7], np.uint64), np.full(3, -1)
+    imbalance, degrees = np.array([5, 7], np.uint64), np.full(4, -1)
     n_edges, repeats = loops.stream_block(
         indices, indptr, first_row, SEEDS, src, dst, imbalance, degrees
     )
@@ -179,7 +179,8 @@ def test_a_streamed_block_is_what_python_makes_of_it(lengths, first_row, ordered
     assert list(zip(src[:n_edges].tolist(), dst[:n_edges].tolist(), strict=True)) == edges
     assert repeats == twice
     assert imbalance.tolist() == [s & MASK for s in sums]
-    assert degrees.tolist() == [max(counts), counts[0], counts[-1]]
+    n_rows = sum(count > 0 for count in counts)
+    assert degrees.tolist() == [max(counts), counts[0], counts[-1], n_rows]
 
 
 def weighed(i, j, weight, seeds):
@@ -265,16 +266,19 @@ def test_a_weighed_block_is_what_python_makes_of_it(
         return
 
     out = [rows, np.empty_like(rows), np.empty(indices.size)]
-    imbalance, degrees = np.array([5, 7, 0], np.uint64), np.full(4, -1)
-    n, repeats = weighted_loops.stream_entries(
+    imbalance = np.array([5, 7, 0], np.uint64)
+    diagonal, unsorted = weighted_loops.weigh_block(
         indices, weights, weights.view(np.uint64), np.array([np.inf]), indptr, first_row,
-        np.array(whole), both, CODES.index("sum"), seeds, keys, *out, imbalance, degrees,
+        np.array(whole), seeds, rows, imbalance,
     )  # fmt: skip
+    assert diagonal == sum(i == j for i, j, _ in entries)
+    seen = weighted_loops.look_at_block(indices, indptr, first_row, np.empty_like(rows))
+    assert seen == (diagonal, unsorted)
+    n, repeats = weighted_loops.place_entries(
+        indices, weights, both, CODES.index("sum"), unsorted, keys, *out
+    )
     wanted = [(i, j, 2 * w) for i, j, w in entries if j > i or (both and j != i)]
     wanted.sort(key=lambda edge: edge[:2])  # stable
     assert list(zip(*(column[:n].tolist() for column in out), strict=True)) == wanted
     assert repeats == (len({edge[:2] for edge in wanted}) < len(wanted))
     assert imbalance.tolist() == [s & MASK for s in (*sums, near)]
-    per_row = np.bincount([i - first_row for i, j, _ in entries if i != j], minlength=len(lengths))
-    n_diagonal = sum(i == j for i, j, _ in entries)
-    assert degrees.tolist() == [per_row.max(), per_row[0], per_row[-1], n_diagonal]
