@@ -77,7 +77,7 @@ def test_a_plan_draws_its_memory(made):
     _, _, plan, _ = made
     text = text_of(plan)
     assert text.startswith("Export plan Memory: ")
-    assert "2.0 GB allowed" in text
+    assert "4.0 GB allowed" in text
     assert "a&<b>.zarr" in text
     assert "cells 40" in text
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", plan._repr_html_())]
