@@ -82,7 +82,7 @@ def test_a_plan_draws_its_memory(made):
     assert "cells 40" in text
     widths = [float(width) for width in re.findall(r"width:([\d.]+)%", plan._repr_html_())]
     shares = (plan.reserved_memory_bytes, plan.projected_memory_bytes - plan.reserved_memory_bytes)
-    assert widths == [pytest.approx(100 * part / 2e9, abs=0.01) for part in shares]
+    assert widths == [pytest.approx(100 * part / 4e9, abs=0.01) for part in shares]
 
 
 def test_a_report_of_an_export(made):
