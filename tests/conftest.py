@@ -53,8 +53,26 @@ LONGEST = (
 )
 
 
+MOST_CASES = 4  # of one test, in the quick part
+
+
+def _mark_more_cases(items: list[pytest.Item]) -> None:
+    """Of each test, leave some of its cases to the quick part, from the first to the last."""
+    cases: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
+    for those in cases.values():
+        last = len(those) - 1
+        kept = {last * k // (MOST_CASES - 1) for k in range(MOST_CASES)}
+        for number, item in enumerate(those):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In several processes, let the slow tests begin first."""
+    """Mark what the quick part leaves out; in several processes, let slow tests begin first."""
+    _mark_more_cases(items)
 
     def rank(item: pytest.Item) -> int:
         if item.get_closest_marker("slow") is None:
