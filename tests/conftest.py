@@ -53,7 +53,7 @@ LONGEST = (
 )
 
 
-MOST_CASES = 4  # of one test, in the quick part
+MOST_CASES = 3  # of one test, in the quick part
 
 
 def _mark_more_cases(items: list[pytest.Item]) -> None:

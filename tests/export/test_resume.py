@@ -254,6 +254,7 @@ def interrupt_in(monkeypatch):
     monkeypatch.setattr(Journal, "add", add)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("kind", STAGES)

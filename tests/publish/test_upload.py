@@ -99,6 +99,7 @@ def export_new(exports, tmp_path: Path, after, monkeypatch, **more) -> str | Non
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "late"), CASES)
 def test_each_step_fails_once(exports, tmp_path, monkeypatch, caplog, before, after, late):
     prepare(exports, before)
@@ -130,6 +131,7 @@ def test_each_step_fails_once(exports, tmp_path, monkeypatch, caplog, before, af
         assert graph_shown() == "new"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "late"), CASES)
 def test_the_connection_is_lost_for_good_at_each_step(
     exports, tmp_path, monkeypatch, before, after, late

@@ -150,6 +150,7 @@ def test_one_ulp_is_too_much(tmp_path, weight):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_asymmetry_is_seen_in_the_first_block(tmp_path, monkeypatch):
     from cellgraph_dask.stages import pipeline
 
@@ -225,6 +226,7 @@ def test_an_interrupted_run_is_resumed_with_its_weights(tmp_path, monkeypatch):
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_symmetric_graph_is_checked_in_one_pass(monkeypatch):
     from cellgraph_dask.export import check
     from cellgraph_dask.source.blocks import cut_blocks

@@ -86,6 +86,7 @@ def assert_report(report, matrix, rule, kept):
         assert report.thinned.after == components(n, *kept[:2])
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graph=graphs(), thinning=thinnings.filter(bool), tuning=tunings, output=outputs,
        method=st.sampled_from([None, "general"]))  # fmt: skip

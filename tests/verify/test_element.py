@@ -72,6 +72,7 @@ def test_without_a_source_one_direction_is_found_and_with_it_both(tmp_path, both
     assert "not symmetric" in report.problems[0] or f"(0, {column})" in report.problems[0]
 
 
+@pytest.mark.slow
 def test_blocks_of_any_size(tmp_path, monkeypatch):
     source = write_store(tmp_path / "s.zarr", graph_of(60, 4), chunk=50)
     dest = tmp_path / "d.zarr"
