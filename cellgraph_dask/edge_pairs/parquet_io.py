@@ -105,6 +105,9 @@ class _Sink:
         os.ftruncate(self._fd, self._end)
         if durable:
             os.fsync(self._fd)
+        else:  # it will be; most files are smaller than what writing has begun with
+            first = self._end // _WRITEBACK_BYTES * _WRITEBACK_BYTES
+            begin_writeback(self._fd, first, self._end)
         return Written(self._end, self._digest.hexdigest())
 
     def give_up(self) -> None:
