@@ -1,9 +1,10 @@
 """The largest degree of a cell, which the manifest tells.
 
-A cell's degree is the number of edges it is the source of plus the number it is the destination of.
-The second kind lies scattered over all pieces. Where the memory limit leaves room, threads share
-one counter a cell. Where it does not, or on a cluster, each piece leaves a run of what has to be
-counted, ordered by partition, and a stage of its own counts a range of cells at a time.
+A cell's degree is the number of edges it is the source of plus the number it is the destination of,
+unless edges come in both directions. The second kind lies scattered over all pieces. Where the
+memory limit leaves room, threads share one counter a cell. Where it does not, or on a cluster, each
+piece leaves a run of what has to be counted, ordered by partition, and a stage of its own counts a
+range of cells at a time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ _RANGE_CELLS = 1 << 22  # most cells counted by one task: 32 MB
 COUNTER_BYTES = 4  # of one cell in `DegreeCounters`
 
 
+def _destinations(job: Job, dst: Array) -> Array:
+    """Return the destinations that count: none where each edge has either end as its source."""
+    return dst[:0] if job.both else dst
+
+
 class DegreeCounters:
     """Counters of all cells in memory, shared by threads."""
 
@@ -35,10 +41,10 @@ class DegreeCounters:
         self._counts = np.zeros(n_cells, np.uint32)
         self._lock = threading.Lock()
 
-    def add(self, _job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
+    def add(self, job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
         """Count the edges of a piece; no temporary file is made."""
         with self._lock:
-            for cells in (src, dst):  # both at once take half as long again
+            for cells in (src, _destinations(job, dst)):  # both at once take half as long again
                 loops.count_values(cells, 0, self._counts)
         return Written(0, 0)
 
@@ -63,6 +69,7 @@ class DegreeRuns:
 
     def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
         """Write the destinations of a piece by partition, and its edges for each source."""
+        dst = _destinations(job, dst)
         counts = np.zeros(job.n_partitions, np.int64)
         loops.count_values(dst, job.shift, counts)
         starts = np.concatenate(([0], np.cumsum(counts)))

@@ -161,7 +161,6 @@ def _run_general(
         largest = degrees.largest()
     else:
         largest = _count_degrees(job, len(merged), tuning, executor.executor)
-    largest //= job.n_directions  # an edge in both directions is counted twice at either end
     scratch_bytes += delivery.scratch_bytes
     n_edges = sum(piece.n_edges for piece in merged) // job.n_directions
     return Outcome(n_edges, largest, scratch_bytes, output_bytes)

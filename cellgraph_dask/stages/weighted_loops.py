@@ -181,6 +181,68 @@ def combine(rule: int, a: Any, b: Any) -> Any:
     return 2.0 if a != 0.0 and b != 0.0 else 1.0
 
 
+@compiled(bool)
+def _falls(cells: Array, start: int, stop: int) -> bool:
+    """Whether ``[start, stop)`` is not in order; no way out of the loop, so it is vector code."""
+    falls: Any = False
+    for p in range(start + 1, stop):
+        falls |= cells[p] < cells[p - 1]
+    return bool(falls)
+
+
+@compiled(bool)
+def _repeats(cells: Array, start: int, stop: int) -> bool:
+    """Whether two neighbors in ``[start, stop)`` are the same."""
+    repeats: Any = False
+    for p in range(start + 1, stop):
+        repeats |= cells[p] == cells[p - 1]
+    return bool(repeats)
+
+
+@compiled(int)
+def _merge_row(
+    upper: Array, upper_weight: Array, a: int, a_end: int, lower: Array, lower_weight: Array,
+    b: int, b_end: int, source: int, rule: int, out_src: Array, out_dst: Array, out_weight: Array,
+    n: int,
+) -> int:  # fmt: skip
+    """Merge the entries of a row, upper and lower, neither with repeats; return the next place.
+
+    Which of them is next is as good as random, so there are no branches for it.
+    """
+    p: Any = a
+    q: Any = b
+    while p < a_end and q < b_end:
+        x = np.int64(upper[p])
+        y = np.int64(lower[q])
+        d = min(x, y)
+        up = np.float64(upper_weight[p]) if x <= y else 0.0
+        low = np.float64(lower_weight[q]) if y <= x else 0.0
+        weight = combine(rule, up, low) if source < d else combine(rule, low, up)
+        out_src[n] = source
+        out_dst[n] = d
+        out_weight[n] = weight
+        n += weight != 0.0
+        p += x <= y
+        q += y <= x
+    for k in range(p, a_end):
+        d = np.int64(upper[k])
+        up = np.float64(upper_weight[k])
+        weight = combine(rule, up, 0.0) if source < d else combine(rule, 0.0, up)
+        out_src[n] = source
+        out_dst[n] = d
+        out_weight[n] = weight
+        n += weight != 0.0
+    for k in range(q, b_end):
+        d = np.int64(lower[k])
+        low = np.float64(lower_weight[k])
+        weight = combine(rule, 0.0, low) if source < d else combine(rule, low, 0.0)
+        out_src[n] = source
+        out_dst[n] = d
+        out_weight[n] = weight
+        n += weight != 0.0
+    return n
+
+
 @compiled(int)
 def merge_weighted(
     first_partition: int, shift: int, first_rows: Array, in_row: Array, row_starts: Array,
@@ -213,10 +275,15 @@ def merge_weighted(
             source = base + s
             a_end = upper_ends[s]
             b_end = lower_ends[s]
-            for p in range(a + 1, a_end):
-                if upper_grouped[p] < upper_grouped[p - 1]:
-                    _sort_weighted(upper_grouped, upper_kept, a, a_end, keys, out_weight[n:])
-                    break
+            if _falls(upper_grouped, a, a_end):
+                _sort_weighted(upper_grouped, upper_kept, a, a_end, keys, out_weight[n:])
+            if not (_repeats(upper_grouped, a, a_end) or _repeats(lower_grouped, b, b_end)):
+                n = _merge_row(
+                    upper_grouped, upper_kept, a, a_end, lower_grouped, lower_kept, b, b_end,
+                    source, rule, out_src, out_dst, out_weight, n,
+                )  # fmt: skip
+                a = a_end
+                b = b_end
             while a < a_end or b < b_end:
                 if b >= b_end or (a < a_end and upper_grouped[a] <= lower_grouped[b]):
                     d = np.int64(upper_grouped[a])
