@@ -217,7 +217,7 @@ def _merge_row(
         d = min(x, y)
         up = np.float64(upper_weight[p]) if x <= y else 0.0
         low = np.float64(lower_weight[q]) if y <= x else 0.0
-        weight = combine(rule, up, low) if source < d else combine(rule, low, up)
+        weight = combine(rule, up if source < d else low, low if source < d else up)
         out_src[n] = source
         out_dst[n] = d
         out_weight[n] = weight
@@ -227,7 +227,7 @@ def _merge_row(
     for k in range(p, a_end):
         d = np.int64(upper[k])
         up = np.float64(upper_weight[k])
-        weight = combine(rule, up, 0.0) if source < d else combine(rule, 0.0, up)
+        weight = combine(rule, up if source < d else 0.0, 0.0 if source < d else up)
         out_src[n] = source
         out_dst[n] = d
         out_weight[n] = weight
@@ -235,7 +235,7 @@ def _merge_row(
     for k in range(q, b_end):
         d = np.int64(lower[k])
         low = np.float64(lower_weight[k])
-        weight = combine(rule, 0.0, low) if source < d else combine(rule, low, 0.0)
+        weight = combine(rule, 0.0 if source < d else low, low if source < d else 0.0)
         out_src[n] = source
         out_dst[n] = d
         out_weight[n] = weight
@@ -299,7 +299,7 @@ def merge_weighted(
                 while b < b_end and lower_grouped[b] == d:
                     low += lower_kept[b]
                     b += 1
-                weight = combine(rule, up, low) if source < d else combine(rule, low, up)
+                weight = combine(rule, up if source < d else low, low if source < d else up)
                 if rule == _DIFFER:
                     weight += 4.0 * (a + b - more)
                 out_src[n] = source
