@@ -100,7 +100,9 @@ def read_edges(
             raise NotSymmetricError
         edges = [column[:n] for column in edges]
     else:
-        edges, imbalance = _read_weighted(job, seeds, block, degrees, hashed=not proved)
+        edges, imbalance = _read_weighted(
+            job, seeds, block, degrees, hashed=not (proved and job.both)
+        )
     return Streamed(edges, (int(imbalance[0]), int(imbalance[1])), degrees)
 
 
@@ -118,7 +120,7 @@ def _read_weighted(
     indices, indptr, first = entries.indices, entries.indptr, block.first_row
     src = buffers.take("stream src", weights.size, job.cell_dtype)
     imbalance = np.zeros(3, np.uint64)
-    if hashed or not job.both:
+    if hashed:
         n_diagonal, unsorted = weighted_loops.weigh_block(
             indices, weights, weights.view(f"u{dtype.itemsize}"), np.array([np.inf], dtype), indptr,
             first, np.array([first + 1, block.last_row - 1]), seeds, src, imbalance,

@@ -16,6 +16,7 @@ from .loops import _fill_rows, _mixed, _mixed_again, _sort
 
 # Places in `rules.CODES`.
 _ONES, _MAX, _MIN, _MEAN, _SUM, _FUZZY, _DIFFER = 0, 1, 2, 3, 4, 5, 6
+_BEHIND = 2**63 - 1  # all cells
 
 
 @compiled()
@@ -211,35 +212,18 @@ def _merge_row(
     """
     p: Any = a
     q: Any = b
-    while p < a_end and q < b_end:
-        x = np.int64(upper[p])
-        y = np.int64(lower[q])
+    while p < a_end or q < b_end:
+        x = np.int64(upper[p]) if p < a_end else _BEHIND
+        y = np.int64(lower[q]) if q < b_end else _BEHIND
         d = min(x, y)
         up = np.float64(upper_weight[p]) if x <= y else 0.0
         low = np.float64(lower_weight[q]) if y <= x else 0.0
-        weight = combine(rule, up if source < d else low, low if source < d else up)
         out_src[n] = source
         out_dst[n] = d
-        out_weight[n] = weight
-        n += weight != 0.0
+        out_weight[n] = combine(rule, up if source < d else low, low if source < d else up)
+        n += out_weight[n] != 0.0
         p += x <= y
         q += y <= x
-    for k in range(p, a_end):
-        d = np.int64(upper[k])
-        up = np.float64(upper_weight[k])
-        weight = combine(rule, up if source < d else 0.0, 0.0 if source < d else up)
-        out_src[n] = source
-        out_dst[n] = d
-        out_weight[n] = weight
-        n += weight != 0.0
-    for k in range(q, b_end):
-        d = np.int64(lower[k])
-        low = np.float64(lower_weight[k])
-        weight = combine(rule, 0.0 if source < d else low, low if source < d else 0.0)
-        out_src[n] = source
-        out_dst[n] = d
-        out_weight[n] = weight
-        n += weight != 0.0
     return n
 
 
