@@ -61,26 +61,18 @@ class _Sink:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._digest = sha256()
-        self._end = self._written = 0
-        self._waiting: list[bytes] = []  # pages are small, and a call for each would cost time
+        self._end = 0
 
     def write(self, data: Any) -> int:
         if self._fd < 0:  # pyarrow closes what was given up
             return len(data)
-        self._waiting.append(bytes(data))
-        self._end += len(data)
-        if self._end - self._written >= _WRITTEN_BYTES:
-            self._write_out()
-        return len(data)
-
-    def _write_out(self) -> None:
-        data, begin = b"".join(self._waiting), self._written
-        self._waiting.clear()
-        self._written = write_at(self._fd, data, begin)
+        begin = self._end
+        self._end = write_at(self._fd, memoryview(data), begin)
         self._digest.update(data)
-        first, last = begin // _WRITEBACK_BYTES, self._written // _WRITEBACK_BYTES
+        first, last = begin // _WRITEBACK_BYTES, self._end // _WRITEBACK_BYTES
         if first < last:
             begin_writeback(self._fd, first * _WRITEBACK_BYTES, last * _WRITEBACK_BYTES)
+        return len(data)
 
     def tell(self) -> int:
         return self._end
@@ -93,15 +85,13 @@ class _Sink:
 
     def go_on(self, end: int, digest: Any) -> None:
         """Write behind what is there, of which this is the digest."""
-        self._end, self._written, self._digest = end, end, digest
+        self._end, self._digest = end, digest
 
     def so_far(self) -> tuple[int, Any]:
         """Return the bytes that there are, and their digest."""
-        self._write_out()
         return self._end, self._digest.copy()
 
     def finish(self, *, durable: bool) -> Written:
-        self._write_out()
         os.ftruncate(self._fd, self._end)
         if durable:
             os.fsync(self._fd)
@@ -200,15 +190,21 @@ def _write(
     with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
         sink = _Sink(fd)
         try:
-            writer = _writer(pa, sink, columns, n_sorted)
+            # pages are small, and each would have to wait for Python
+            pages = pa.BufferedOutputStream(
+                pa.PythonFile(sink, mode="w"), _WRITTEN_BYTES, pa.system_memory_pool()
+            )
+            writer = _writer(pa, pages, columns, n_sorted)
             for group in groups:
                 arrays = [_arrow(values, f.type) for values, f in zip(group, schema, strict=True)]
                 table = pa.Table.from_arrays(arrays, schema=schema)
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
+            pages.flush()
             n_bytes, digest = sink.so_far()
             if metadata is not None:
                 writer.add_key_value_metadata(dict(metadata))
             writer.close()
+            pages.flush()
             return sink.finish(durable=metadata is not None), n_bytes, digest
         finally:
             sink.give_up()

@@ -24,9 +24,9 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
-def _bytes_of(data: Array | bytes) -> memoryview:
+def _bytes_of(data: Array | bytes | memoryview) -> memoryview:
     """Return a flat view of the bytes of an array, which must be contiguous, or of bytes."""
-    if isinstance(data, bytes):
+    if isinstance(data, (bytes, memoryview)):
         return memoryview(data)
     return data.data.cast("B") if data.size else memoryview(b"")
 
@@ -48,7 +48,7 @@ def _full(error: OSError, fd: int, needed: int) -> FullError:
     return full
 
 
-def write_at(fd: int, data: Array | bytes, offset: int) -> int:
+def write_at(fd: int, data: Array | bytes | memoryview, offset: int) -> int:
     """Write all of `data` to `fd` at `offset` and return the offset after it.
 
     Where the disk or the quota is used up, a FullError is raised.
