@@ -190,7 +190,7 @@ def _write(
     with opened(path, os.O_CREAT | os.O_WRONLY) as fd:
         sink = _Sink(fd)
         try:
-            # pages are small, and each would have to wait for Python
+            # Pages are small, and each would wait for its turn in Python.
             pages = pa.BufferedOutputStream(
                 pa.PythonFile(sink, mode="w"), _WRITTEN_BYTES, pa.system_memory_pool()
             )
