@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from . import thinning_loops as loops
 from .job import Job
 from .runs import RunReader, Scratch
 from .wishes import Thinning
+
+_SAMPLE = 10_000  # keys that tell how levels are cut
+_LEVELS = 256
+_one_reads = Lock()
 
 
 def key_dtype(job: Job) -> np.dtype[Any]:
@@ -47,8 +52,9 @@ class Keep:
             edges = first_of(edges, loops.keep_heavy(*edges, least, both))
         edges[2] = self._turned(edges[2].view(self.keys))
         if self.ranked:
-            work = [np.empty(loops.AT_ONCE, of) for of in (np.int64, self.keys, np.uint8)]
-            edges = first_of(edges, loops.keep_ranked(*edges, *ranks(self), *work))
+            dtypes = (np.uint16, self.cells, np.uint8, np.uint8)
+            work = [np.empty(loops.AT_ONCE, dtype) for dtype in dtypes]
+            edges = first_of(edges, loops.keep_ranked(*edges, *ranks_of(self), *work))
         if self.cut is not None:
             cut = np.array(self.cut, np.uint64)
             edges = first_of(edges, loops.keep_strongest(*edges, cut))
@@ -72,21 +78,24 @@ def thinning_bytes(job: Job, n_entries: int) -> int:
     top = min(job.thinning.top_k or 0, n_entries)
     key = key_dtype(job).itemsize
     table = loops.TABLE_ROWS * (loops.FEW * key + 8)
-    return table + loops.AT_ONCE * (key + 9) + 64 * top
+    return table + loops.AT_ONCE * (job.cell_dtype.itemsize + 4) + 64 * top
 
 
 def ranks_bytes(job: Job) -> int:
     """Return the bytes that are kept of all rows together."""
     if job.thinning.top_k is None:
         return 0
-    per_cell = key_dtype(job).itemsize + job.cell_dtype.itemsize
+    per_cell = key_dtype(job).itemsize + job.cell_dtype.itemsize + 1
     return job.source.n_cells * per_cell + 64 * min(job.thinning.top_k, job.source.n_cells)
 
 
 def components_bytes(job: Job) -> int:
-    """Return the bytes of counting components, at once before and after if there is one pass."""
-    is_once = job.thinning.top_k is None and job.thinning.max_edges is None
-    return (1 + is_once) * forest_bytes(job.source.n_cells, 1)
+    """Return the bytes of counting components, before and after in the last pass at once.
+
+    Where the strongest of all are looked for, those before are counted then.
+    """
+    n_forests = 2 if job.thinning.max_edges is None else 1
+    return forest_bytes(job.source.n_cells, n_forests, of_one_graph=False)
 
 
 def thinning_scratch(job: Job, n_edges: int) -> int:
@@ -137,14 +146,46 @@ def _note_weakest(
         row_key[row], row_cell[row] = keys[k - 1], cells[k - 1]
 
 
+class Ranks(NamedTuple):
+    """The weakest edge that each row would keep."""
+
+    key: Array
+    cell: Array
+    level: Array  # uint8, of the key
+    scale: Array  # of levels, see `thinning_loops.find_levels`
+
+
+def ranks_of(keep: Keep) -> Ranks:
+    """Return the ranks that `write_ranks` has left; threads share them."""
+    with _one_reads:
+        return _read_ranks(keep)
+
+
+def forget_ranks() -> None:
+    """Let go of them."""
+    _read_ranks.cache_clear()
+
+
 @lru_cache(maxsize=1)
-def ranks(keep: Keep) -> tuple[Array, Array]:
-    """Return the weakest key and cell of each row; threads share them."""
+def _read_ranks(keep: Keep) -> Ranks:
     row_key, row_cell = np.empty(keep.n_cells, keep.keys), np.empty(keep.n_cells, keep.cells)
     path = keep.scratch.run("ranks", 0)
     read_file(path, row_key, 0)
     read_file(path, row_cell, row_key.nbytes)
-    return row_key, row_cell
+    scale, levels = _scale_of(row_key), np.empty(keep.n_cells, np.uint8)
+    loops.find_levels(row_key, scale, levels)
+    return Ranks(row_key, row_cell, levels, scale)
+
+
+def _scale_of(keys: Array) -> Array:
+    """Return a scale on which nearly all keys, but for zeros, have levels of their own."""
+    some = keys[:: max(keys.size // _SAMPLE, 1)]
+    some = np.sort(some[some > 0])
+    low, high = (int(some[at * (some.size - 1) // 100]) if some.size else 0 for at in (1, 99))
+    shift = 1  # at least, so that keys fit into int64
+    while (high >> shift) - (low >> shift) > _LEVELS - 3:
+        shift += 1
+    return np.array([shift, (low >> shift) - 1])
 
 
 def warm_up(job: Job) -> None:

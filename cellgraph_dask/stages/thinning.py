@@ -31,7 +31,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..source.matrix import Block
 from . import thinning_loops as loops
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
-from .keep import Keep, first_of, key_dtype, ranks, write_ranks
+from .keep import Keep, first_of, forget_ranks, key_dtype, write_ranks
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import Ends, prove_symmetry, read_edges, with_ends
 
@@ -96,7 +96,7 @@ class _Rows:
     keep: Keep
     proved: bool  # whether the rows are known to be those of a symmetric matrix
     tally: Callable[[Array, Array], None] | None = None  # gets each edge before thinning, and
-    tally_kept: Callable[[Array, Array], None] | None = None  # … each that is kept
+    tally_kept: Callable[[Array, Array], None] | None = None  # … each, or some, that are kept
 
     def read(self, block: Block) -> tuple[list[Array], Ends, int]:
         """Return a block's entries, what proves the symmetry, and how many rows have entries."""
@@ -140,6 +140,10 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
             loops.strongest_of(keys[part], places.size, work, places)
         kept = {"key": keys[part][places], "cell": dst[part][places]}
         sections.append((kept, np.array([places.size])))
+    if rows.tally_kept is not None:
+        src, dst = src[a:b], dst[a:b]
+        n = loops.sample_kept(src, dst, keys[a:b], first + 1, row_key, row_cell)
+        rows.tally_kept(src[:n], dst[:n])
     written = write_run(keep.scratch.run("rank", block.number), sections)
     return PassSummary(ends, 0, *written)
 
@@ -220,8 +224,7 @@ def thin(
     passes = _Passes(of_product, blocks, seeds, executor, proved=rows is not job)
     before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
-        passes.run("rank", partial(_rank, passes.rows(keep, before.taking())))
-        before.count()
+        passes.run("rank", partial(_rank, passes.rows(keep, None, before.sampling())))
         write_ranks(keep, blocks)
         keep = replace(keep, ranked=True)
     if job.thinning.max_edges is not None:
@@ -229,6 +232,8 @@ def thin(
         before.count()
         sizes = [summary.n for summary in summaries]
         keep = replace(keep, cut=passes.cut(keep, sizes))
+    else:
+        after.begin_like(before)
     last = passes.rows(keep, before.taking(), after.taking())
     task, holds_ = partial(_thin, last, sink), partial(_thin_holds, last, sink)
     summary = with_ends(ThinSummary)
@@ -236,7 +241,7 @@ def thin(
     try:
         thinned = executor.run(stage, keep=keep_sizes, stop=stop)
     finally:
-        ranks.cache_clear()
+        forget_ranks()
     largest = prove_symmetry([summary.ends for summary in thinned])
     if largest is None:
         raise NotSymmetricError
@@ -286,11 +291,24 @@ class _Tally:
         self._forests: Forests | None = None
         self._counted: Components | None = None
 
+    def sampling(self) -> Callable[[Array, Array], None] | None:
+        """Return what takes some edges ahead of a pass; None if they are not wanted."""
+        if not self._wanted:
+            return None
+        self._forests = Forests(self._n_cells, 1)
+        return self._forests.sample_rows
+
+    def begin_like(self, other: _Tally) -> None:
+        """Begin with the sample of another graph, if there is one: these edges are in both."""
+        if other._forests is not None:
+            self._forests = other._forests.copy()
+
     def taking(self) -> Callable[[Array, Array], None] | None:
         """Return what takes the rows of a pass; None if they are not wanted, or were counted."""
         if not self._wanted:
             return None
-        self._forests = Forests(self._n_cells, 1)
+        self._n_kept = self._executor.n_kept
+        self._forests = self._forests or Forests(self._n_cells, 1)
         return self._forests.add_rows
 
     def count(self) -> Components | None:

@@ -15,8 +15,9 @@ from ..machine.compiled import compiled
 
 DIGIT_BITS = 16
 FEW = 32  # entries of a row that is sorted in a table of rows
-TABLE_ROWS = 2048
+TABLE_ROWS = 4096
 AT_ONCE = 1 << 15  # edges whose destinations are looked up in one go
+SOME = 2  # edges of a row, of which a sample of all edges is made
 
 
 @compiled(int)
@@ -142,6 +143,33 @@ def note_weakest(
             _note_weakest(src, dst, keys, begin, k, weakest, place, row_cell)
 
 
+@compiled(int)
+def sample_kept(
+    src: Array, dst: Array, keys: Array, base: int, row_key: Array, row_cell: Array
+) -> int:
+    """Move up to `SOME` of the edges that each row keeps to the front; return how many there are.
+
+    What the row keeps at least is at its place in `row_key` and `row_cell`, counted from `base`.
+    """
+    n: Any = 0
+    e: Any = 0
+    while e < src.size:
+        row = src[e]
+        place = np.int64(row) - base
+        weakest, last = row_key[place], row_cell[place]
+        left: Any = SOME
+        while left > 0 and e < src.size and src[e] == row:
+            is_kept = (keys[e] > weakest) | ((keys[e] == weakest) & (dst[e] <= last))
+            src[n] = row
+            dst[n] = dst[e]
+            n += is_kept
+            left -= is_kept
+            e += 1
+        while e < src.size and src[e] == row:
+            e += 1
+    return int(n)
+
+
 @compiled()
 def _move(src: Array, dst: Array, keys: Array, e: int, n: int) -> None:
     """Move edge `e` to place `n`, where it stays if it is kept."""
@@ -165,15 +193,29 @@ def keep_heavy(src: Array, dst: Array, weights: Array, least: Array, both: int) 
 
 
 @compiled(int)
+def _level(key: Any, scale: Array) -> Any:
+    """Return the level of a key, from 0 to 255: a larger key never has a smaller one."""
+    return min(max(np.int64(np.uint64(key) >> np.uint64(scale[0])) - scale[1], 0), 255)
+
+
+@compiled()
+def find_levels(keys: Array, scale: Array, levels: Array) -> None:
+    """Write the levels of keys: their bits from ``scale[0]`` on, less ``scale[1]``."""
+    for k in range(keys.size):
+        levels[k] = _level(keys[k], scale)
+
+
+@compiled(int)
 def keep_ranked(
-    src: Array, dst: Array, keys: Array, row_key: Array, row_cell: Array, places: Array,
-    others: Array, kept: Array,
+    src: Array, dst: Array, keys: Array, row_key: Array, row_cell: Array, row_level: Array,
+    scale: Array, places: Array, others: Array, levels: Array, kept: Array,
 ) -> int:  # fmt: skip
     """Move edges that are as strong as the weakest that either row would keep to the front.
 
     The row of the destination lies anywhere, so it is looked at only where that of the source does
-    not keep the edge, for many edges in one go: so memory is waited for once. The last three, as
-    long as many that is, are work space: int64, of the dtype of keys, and uint8.
+    not keep the edge, for many edges in one go: so memory is waited for once; and of it only the
+    level, of which more are in the caches, unless the edge has the same. The last four, as long as
+    many edges that is, are work space: uint16, cells, and uint8 twice.
     """
     n: Any = np.uint64(0)
     for begin in range(0, src.size, places.size):
@@ -186,15 +228,21 @@ def keep_ranked(
             is_kept = (key > row_key[i]) | ((key == row_key[i]) & (some_dst[e] <= row_cell[i]))
             kept[e] = is_kept
             places[left] = e
+            others[left] = some_dst[e]
             left += not is_kept
         for p in range(left):
-            others[p] = row_key[np.int64(some_dst[places[p]])]
+            levels[p] = row_level[np.int64(others[p])]
         for p in range(left):
-            e = places[p]
-            is_kept = some_keys[e] > others[p]
-            if some_keys[e] == others[p]:
-                is_kept |= some_src[e] <= row_cell[np.int64(some_dst[e])]
-            kept[e] = is_kept
+            at = np.int64(places[p])
+            key = some_keys[at]
+            level = _level(key, scale)
+            is_kept = level > levels[p]
+            if level == levels[p]:
+                j = np.int64(others[p])
+                is_kept = key > row_key[j]
+                if key == row_key[j]:
+                    is_kept |= some_src[at] <= row_cell[j]
+            kept[at] = is_kept
         for e in range(some_src.size):
             src[n] = some_src[e]
             dst[n] = some_dst[e]
@@ -260,8 +308,12 @@ def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     tabulate(cells, cells, keys, 0, 1, 1, 0, keys, keys, found, table, ends)
     note_weakest(cells, cells, keys, 1, 0, keys, found, table, ends)
     strongest_of(keys, 1, keys, ends)
+    sample_kept(cells, cells, keys, 0, keys, cells)
     keep_heavy(cells, cells, weights, np.zeros(1), 1)
-    keep_ranked(cells, cells, keys, keys, cells, ends, keys, np.zeros(1, np.uint8))
+    levels = np.zeros(1, np.uint8)
+    find_levels(keys, ends, levels)
+    place = np.zeros(1, np.uint16)
+    keep_ranked(cells, cells, keys, keys, cells, levels, ends, place, found, levels, levels.copy())
     keep_strongest(cells, cells, keys, np.zeros(3, np.uint64))
     count_rows(cells, ends)
     count_digits(keys, 0, 0, np.zeros(1 << DIGIT_BITS, np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from cellgraph_dask import export_connectivities, open_export, verify_export
+from cellgraph_dask.edge_pairs import components as forests
 from cellgraph_dask.edge_pairs.components import Components
 from cellgraph_dask.errors import SourceError
 from cellgraph_dask.source.opening import open_source
@@ -89,11 +91,13 @@ def assert_report(report, matrix, rule, kept):
 @pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(graph=graphs(), thinning=thinnings.filter(bool), tuning=tunings, output=outputs,
-       method=st.sampled_from([None, "general"]))  # fmt: skip
-def test_any_graph(graph, thinning, tuning, output, method):
+       method=st.sampled_from([None, "general"]),
+       settling=st.sampled_from([1, 20, 10**6]))  # fmt: skip
+def test_any_graph(graph, thinning, tuning, output, method, settling):
     matrix, rule = graph
     kept = thinned_edges(matrix, rule, **thinning.options)
-    with tempfile.TemporaryDirectory() as folder:
+    few = mock.patch.object(forests, "_FIRST_SETTLING", settling)  # edges before a large tree
+    with tempfile.TemporaryDirectory() as folder, few:
         out_dir = Path(folder) / "out"
 
         def export():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,7 @@ def random_edges(n_cells, n_edges, seed=0):
 
 
 def hub_edges():
-    """Cells 0 and 3 have more neighbours than a byte can count, several times over."""
+    """Cells 0 and 3 have more neighbors than a byte can count, several times over."""
     return sorted({(0, k) for k in range(1, 1800)} | {(3, k) for k in range(4, 1000)})
 
 
@@ -190,6 +191,27 @@ def test_components_of_rows_in_pieces_of_any_order(monkeypatch, name, settling):
         forests.add_rows(rows[piece], columns[piece])
     found = forests.components()
     assert (found.n_components, found.largest) == expected(n_cells, edges)[1:]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("settling", [1, 300])
+def test_components_after_a_sample_that_threads_took_at_once(monkeypatch, name, settling):
+    """Whatever of the sample was lost, all edges come by rows; a copy goes on without the rest."""
+    monkeypatch.setattr(components, "_FIRST_SETTLING", settling)
+    n_cells, edges = GRAPHS[name]
+    src, dst = np.array(edges, np.uint32).reshape(-1, 2).T
+    rng = np.random.default_rng(settling)
+    pieces = [rng.permutation(src.size // 2) for _ in range(20)]  # the first half, again and again
+    forests = components.Forests(n_cells, 1)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda piece: forests.sample_rows(src[piece], dst[piece]), pieces))
+    half = forests.copy()
+    for which, n in ((forests, src.size), (half, src.size // 2)):
+        rows, columns = np.r_[src[:n], dst[:n]], np.r_[dst[:n], src[:n]]
+        for piece in np.array_split(np.lexsort((columns, rows)), 7):
+            which.add_rows(rows[piece], columns[piece])
+        found = which.components()
+        assert (found.n_components, found.largest) == expected(n_cells, edges[:n])[1:]
 
 
 def test_memory_is_shared_out(tmp_path):
