@@ -88,7 +88,7 @@ def plan_export(
         `rule`; without a rule the matrix must be symmetric in its weights, bit by bit.
     top_k
         Keep an edge if it is among so many strongest ones of either of its cells. Of equally strong
-        ones, those to cells with smaller numbers are kept. It takes 8 or 12 bytes of memory a cell.
+        ones, those to cells with smaller numbers are kept. It takes 9 or 13 bytes of memory a cell.
     max_edges
         Keep the so many strongest edges of the graph, after `min_weight` and `top_k`; "viewer" for
         as many as the viewer of cellucid 0.9.1 to 0.9.4 draws. Of equally strong ones, the first in

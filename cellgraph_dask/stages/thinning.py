@@ -9,7 +9,7 @@ Thinning works on the weights of pairs, after the rule, so the result is symmetr
 
 Each of *rank*, *weigh* and *thin* streams all rows, as the method for symmetric graphs does. An
 edge is among the K strongest of either end if it is as strong as the K-th strongest of that end; so
-of other rows, only their K-th has to be known, in memory 8 or 12 bytes a cell. The N strongest of
+of other rows, only their K-th has to be known, in memory 9 or 13 bytes a cell. The N strongest of
 all are found digit by digit from the keys that *weigh* has left in scratch.
 """
 
