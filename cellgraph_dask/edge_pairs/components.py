@@ -44,6 +44,17 @@ def _root(parent: Array, cell: Any) -> Any:
 
 
 @compiled(int)
+def _join(parent: Array, one: Any, other: Any) -> Any:
+    """Join the trees of two cells; return whether there were two."""
+    a = _root(parent, one)
+    b = _root(parent, other)
+    if a != b:
+        parent[max(a, b)] = min(a, b)
+    parent[one] = min(a, b)
+    return a != b
+
+
+@compiled(int)
 def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     """Join the trees of the two cells of each edge; return how many were joined.
 
@@ -61,17 +72,13 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
             continue
         if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
             continue
-        a = _root(parent, s)
-        b = _root(parent, d)
-        if a != b:
-            parent[max(a, b)] = min(a, b)
-            joined += 1
+        joined += _join(parent, s, d)
     return joined
 
 
 @compiled()
-def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
-    """Join the trees of the two cells of each edge, where each edge comes in both directions.
+def unite_rows(src: Array, dst: Array, kept: Array, parent: Array, giant: int) -> None:
+    """Join the trees of the two cells of each edge with a mark, which all come both ways.
 
     Of a cell in the tree of the cell `giant`, edges are passed over, also of one that gets there:
     the other ends are in the same tree when their turn comes, or have all their edges looked at.
@@ -80,15 +87,8 @@ def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
     top = _root(parent, giant) if giant >= 0 else np.int64(-1)
     for k in range(src.size):
         s = np.int64(src[k])
-        if parent[s] == top:
-            continue
-        a = _root(parent, s)
-        b = _root(parent, np.int64(dst[k]))
-        if a != b:
-            parent[max(a, b)] = min(a, b)
-            if giant >= 0:
-                top = _root(parent, giant)
-        parent[s] = min(a, b)
+        if parent[s] != top and kept[k] and _join(parent, s, np.int64(dst[k])) and giant >= 0:
+            top = _root(parent, giant)
 
 
 @compiled(int)
@@ -102,12 +102,12 @@ def flatten(parent: Array) -> int:
 
 
 @compiled()
-def settle(parent: Array, root: int, settled: Array) -> None:
+def settle(parent: Array, top: int, settled: Array) -> None:
     """Set the bits of the children of a root, and clear all others; `parent` must be flat."""
     for byte in range(settled.size):
         bits: Any = 0
         for cell in range(8 * byte, min(8 * byte + 8, parent.size)):
-            bits |= np.int64(parent[cell] == root) << (cell & 7)
+            bits |= np.int64(parent[cell] == top) << (cell & 7)
         settled[byte] = bits
 
 
@@ -158,20 +158,20 @@ class Forests:
         forest.add(src, dst)
         self._free.put(forest)
 
-    def add_rows(self, src: Array, dst: Array) -> None:
-        """Take edges into account that all come both ways; there must be one forest."""
+    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
+        """Take edges with marks into account, which all come both ways; there is one forest."""
         forest = self._free.get()
-        forest.add_rows(src, dst)
+        forest.add_rows(src, dst, kept)
         self._free.put(forest)
 
     def sample_rows(self, src: Array, dst: Array) -> None:
-        """Take some of the edges ahead of `add_rows`, in any direction; there must be one forest.
+        """Take some of the edges ahead of `add_rows`, in any direction; there is one forest.
 
         Threads do not wait for each other. What two of them write at the same time may be lost, but
         whatever stays as the parent of a cell is an earlier cell of the same component; and
         `add_rows` gets all edges.
         """
-        self._all[0].add_rows(src, dst)
+        self._all[0].add_rows(src, dst, np.ones(src.size, np.uint8))
 
     def copy(self) -> Forests:
         """Return others that begin with what these have found."""
@@ -236,12 +236,12 @@ class _Forest:
         if self._is_time(src.size):
             settle(self.parent, self._largest()[0], self.settled)
 
-    def add_rows(self, src: Array, dst: Array) -> None:
-        unite_rows(src, dst, self.parent, self._giant)
+    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
+        unite_rows(src, dst, kept, self.parent, self._giant)
         if self._giant < 0 and self._is_time(src.size):
-            root, share = self._largest()
+            top, share = self._largest()
             if share >= _GIANT:
-                self._giant = root
+                self._giant = top
 
     def _is_time(self, n_edges: int) -> bool:
         """Whether to look for the largest tree, after so many more edges."""
@@ -268,7 +268,7 @@ def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
     edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
     unite(edges, edges, none, bits)
     unite(none, none, none, bits)
-    unite_rows(edges, edges, none, -1)
+    unite_rows(edges, edges, bits, none, -1)
     flatten(none)
     settle(none, 0, bits)
     count_children(none, none)

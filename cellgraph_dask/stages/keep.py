@@ -23,7 +23,6 @@ from .runs import RunReader, Scratch
 from .wishes import Thinning
 
 _SAMPLE = 10_000  # keys that tell how levels are cut
-_LEVELS = 256
 _one_reads = Lock()
 
 
@@ -44,21 +43,18 @@ class Keep:
     ranked: bool = False  # whether the weakest of each row is known
     cut: tuple[int, int, int] | None = None  # key and cells of the weakest edge of all
 
-    def apply(self, columns: Sequence[Array], *, both: bool) -> list[Array]:
-        """Return the edges that are kept, with keys for weights; the columns are used up."""
-        edges = list(columns)
-        if self.thinning.min_weight or not both:
-            least = np.array([self.thinning.min_weight or 0.0])
-            edges = first_of(edges, loops.keep_heavy(*edges, least, both))
-        edges[2] = self._turned(edges[2].view(self.keys))
+    def mark(self, columns: Sequence[Array], kept: Array) -> list[Array]:
+        """Return the edges with keys for weights; the marks of those that go are cleared."""
+        src, dst, weights = columns
+        if self.thinning.min_weight:
+            loops.mark_heavy(weights, np.array([self.thinning.min_weight]), kept)
+        keys = self._turned(weights.view(self.keys))
         if self.ranked:
-            dtypes = (np.uint16, self.cells, np.uint8, np.uint8)
-            work = [np.empty(loops.AT_ONCE, dtype) for dtype in dtypes]
-            edges = first_of(edges, loops.keep_ranked(*edges, *ranks_of(self), *work))
+            work = [np.empty(loops.AT_ONCE, of) for of in (np.uint16, self.cells, np.uint8)]
+            loops.mark_ranked(src, dst, keys, *ranks_of(self), *work, kept)
         if self.cut is not None:
-            cut = np.array(self.cut, np.uint64)
-            edges = first_of(edges, loops.keep_strongest(*edges, cut))
-        return edges
+            loops.mark_strongest(src, dst, keys, np.array(self.cut, np.uint64), kept)
+        return [src, dst, keys]
 
     def weights_of(self, keys: Array) -> Array:
         """Return the weights of edges that were kept, instead of their keys."""
@@ -68,9 +64,24 @@ class Keep:
         return np.invert(keys, out=keys) if self.thinning.strongest == "smallest" else keys
 
 
-def first_of(columns: Sequence[Array], n: int) -> list[Array]:
-    """Return the first `n` values of each column."""
-    return [column[:n] for column in columns]
+class Taken(NamedTuple):
+    """Edges that are kept."""
+
+    edges: list[Array]
+    n_rows: int  # that have some, of which
+    most: int  # … one has the most,
+    first: int  # … the block's first row so many, and
+    last: int  # … its last row
+
+
+def taken(block: Block, edges: Sequence[Array], kept: Array, *, both: bool) -> Taken:
+    """Return the edges of a block that have marks, in one direction unless in `both`.
+
+    The others are not there any more. Rows are counted as if all were in both directions.
+    """
+    ends = np.array([0, block.first_row, block.last_row - 1])
+    n, n_rows = loops.take_kept(*edges, kept, both, ends)
+    return Taken([column[:n] for column in edges], n_rows, *ends.tolist())
 
 
 def thinning_bytes(job: Job, n_entries: int) -> int:
@@ -78,7 +89,7 @@ def thinning_bytes(job: Job, n_entries: int) -> int:
     top = min(job.thinning.top_k or 0, n_entries)
     key = key_dtype(job).itemsize
     table = loops.TABLE_ROWS * (loops.FEW * key + 8)
-    return table + loops.AT_ONCE * (job.cell_dtype.itemsize + 4) + 64 * top
+    return n_entries + table + loops.AT_ONCE * (job.cell_dtype.itemsize + 3) + 64 * top
 
 
 def ranks_bytes(job: Job) -> int:
@@ -183,7 +194,7 @@ def _scale_of(keys: Array) -> Array:
     some = np.sort(some[some > 0])
     low, high = (int(some[at * (some.size - 1) // 100]) if some.size else 0 for at in (1, 99))
     shift = 1  # at least, so that keys fit into int64
-    while (high >> shift) - (low >> shift) > _LEVELS - 3:
+    while (high >> shift) - (low >> shift) > loops.LEVELS - 3:
         shift += 1
     return np.array([shift, (low >> shift) - 1])
 

@@ -31,7 +31,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..source.matrix import Block
 from . import thinning_loops as loops
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
-from .keep import Keep, first_of, forget_ranks, key_dtype, write_ranks
+from .keep import Keep, forget_ranks, key_dtype, taken, write_ranks
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import Ends, prove_symmetry, read_edges, with_ends
 
@@ -89,34 +89,48 @@ class ThinSummary(NamedTuple):
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a symmetric graph, and what is to be done with them; picklable, without tally."""
+    """The rows of a symmetric graph, what to do with them; picklable, but for forests."""
 
     job: Job  # of the product; its source is the matrix that has the rows
     seeds: tuple[int, ...]
     keep: Keep
     proved: bool  # whether the rows are known to be those of a symmetric matrix
-    tally: Callable[[Array, Array], None] | None = None  # gets each edge before thinning, and
-    tally_kept: Callable[[Array, Array], None] | None = None  # … each, or some, that are kept
+    before: Forests | None = None  # of all edges, and
+    after: Forests | None = None  # … of those that are kept
 
     def read(self, block: Block) -> tuple[list[Array], Ends, int]:
         """Return a block's entries, what proves the symmetry, and how many rows have entries."""
         job = replace(self.job, both=True, weights=True)
         seeds = np.array(self.seeds, np.uint64)
         columns, imbalance, degrees = read_edges(job, seeds, block, proved=self.proved)
-        if self.tally is not None:
-            self.tally(*columns[:2])
         return columns, Ends.of(block, imbalance, degrees, *columns[:2]), int(degrees[3])
 
+    def mark(self, columns: Sequence[Array]) -> tuple[list[Array], Array]:
+        """Return edges with keys for weights, and marks of those that are kept."""
+        src, dst, _ = columns
+        kept = buffers.take("kept", src.size, np.uint8)
+        kept[:] = 1
+        if self.before is not None:
+            self.before.add_rows(src, dst, kept)
+        edges = self.keep.mark(columns, kept)
+        if self.after is not None:
+            self.after.add_rows(src, dst, kept)
+        return edges, kept
 
-def _rank(rows: _Rows, block: Block) -> PassSummary:
+
+def _rank(rows: _Rows, sample: Forests | None, block: Block) -> PassSummary:
     """Find the weakest edge that each row of a block would keep.
 
-    The first and the last row may go on in other blocks; of these, what may be kept is left.
+    The first and the last row may go on in other blocks; of these, what may be kept is left. Of the
+    others, `sample` gets some edges that they keep.
     """
     columns, ends, _ = rows.read(block)
     keep, k = rows.keep, rows.keep.thinning.top_k
     assert k is not None
-    src, dst, keys = keep.apply(columns, both=True)
+    edges, marks = rows.mark(columns)
+    if keep.thinning.min_weight:
+        edges = taken(block, edges, marks, both=True).edges
+    src, dst, keys = edges
     first, last = block.first_row, block.last_row - 1
     a = int(np.searchsorted(src, src.dtype.type(first), side="right"))
     b = max(int(np.searchsorted(src, src.dtype.type(last))), a)
@@ -140,10 +154,10 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
             loops.strongest_of(keys[part], places.size, work, places)
         kept = {"key": keys[part][places], "cell": dst[part][places]}
         sections.append((kept, np.array([places.size])))
-    if rows.tally_kept is not None:
+    if sample is not None:
         src, dst = src[a:b], dst[a:b]
         n = loops.sample_kept(src, dst, keys[a:b], first + 1, row_key, row_cell)
-        rows.tally_kept(src[:n], dst[:n])
+        sample.sample_rows(src[:n], dst[:n])
     written = write_run(keep.scratch.run("rank", block.number), sections)
     return PassSummary(ends, 0, *written)
 
@@ -151,7 +165,7 @@ def _rank(rows: _Rows, block: Block) -> PassSummary:
 def _weigh(rows: _Rows, block: Block) -> PassSummary:
     """Leave the keys of a block's edges."""
     columns, ends, _ = rows.read(block)
-    keys = rows.keep.apply(columns, both=False)[2]
+    keys = taken(block, *rows.mark(columns), both=False).edges[2]
     written = write_run(
         rows.keep.scratch.run("weigh", block.number), [({"key": keys}, np.array([keys.size]))]
     )
@@ -168,30 +182,15 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     """Write the edges of a block that are kept to the output."""
     columns, before, n_rows_before = rows.read(block)
     n_before, strongest = columns[0].size, float(columns[2].max(initial=0))
-    edges = rows.keep.apply(columns, both=True)
-    if rows.tally_kept is not None:
-        rows.tally_kept(*edges[:2])
-    after = np.zeros(3, np.int64)
-    n_rows = _count_rows(edges[0], block, after)
-    edges[2] = rows.keep.weights_of(edges[2])
-    if not rows.job.both:
-        edges = first_of(edges, loops.keep_heavy(*edges, np.zeros(1), 0))
+    left = taken(block, *rows.mark(columns), both=rows.job.both)
+    src, dst, keys = left.edges
+    edges = [src, dst, rows.keep.weights_of(keys)]
     delivered = deliver(rows.job, sink, block.number, edges)
-    largest, first, last = after.tolist()
+    after = before._replace(largest=left.most, first=left.first, last=left.last)
     return ThinSummary(
-        before._replace(largest=largest, first=first, last=last), *delivered, n_rows, n_before,
-        n_rows_before, before.first, before.last, strongest,
+        after, *delivered, left.n_rows, n_before, n_rows_before, before.first, before.last,
+        strongest,
     )  # fmt: skip
-
-
-def _count_rows(src: Array, block: Block, ends: Array) -> int:
-    """Return the rows of a block that have entries; `ends`: see `loops.count_rows`."""
-    n_rows: int = loops.count_rows(src, ends)
-    if src.size and src[0] != block.first_row:
-        ends[1] = 0
-    if src.size and src[-1] != block.last_row - 1:
-        ends[2] = 0
-    return n_rows
 
 
 def _thin_holds(rows: _Rows, sink: EdgeSink, kept: tuple[Block, ThinSummary]) -> bool:
@@ -224,7 +223,7 @@ def thin(
     passes = _Passes(of_product, blocks, seeds, executor, proved=rows is not job)
     before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
-        passes.run("rank", partial(_rank, passes.rows(keep, None, before.sampling())))
+        passes.run("rank", partial(_rank, passes.rows(keep), before.sampling()))
         write_ranks(keep, blocks)
         keep = replace(keep, ranked=True)
     if job.thinning.max_edges is not None:
@@ -291,25 +290,23 @@ class _Tally:
         self._forests: Forests | None = None
         self._counted: Components | None = None
 
-    def sampling(self) -> Callable[[Array, Array], None] | None:
+    def sampling(self) -> Forests | None:
         """Return what takes some edges ahead of a pass; None if they are not wanted."""
-        if not self._wanted:
-            return None
-        self._forests = Forests(self._n_cells, 1)
-        return self._forests.sample_rows
+        if self._wanted:
+            self._forests = Forests(self._n_cells, 1)
+        return self._forests
 
     def begin_like(self, other: _Tally) -> None:
         """Begin with the sample of another graph, if there is one: these edges are in both."""
         if other._forests is not None:
             self._forests = other._forests.copy()
 
-    def taking(self) -> Callable[[Array, Array], None] | None:
+    def taking(self) -> Forests | None:
         """Return what takes the rows of a pass; None if they are not wanted, or were counted."""
-        if not self._wanted:
-            return None
-        self._n_kept = self._executor.n_kept
-        self._forests = self._forests or Forests(self._n_cells, 1)
-        return self._forests.add_rows
+        if self._wanted:
+            self._n_kept = self._executor.n_kept
+            self._forests = self._forests or Forests(self._n_cells, 1)
+        return self._forests
 
     def count(self) -> Components | None:
         """Count, and take no more; None if tasks of an interrupted run were not done again."""
@@ -334,9 +331,9 @@ class _Passes:
         """What each block counts for."""
         return [block.stop - block.start for block in self.blocks]
 
-    def rows(self, keep: Keep, *tallies: Callable[[Array, Array], None] | None) -> _Rows:
+    def rows(self, keep: Keep, *forests: Forests | None) -> _Rows:
         """Return what reads the rows."""
-        return _Rows(self.job, self.seeds, keep, self.proved, *tallies)
+        return _Rows(self.job, self.seeds, keep, self.proved, *forests)
 
     def run(self, name: str, task: Callable[[Block], PassSummary]) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
@@ -409,6 +406,6 @@ def _equal(keep: Keep, sizes: Sequence[int], key: int, numbers: range) -> list[i
 def _find(rows: _Rows, key: int, nth: int, block: Block) -> tuple[int, int]:
     """Return the `nth` edge of a block that has this key, counted from 1."""
     columns, *_ = rows.read(block)
-    src, dst, keys = rows.keep.apply(columns, both=False)
+    src, dst, keys = taken(block, *rows.mark(columns), both=False).edges
     at = int(np.flatnonzero(keys == rows.keep.keys.type(key))[nth - 1])
     return int(src[at]), int(dst[at])

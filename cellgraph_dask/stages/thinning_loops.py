@@ -17,6 +17,7 @@ DIGIT_BITS = 16
 FEW = 32  # entries of a row that is sorted in a table of rows
 TABLE_ROWS = 4096
 AT_ONCE = 1 << 15  # edges whose destinations are looked up in one go
+LEVELS = 256  # of keys
 SOME = 2  # edges of a row, of which a sample of all edges is made
 
 
@@ -171,31 +172,16 @@ def sample_kept(
 
 
 @compiled()
-def _move(src: Array, dst: Array, keys: Array, e: int, n: int) -> None:
-    """Move edge `e` to place `n`, where it stays if it is kept."""
-    src[n] = src[e]
-    dst[n] = dst[e]
-    keys[n] = keys[e]
-
-
-@compiled(int)
-def keep_heavy(src: Array, dst: Array, weights: Array, least: Array, both: int) -> int:
-    """Move edges with weights of at least ``least[0]`` to the front; return how many there are.
-
-    Unless `both`, edges of which the source is larger are left out.
-    """
-    n = 0
-    for e in range(src.size):
-        kept = (weights[e] >= least[0]) & ((both != 0) | (src[e] < dst[e]))
-        _move(src, dst, weights, e, n)
-        n += kept
-    return n
+def mark_heavy(weights: Array, least: Array, kept: Array) -> None:
+    """Clear the marks of edges with weights of less than ``least[0]``."""
+    for e in range(weights.size):
+        kept[e] &= weights[e] >= least[0]
 
 
 @compiled(int)
 def _level(key: Any, scale: Array) -> Any:
-    """Return the level of a key, from 0 to 255: a larger key never has a smaller one."""
-    return min(max(np.int64(np.uint64(key) >> np.uint64(scale[0])) - scale[1], 0), 255)
+    """Return the level of a key, from 0 on: a larger key never has a smaller one."""
+    return min(max(np.int64(np.uint64(key) >> np.uint64(scale[0])) - scale[1], 0), LEVELS - 1)
 
 
 @compiled()
@@ -205,31 +191,30 @@ def find_levels(keys: Array, scale: Array, levels: Array) -> None:
         levels[k] = _level(keys[k], scale)
 
 
-@compiled(int)
-def keep_ranked(
+@compiled()
+def mark_ranked(
     src: Array, dst: Array, keys: Array, row_key: Array, row_cell: Array, row_level: Array,
     scale: Array, places: Array, others: Array, levels: Array, kept: Array,
-) -> int:  # fmt: skip
-    """Move edges that are as strong as the weakest that either row would keep to the front.
+) -> None:  # fmt: skip
+    """Clear the marks of edges that are weaker than the weakest that either row would keep.
 
     The row of the destination lies anywhere, so it is looked at only where that of the source does
     not keep the edge, for many edges in one go: so memory is waited for once; and of it only the
-    level, of which more are in the caches, unless the edge has the same. The last four, as long as
-    many edges that is, are work space: uint16, cells, and uint8 twice.
+    level, of which more are in the caches, unless the edge has the same. Before the last are work
+    space, as long as many edges that is: uint16, cells and uint8.
     """
-    n: Any = np.uint64(0)
     for begin in range(0, src.size, places.size):
         end = min(begin + places.size, src.size)
         some_src, some_dst, some_keys = src[begin:end], dst[begin:end], keys[begin:end]
+        some_kept = kept[begin:end]
         left = 0
         for e in range(some_src.size):
             key = some_keys[e]
             i = np.int64(some_src[e])
             is_kept = (key > row_key[i]) | ((key == row_key[i]) & (some_dst[e] <= row_cell[i]))
-            kept[e] = is_kept
             places[left] = e
             others[left] = some_dst[e]
-            left += not is_kept
+            left += (not is_kept) & (some_kept[e] != 0)
         for p in range(left):
             levels[p] = row_level[np.int64(others[p])]
         for p in range(left):
@@ -242,53 +227,57 @@ def keep_ranked(
                 is_kept = key > row_key[j]
                 if key == row_key[j]:
                     is_kept |= some_src[at] <= row_cell[j]
-            kept[at] = is_kept
-        for e in range(some_src.size):
-            src[n] = some_src[e]
-            dst[n] = some_dst[e]
-            keys[n] = some_keys[e]
-            n += np.uint64(kept[e])
-    return int(np.int64(n))
+            some_kept[at] = is_kept
 
 
-@compiled(int)
-def keep_strongest(src: Array, dst: Array, keys: Array, cut: Array) -> int:
-    """Move edges to the front that are stronger than a cut: a key, and the cells of an edge.
+@compiled()
+def mark_strongest(src: Array, dst: Array, keys: Array, cut: Array, kept: Array) -> None:
+    """Clear the marks of edges that are weaker than a cut: a key, and the cells of an edge.
 
     Of those that are as strong, the edges that are not behind that one are kept.
     """
-    n = 0
     for e in range(src.size):
         key = np.uint64(keys[e])
-        kept: Any = key >= cut[0]
+        is_kept: Any = key >= cut[0]
         if key == cut[0]:
             small = np.uint64(min(src[e], dst[e]))
             large = np.uint64(max(src[e], dst[e]))
-            kept = small < cut[1] or (small == cut[1] and large <= cut[2])
-        _move(src, dst, keys, e, n)
-        n += kept
-    return n
+            is_kept = small < cut[1] or (small == cut[1] and large <= cut[2])
+        kept[e] &= is_kept
 
 
-@compiled(int)
-def count_rows(src: Array, ends: Array) -> int:
-    """Return the number of rows with entries; `ends` gets the most in one, of the first, the last.
+@compiled(int, int)
+def take_kept(
+    src: Array, dst: Array, keys: Array, kept: Array, both: int, ends: Array
+) -> tuple[int, int]:
+    """Move edges with marks to the front; return how many there are, and how many rows have some.
 
-    Entries are sorted by source; `ends` (int64) are zeros at first.
+    Unless `both`, edges of which the source is larger are left out. Edges are sorted by source;
+    `ends` (int64) has the first and the last row, and gets how many marks these have, after the
+    most of any row.
     """
+    n: Any = np.uint64(0)
     n_rows = 0
-    a: Any = 0
-    while a < src.size:
-        b: Any = a
-        while b < src.size and src[b] == src[a]:
-            b += 1
-        ends[0] = max(ends[0], b - a)
-        if a == 0:
-            ends[1] = b - a
-        ends[2] = b - a
-        n_rows += 1
-        a = b
-    return n_rows
+    first_row, last_row = ends[1], ends[2]
+    ends[:] = 0
+    e: Any = 0
+    while e < src.size:
+        row = src[e]
+        of_row: Any = 0
+        while e < src.size and src[e] == row:
+            src[n] = row
+            dst[n] = dst[e]
+            keys[n] = keys[e]
+            n += np.uint64((kept[e] != 0) & ((both != 0) | (row < dst[e])))
+            of_row += kept[e]
+            e += 1
+        ends[0] = max(ends[0], of_row)
+        if row == first_row:
+            ends[1] = of_row
+        if row == last_row:
+            ends[2] = of_row
+        n_rows += of_row > 0
+    return int(np.int64(n)), n_rows
 
 
 @compiled()
@@ -308,12 +297,13 @@ def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     tabulate(cells, cells, keys, 0, 1, 1, 0, keys, keys, found, table, ends)
     note_weakest(cells, cells, keys, 1, 0, keys, found, table, ends)
     strongest_of(keys, 1, keys, ends)
+    marks, place = np.zeros(1, np.uint8), np.zeros(1, np.uint16)
     sample_kept(cells, cells, keys, 0, keys, cells)
-    keep_heavy(cells, cells, weights, np.zeros(1), 1)
-    levels = np.zeros(1, np.uint8)
-    find_levels(keys, ends, levels)
-    place = np.zeros(1, np.uint16)
-    keep_ranked(cells, cells, keys, keys, cells, levels, ends, place, found, levels, levels.copy())
-    keep_strongest(cells, cells, keys, np.zeros(3, np.uint64))
-    count_rows(cells, ends)
+    mark_heavy(weights, np.zeros(1), marks)
+    find_levels(keys, ends, marks)
+    mark_ranked(
+        cells, cells, keys, keys, cells, marks, ends, place, found, marks.copy(), marks.copy()
+    )
+    mark_strongest(cells, cells, keys, np.zeros(3, np.uint64), marks)
+    take_kept(cells, cells, keys, marks, 1, ends)
     count_digits(keys, 0, 0, np.zeros(1 << DIGIT_BITS, np.int64))
