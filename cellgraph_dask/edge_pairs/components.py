@@ -26,6 +26,7 @@ from ..machine.compiled import compiled
 _SLICE = 1 << 20  # cells looked at in one go
 _SAMPLE = 1024
 _FIRST_SETTLING = 1 << 21  # edges after which the largest tree is first looked for
+_ALL = np.zeros(0, np.uint8)  # marks
 _GIANT = 1 / 16  # a tree with that share of all cells is expected to become the largest component
 
 
@@ -55,10 +56,11 @@ def _join(parent: Array, one: Any, other: Any) -> Any:
 
 
 @compiled(int)
-def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
+def unite(src: Array, dst: Array, kept: Array, parent: Array, settled: Array) -> int:
     """Join the trees of the two cells of each edge; return how many were joined.
 
     Edges of which the source is larger are passed over: they are there in the other direction too.
+    So are those without a mark in `kept`, unless that is empty.
 
     `parent` is for each cell one of the same component, never a later one; a root is its own.
     `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
@@ -68,7 +70,7 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     for k in range(src.size):
         s = np.int64(src[k])
         d = np.int64(dst[k])
-        if s > d:
+        if s > d or (kept.size and not kept[k]):
             continue
         if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
             continue
@@ -152,10 +154,10 @@ class Forests:
         for forest in self._all:
             self._free.put(forest)
 
-    def add(self, src: Array, dst: Array) -> None:
-        """Take edges into account."""
+    def add(self, src: Array, dst: Array, kept: Array = _ALL) -> None:
+        """Take edges into account, or those with marks."""
         forest = self._free.get()
-        forest.add(src, dst)
+        forest.add(src, dst, kept)
         self._free.put(forest)
 
     def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
@@ -194,7 +196,7 @@ class Forests:
             for start in range(0, n_cells, _SLICE):
                 parents = other.parent[start : start + _SLICE]
                 cells = np.arange(start, start + parents.size, dtype=parents.dtype)
-                unite(parents, cells, first.parent, first.settled)
+                unite(parents, cells, _ALL, first.parent, first.settled)
         flatten(first.parent)
         sizes = others[0].parent if others else np.empty_like(first.parent)
         count_children(first.parent, sizes)
@@ -231,8 +233,8 @@ class _Forest:
         new.parent, new.settled = self.parent.copy(), self.settled.copy()
         return new
 
-    def add(self, src: Array, dst: Array) -> None:
-        unite(src, dst, self.parent, self.settled)
+    def add(self, src: Array, dst: Array, kept: Array) -> None:
+        unite(src, dst, kept, self.parent, self.settled)
         if self._is_time(src.size):
             settle(self.parent, self._largest()[0], self.settled)
 
@@ -266,8 +268,8 @@ class _Forest:
 def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
     """Load (or compile) the loops, for the dtypes of edges and of forests."""
     edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
-    unite(edges, edges, none, bits)
-    unite(none, none, none, bits)
+    unite(edges, edges, bits, none, bits)
+    unite(none, none, bits, none, bits)
     unite_rows(edges, edges, bits, none, -1)
     flatten(none)
     settle(none, 0, bits)

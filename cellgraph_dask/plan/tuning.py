@@ -17,7 +17,7 @@ from ..machine.amounts import counted
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import Job, Method, Tuning
-from ..stages.keep import components_bytes, ranks_bytes, thinning_bytes
+from ..stages.keep import components_bytes, has_whole_rows, ranks_bytes, thinning_bytes
 from ..stages.merge import merge_bytes
 from ..stages.rows import row_bytes
 from ..stages.split import count_bands, split_bytes
@@ -138,7 +138,9 @@ def _to_come(job: Job) -> list[Method]:
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
     needs = stream_bytes if job.method == "symmetric" else split_bytes
-    cut = job if not job.thinning else replace(job, both=True, weights=True)
+    cut = job
+    if job.thinning:
+        cut = replace(job, both=has_whole_rows(job, tuning), weights=True)
     block = needs(cut, tuning.block_entries, tuning.block_rows)
     piece = 0
     if job.method != "symmetric":

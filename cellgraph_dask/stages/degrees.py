@@ -24,7 +24,8 @@ from .runs import RunReader, Written, holds, write_run
 
 _SLAB = 1 << 18  # destinations looked at in one go
 _RANGE_CELLS = 1 << 22  # most cells counted by one task: 32 MB
-COUNTER_BYTES = 4  # of one cell in `DegreeCounters`
+COUNTER_BYTES = 4  # of one cell in `DegreeCounters` or `EndCounters`
+_HAD = 1 << 31  # in the counter of a cell that had edges
 
 
 def _destinations(job: Job, dst: Array) -> Array:
@@ -56,6 +57,32 @@ class DegreeCounters:
     def largest(self) -> int:
         """Return the largest degree."""
         return int(self._counts.max(initial=0))
+
+
+class EndCounters:
+    """Counts the edges that each cell keeps, and notes which cells had any; shared by threads.
+
+    It is for fewer than 2³¹ cells, whose edges come from one of their ends only.
+    """
+
+    def __init__(self, n_cells: int) -> None:
+        self._counts = np.zeros(n_cells, np.uint32)
+        self._lock = threading.Lock()
+
+    def add(self, src: Array, dst: Array, kept: Array) -> None:
+        """Take edges into account, of which those with marks are kept."""
+        with self._lock:
+            for cells in (src, dst):
+                count_ends(cells, kept, self._counts)
+
+    def summarize(self) -> tuple[int, int]:
+        """Return the largest degree, and how many cells have edges no more."""
+        largest = n_isolated = 0
+        for start in range(0, self._counts.size, _SLAB):
+            counts = self._counts[start : start + _SLAB]
+            largest = max(largest, int((counts & (_HAD - 1)).max()))
+            n_isolated += int(np.count_nonzero(counts == _HAD))
+        return largest, n_isolated
 
 
 class DegreeRuns:
@@ -154,6 +181,14 @@ def largest_degree(job: Job, n_pieces: int, cells: CellRange) -> int:
                 begin = int(has_counts[0]) * width
                 degrees[begin : begin + n] += counts
     return int(degrees.max(initial=0))
+
+
+@compiled()
+def count_ends(cells: Array, kept: Array, counts: Array) -> None:
+    """Note which cells are ends of edges, and count those of edges with marks."""
+    for k in range(cells.size):
+        cell = np.int64(cells[k])
+        counts[cell] = (np.int64(counts[cell]) | _HAD) + np.int64(kept[k])
 
 
 @compiled()

@@ -18,7 +18,8 @@ from ..machine.files import opened, write_at
 from ..source.arrays import read_file
 from ..source.matrix import Block
 from . import thinning_loops as loops
-from .job import Job
+from .degrees import COUNTER_BYTES, count_ends
+from .job import Job, Tuning
 from .runs import RunReader, Scratch
 from .wishes import Thinning
 
@@ -103,10 +104,23 @@ def ranks_bytes(job: Job) -> int:
 def components_bytes(job: Job) -> int:
     """Return the bytes of counting components, before and after in the last pass at once.
 
-    Where the strongest of all are looked for, those before are counted then.
+    Where the strongest of all are looked for, those before are counted then. With them are the
+    counters of edges that come from one end only.
     """
     n_forests = 2 if job.thinning.max_edges is None else 1
-    return forest_bytes(job.source.n_cells, n_forests, of_one_graph=False)
+    counters = COUNTER_BYTES * job.source.n_cells if _from_one_end(job) else 0
+    return forest_bytes(job.source.n_cells, n_forests, of_one_graph=False) + counters
+
+
+def _from_one_end(job: Job) -> bool:
+    """Whether edges may come from one of their ends only, where cells are counted in memory."""
+    needs_rows = job.method == "symmetric" or job.both or job.thinning.top_k is not None
+    return not needs_rows and job.source.n_cells < 2**31
+
+
+def has_whole_rows(job: Job, tuning: Tuning) -> bool:
+    """Whether thinning is to get each edge from both of its ends, as rows of a matrix."""
+    return not (tuning.count_components and _from_one_end(job))
 
 
 def thinning_scratch(job: Job, n_edges: int) -> int:
@@ -202,4 +216,6 @@ def _scale_of(keys: Array) -> Array:
 def warm_up(job: Job) -> None:
     """Load (or compile) the loops of thinning."""
     loops.warm_up(job.cell_dtype, key_dtype(job))
+    none, marks = np.zeros(0, job.cell_dtype), np.zeros(0, np.uint8)
+    count_ends(none, marks, np.zeros(0, np.uint32))
     components.warm_up(job.cell_dtype, components.cell_dtype(job.source.n_cells))

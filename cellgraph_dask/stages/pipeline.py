@@ -132,7 +132,8 @@ def _merge_all(
     runs = SplitRuns.of(job, blocks)
     sizes = [block.stop - block.start for block in blocks]
     task, holds = partial(split, runs), partial(split_holds, runs)
-    stage = Stage("split", task, blocks, sizes, "entries", SplitSummary, holds)
+    directions = "both directions" if job.both else "one direction"
+    stage = Stage("split", task, blocks, sizes, "entries", SplitSummary, holds, directions)
     left = executor.run(stage)
     contributions = np.zeros(job.n_partitions, np.int64)
     for run in left:
@@ -141,7 +142,7 @@ def _merge_all(
     merging = Stage(
         "merge", partial(merge, runs, sink, degrees), pieces,
         [piece.n_contributions for piece in pieces], "entries", MergeSummary,
-        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind}",
+        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {directions}",
     )  # fmt: skip
     merged = executor.run(merging, keep=keep, stop=stop)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
@@ -170,12 +171,12 @@ def _run_thinned(
     job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, ...], executor:
     ResumableExecutor, delivery: Delivery,
 ) -> Outcome:  # fmt: skip
-    rows, scratch_bytes = job, 0
+    rows, scratch_bytes, whole = job, 0, keep.has_whole_rows(job, tuning)
     if job.method != "symmetric":
-        both = replace(job, both=True, weights=True, delivered="float64")
+        merging = replace(job, both=whole, weights=True, delivered="float64")
         sink = row_sink(job)
         merged, scratch_bytes = _merge_all(
-            both, blocks, tuning, executor, sink, NoDegrees(), "rows"
+            merging, blocks, tuning, executor, sink, NoDegrees(), "rows"
         )
         rows = rows_job(job, source_of_rows(job, sink, [piece.n_edges for piece in merged]))
         blocks = cut_blocks(
@@ -183,7 +184,7 @@ def _run_thinned(
         )
     counts, largest, thinned = thin(
         job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
-        delivery.stop, count_components=tuning.count_components,
+        delivery.stop, count_components=tuning.count_components, whole=whole,
     )  # fmt: skip
     output_bytes = delivery.finish(counts)
     scratch_bytes += delivery.scratch_bytes

@@ -7,7 +7,8 @@ Thinning works on the weights of pairs, after the rule, so the result is symmetr
     scratch (`rows`)           of each  of all   of all
                                row
 
-Each of *rank*, *weigh* and *thin* streams all rows, as the method for symmetric graphs does. An
+Each of *rank*, *weigh* and *thin* streams all rows, as the method for symmetric graphs does. Where
+no row is ranked and cells are counted in memory, rows from scratch have each edge once. An
 edge is among the K strongest of either end if it is as strong as the K-th strongest of that end; so
 of other rows, only their K-th has to be known, in memory 9 or 13 bytes a cell. The N strongest of
 all are found digit by digit from the keys that *weigh* has left in scratch.
@@ -30,6 +31,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import ResumableExecutor, Stage
 from ..source.matrix import Block
 from . import thinning_loops as loops
+from .degrees import EndCounters
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .keep import Keep, forget_ranks, key_dtype, taken, write_ranks
 from .runs import RunReader, Scratch, Written, holds, write_run
@@ -97,6 +99,8 @@ class _Rows:
     proved: bool  # whether the rows are known to be those of a symmetric matrix
     before: Forests | None = None  # of all edges, and
     after: Forests | None = None  # … of those that are kept
+    ends: EndCounters | None = None
+    whole: bool = True  # or each edge is in one row only
 
     def read(self, block: Block) -> tuple[list[Array], Ends, int]:
         """Return a block's entries, what proves the symmetry, and how many rows have entries."""
@@ -108,13 +112,16 @@ class _Rows:
     def mark(self, columns: Sequence[Array]) -> tuple[list[Array], Array]:
         """Return edges with keys for weights, and marks of those that are kept."""
         src, dst, _ = columns
+        add = Forests.add_rows if self.whole else Forests.add
         kept = buffers.take("kept", src.size, np.uint8)
         kept[:] = 1
         if self.before is not None:
-            self.before.add_rows(src, dst, kept)
+            add(self.before, src, dst, kept)
         edges = self.keep.mark(columns, kept)
         if self.after is not None:
-            self.after.add_rows(src, dst, kept)
+            add(self.after, src, dst, kept)
+        if self.ends is not None:
+            self.ends.add(src, dst, kept)
         return edges, kept
 
 
@@ -165,7 +172,10 @@ def _rank(rows: _Rows, sample: Forests | None, block: Block) -> PassSummary:
 def _weigh(rows: _Rows, block: Block) -> PassSummary:
     """Leave the keys of a block's edges."""
     columns, ends, _ = rows.read(block)
-    keys = taken(block, *rows.mark(columns), both=False).edges[2]
+    edges, kept = rows.mark(columns)
+    if rows.whole or rows.keep.thinning.min_weight:
+        edges = taken(block, edges, kept, both=False).edges
+    keys = edges[2]
     written = write_run(
         rows.keep.scratch.run("weigh", block.number), [({"key": keys}, np.array([keys.size]))]
     )
@@ -195,9 +205,13 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
 
 def _thin_holds(rows: _Rows, sink: EdgeSink, kept: tuple[Block, ThinSummary]) -> bool:
     """Whether the edges that a thinned block has written are still there."""
-    _, summary = kept
+    block, summary = kept
     job = rows.job
-    return read_kept(job, sink, summary.position, summary.n_edges, summary.crc) is not None
+    if read_kept(job, sink, summary.position, summary.n_edges, summary.crc) is None:
+        return False
+    if rows.ends is not None:  # what it counts is in memory only
+        rows.mark(rows.read(block)[0])
+    return True
 
 
 class Result(NamedTuple):
@@ -211,16 +225,17 @@ class Result(NamedTuple):
 def thin(
     job: Job, rows: Job, blocks: list[Block], seeds: tuple[int, ...], executor: ResumableExecutor,
     sink: EdgeSink, kind: str, keep_sizes: Callable[[dict[int, ThinSummary]], None],
-    stop: Callable[[], None], *, count_components: bool,
+    stop: Callable[[], None], *, count_components: bool, whole: bool,
 ) -> Result:  # fmt: skip
     """Deliver the edges that the job's thinning keeps; `rows` reads them, in blocks, by rows.
 
-    A NotSymmetricError says that these rows are not those of a symmetric matrix.
+    Unless the rows are `whole`, each edge is in that of its source only. A NotSymmetricError says
+    that whole rows are not those of a symmetric matrix.
     """
     n_cells = job.source.n_cells
     keep = Keep(job.thinning, job.scratch, n_cells, rows.cell_dtype, key_dtype(rows))
     of_product = replace(rows, both=job.both, weights=job.weights)
-    passes = _Passes(of_product, blocks, seeds, executor, proved=rows is not job)
+    passes = _Passes(of_product, blocks, seeds, executor, whole, proved=rows is not job)
     before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
         passes.run("rank", partial(_rank, passes.rows(keep), before.sampling()))
@@ -233,9 +248,11 @@ def thin(
         keep = replace(keep, cut=passes.cut(keep, sizes))
     else:
         after.begin_like(before)
-    last = passes.rows(keep, before.taking(), after.taking())
+    ends = None if whole else EndCounters(n_cells)
+    last = passes.rows(keep, before.taking(), after.taking(), ends)
     task, holds_ = partial(_thin, last, sink), partial(_thin_holds, last, sink)
     summary = with_ends(ThinSummary)
+    kind = f"{kind} {passes.directions}"
     stage = Stage("thin", task, blocks, passes.sizes, "entries", summary, holds_, kind)
     try:
         thinned = executor.run(stage, keep=keep_sizes, stop=stop)
@@ -245,11 +262,13 @@ def thin(
     if largest is None:
         raise NotSymmetricError
     _check_left(job, thinned)
-    n_before = sum(summary.n_before for summary in thinned) // 2
+    n_before = sum(summary.n_before for summary in thinned) // (1 + whole)
     n_edges = sum(summary.n_edges for summary in thinned) // job.n_directions
     had = ((s.ends, s.n_rows_before, s.first_before, s.last_before) for s in thinned)
     have = ((s.ends, s.n_rows, s.ends.first, s.ends.last) for s in thinned)
     isolated = _rows_with_entries(had) - _rows_with_entries(have)
+    if ends is not None:
+        largest, isolated = ends.summarize()
     told = Thinned(n_before - n_edges, isolated, before.count(), after.count())
     return Result([summary.n_edges for summary in thinned], largest, told)
 
@@ -324,22 +343,34 @@ class _Passes:
     blocks: list[Block]
     seeds: tuple[int, ...]
     executor: ResumableExecutor
+    whole: bool  # or each edge is in one row only
     proved: bool  # whether a pass has shown that the matrix is symmetric
+
+    @property
+    def directions(self) -> str:
+        """In how many directions the rows have each edge, for the journal."""
+        return "both directions" if self.whole else "one direction"
 
     @property
     def sizes(self) -> list[int]:
         """What each block counts for."""
         return [block.stop - block.start for block in self.blocks]
 
-    def rows(self, keep: Keep, *forests: Forests | None) -> _Rows:
+    def rows(
+        self, keep: Keep, before: Forests | None = None, after: Forests | None = None,
+        ends: EndCounters | None = None,
+    ) -> _Rows:  # fmt: skip
         """Return what reads the rows."""
-        return _Rows(self.job, self.seeds, keep, self.proved, *forests)
+        counting = (before, after, ends, self.whole)
+        return _Rows(self.job, self.seeds, keep, self.proved, *counting)
 
     def run(self, name: str, task: Callable[[Block], PassSummary]) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
         holds_ = partial(_pass_holds, self.job.scratch, name)
         summary = with_ends(PassSummary)
-        stage = Stage(name, task, self.blocks, self.sizes, "entries", summary, holds_)
+        stage = Stage(
+            name, task, self.blocks, self.sizes, "entries", summary, holds_, self.directions
+        )
         summaries = self.executor.run(stage)
         if prove_symmetry([summary.ends for summary in summaries]) is None:
             raise NotSymmetricError

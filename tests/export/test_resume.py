@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cellgraph_dask import export_connectivities, verify_export
 from cellgraph_dask.delivery import edge_files
 from cellgraph_dask.errors import ResumeError
 from cellgraph_dask.export import run
+from cellgraph_dask.plan.tuning import Budget
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
@@ -221,18 +223,24 @@ def test_another_run_is_refused_with_the_reason(tmp_path, source, interrupt_afte
 
 THINNED = {"rule": "max", "weights": True, "thinning": Thinning(0.1, 4, 5000)}
 STAGES = {"directed": ["split", "merge", "rank", "weigh", "thin"],
-          "symmetric": ["rank", "weigh", "thin"]}  # fmt: skip
+          "symmetric": ["rank", "weigh", "thin"],
+          "from one end": ["split", "merge", "weigh", "thin"]}  # fmt: skip
 KINDS = [
     {"format": "parquet", "directions": "both"},
     *(pytest.param(options, marks=pytest.mark.slow) for options in ({}, {"compression": 6})),
 ]
 
 
-def weighted(kind: str) -> Any:
-    """Return a graph with weights of its own, or with the same in both directions."""
-    matrix = GRAPHS[kind].tocsr(copy=True)
+def weighted(kind: str) -> tuple[Any, dict[str, Any], Tuning]:
+    """Return a graph with weights of its own, or with the same in both directions, and options."""
+    matrix = GRAPHS["symmetric" if kind == "symmetric" else "directed"].tocsr(copy=True)
     matrix.data = np.random.default_rng(0).random(matrix.nnz)
-    return matrix.maximum(matrix.T).tocsr() if kind == "symmetric" else matrix
+    if kind == "symmetric":
+        matrix = matrix.maximum(matrix.T).tocsr()
+    if kind != "from one end":
+        return matrix, THINNED, TUNING[True]
+    in_memory = replace(TUNING[True], count_components=True)
+    return matrix, THINNED | {"thinning": Thinning(0.1, None, 700)}, in_memory
 
 
 @pytest.fixture
@@ -261,9 +269,10 @@ def interrupt_in(monkeypatch):
 def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_in):
     if "format" in options:
         pytest.importorskip("pyarrow.parquet")
-    source = write_store(tmp_path / "s.zarr", weighted(kind), chunk=1000)
-    options = THINNED | options
-    export(source, tmp_path / "whole", tuning=TUNING[True], **options)
+    matrix, thinned, tuning = weighted(kind)
+    source = write_store(tmp_path / "s.zarr", matrix, chunk=1000)
+    options = thinned | options
+    told = export(source, tmp_path / "whole", tuning=tuning, **options).thinned
     expected = contents(tmp_path / "whole")
     assert verify_export(tmp_path / "whole", source=source).ok
     for stage in STAGES[kind]:
@@ -271,30 +280,52 @@ def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_
             out_dir = tmp_path / f"{stage}-{n}"
             interrupt_in(stage, n)
             with pytest.raises(KeyboardInterrupt):
-                export(source, out_dir, tuning=TUNING[True], **options)
+                export(source, out_dir, tuning=tuning, **options)
             interrupt_in("none", 0)
             report = export(source, out_dir, resume=True, **options)
             assert contents(out_dir) == expected, stage
             assert report.kept_tasks > n
-            assert report.thinned.n_dropped > 0
+            assert report.thinned.n_dropped == told.n_dropped > 0
+            assert report.thinned.n_became_isolated == told.n_became_isolated
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", STAGES)
 def test_runs_of_thinned_graphs_that_do_not_hold_are_made_again(tmp_path, kind, interrupt_in):
-    source = write_store(tmp_path / "s.zarr", weighted(kind), chunk=1000)
-    export(source, tmp_path / "whole", tuning=TUNING[True], **THINNED)
+    matrix, options, tuning = weighted(kind)
+    source = write_store(tmp_path / "s.zarr", matrix, chunk=1000)
+    export(source, tmp_path / "whole", tuning=tuning, **options)
     expected = contents(tmp_path / "whole")
     rng = random.Random(0)
     for k in range(9):
         out_dir = tmp_path / f"out-{k}"
         interrupt_in(STAGES[kind][-1 - k % len(STAGES[kind])], 2)
         with pytest.raises(KeyboardInterrupt):
-            export(source, out_dir, tuning=TUNING[True], **THINNED)
+            export(source, out_dir, tuning=tuning, **options)
         interrupt_in("none", 0)
         damage_one_file(out_dir / WORK_FOLDER, rng, k)
-        export(source, out_dir, resume=True, **THINNED)
+        export(source, out_dir, resume=True, **options)
         assert contents(out_dir) == expected, k
+
+
+@pytest.mark.parametrize("then", [True, False])
+def test_edges_from_one_end_are_not_mixed_with_those_from_both(
+    tmp_path, interrupt_in, monkeypatch, then
+):
+    """Where the memory for counters is there or gone later, edges are split and merged again."""
+    matrix, options, in_memory = weighted("from one end")
+    source = write_store(tmp_path / "s.zarr", matrix, chunk=1000)
+    export(source, tmp_path / "whole", tuning=in_memory, **options)
+    for stage in ("split", "merge", "weigh", "thin"):
+        out_dir = tmp_path / stage
+        interrupt_in(stage, 2)
+        with pytest.raises(KeyboardInterrupt):
+            export(source, out_dir, tuning=TUNING[True] if then else in_memory, **options)
+        interrupt_in("none", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Budget, "has_room_for_counters", lambda *_: then)
+            export(source, out_dir, resume=True, **options)
+        assert contents(out_dir) == contents(tmp_path / "whole"), stage
 
 
 # --- real processes
