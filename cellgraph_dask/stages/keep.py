@@ -49,13 +49,17 @@ class Keep:
         src, dst, weights = columns
         if self.thinning.min_weight:
             loops.mark_heavy(weights, np.array([self.thinning.min_weight]), kept)
-        keys = self._turned(weights.view(self.keys))
+        keys = self.keys_of(weights.view(self.keys))
         if self.ranked:
             work = [np.empty(loops.AT_ONCE, of) for of in (np.uint16, self.cells, np.uint8)]
             loops.mark_ranked(src, dst, keys, *ranks_of(self), *work, kept)
         if self.cut is not None:
             loops.mark_strongest(src, dst, keys, np.array(self.cut, np.uint64), kept)
         return [src, dst, keys]
+
+    def keys_of(self, bits: Array) -> Array:
+        """Return the keys of weights, whose bits are given; they are used up."""
+        return self._turned(bits)
 
     def weights_of(self, keys: Array) -> Array:
         """Return the weights of edges that were kept, instead of their keys."""
@@ -104,11 +108,13 @@ def ranks_bytes(job: Job) -> int:
 def components_bytes(job: Job) -> int:
     """Return the bytes of counting components, before and after in the last pass at once.
 
-    Where the strongest of all are looked for, those before are counted then. With them are the
+    Where a pass looks for the strongest of all, those before are counted then. With them are the
     counters of edges that come from one end only.
     """
-    n_forests = 2 if job.thinning.max_edges is None else 1
-    counters = COUNTER_BYTES * job.source.n_cells if _from_one_end(job) else 0
+    from_one_end = _from_one_end(job)
+    is_last = job.thinning.max_edges is None or (from_one_end and not job.thinning.min_weight)
+    n_forests = 2 if is_last else 1
+    counters = COUNTER_BYTES * job.source.n_cells if from_one_end else 0
     return forest_bytes(job.source.n_cells, n_forests, of_one_graph=False) + counters
 
 

@@ -44,7 +44,7 @@ from .stream import (
     stream_holds,
     with_ends,
 )
-from .thinning import Thinned, ThinSummary, thin
+from .thinning import Pieces, Thinned, ThinSummary, thin
 
 
 class Delivery(Protocol):
@@ -171,20 +171,23 @@ def _run_thinned(
     job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, ...], executor:
     ResumableExecutor, delivery: Delivery,
 ) -> Outcome:  # fmt: skip
-    rows, scratch_bytes, whole = job, 0, keep.has_whole_rows(job, tuning)
+    rows, scratch_bytes, pieces = job, 0, None
     if job.method != "symmetric":
+        whole = keep.has_whole_rows(job, tuning)
         merging = replace(job, both=whole, weights=True, delivered="float64")
         sink = row_sink(job)
         merged, scratch_bytes = _merge_all(
             merging, blocks, tuning, executor, sink, NoDegrees(), "rows"
         )
-        rows = rows_job(job, source_of_rows(job, sink, [piece.n_edges for piece in merged]))
+        sizes = [piece.n_edges for piece in merged]
+        rows = rows_job(job, source_of_rows(job, sink, sizes))
+        pieces = None if whole else Pieces(sink, sizes)
         blocks = cut_blocks(
             rows.source, min(tuning.block_entries, MOST_STREAM_ENTRIES), tuning.block_rows
         )
     counts, largest, thinned = thin(
         job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
-        delivery.stop, count_components=tuning.count_components, whole=whole,
+        delivery.stop, pieces, count_components=tuning.count_components,
     )  # fmt: skip
     output_bytes = delivery.finish(counts)
     scratch_bytes += delivery.scratch_bytes

@@ -68,6 +68,15 @@ class RowSink:
         ]  # fmt: skip
         return RunReader(self.scratch.run("rows", number), layout)
 
+    def edge(self, number: int, at: int, cell_dtype: np.dtype[Any]) -> tuple[int, int]:
+        """Return source and destination of an entry of a piece."""
+        dst = np.empty(1, cell_dtype)
+        with self.open(number, cell_dtype) as piece:
+            piece.read(0, "dst", at, dst)
+            first, counts = _counts(piece)
+        row = np.searchsorted(np.cumsum(counts, dtype=np.int64), at, side="right")
+        return first + int(row), int(dst[0])
+
 
 def row_bytes(job: Job, n_entries: int, n_sources: int) -> int:
     """Return the most bytes that writing a piece takes, besides what merging it does."""

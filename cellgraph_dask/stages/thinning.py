@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +33,10 @@ from . import thinning_loops as loops
 from .degrees import EndCounters
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .keep import Keep, forget_ranks, key_dtype, taken, write_ranks
+from .rows import RowSink
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import Ends, prove_symmetry, read_edges, with_ends
-
-_SLAB = 1 << 18  # keys looked at in one go
-_GROUPS = 32  # tasks that look at all keys together
+from .strongest import Edge, Keys, PieceKeys, last_of_strongest, read_keys
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,13 @@ class Thinned:
     n_became_isolated: int
     before: Components | None
     after: Components | None
+
+
+class Pieces(NamedTuple):
+    """Pieces of rows in scratch."""
+
+    sink: RowSink
+    sizes: Sequence[int]  # entries of each
 
 
 class PassSummary(NamedTuple):
@@ -188,6 +193,27 @@ def _pass_holds(scratch: Scratch, name: str, kept: tuple[Block, PassSummary]) ->
     return holds(scratch.run(name, block.number), Written(summary.n_bytes, summary.crc))
 
 
+@dataclass(frozen=True)
+class _WeighedKeys:
+    """What the blocks have left in that pass; see `Keys`."""
+
+    rows: _Rows
+    blocks: Sequence[Block]
+    sizes: Sequence[int]
+
+    def read(self, number: int) -> Iterator[Array]:
+        keep = self.rows.keep
+        layout: list[tuple[dict[str, np.dtype[Any]], int]] = [({"key": keep.keys}, 1)]
+        with RunReader(keep.scratch.run("weigh", number), layout) as run:
+            yield from read_keys(keep, run, "key", self.sizes[number])
+
+    def find(self, key: int, nth: int, number: int) -> Edge:
+        rows, block = self.rows, self.blocks[number]
+        src, dst, keys = taken(block, *rows.mark(rows.read(block)[0]), both=False).edges
+        at = int(np.flatnonzero(keys == rows.keep.keys.type(key))[nth - 1])
+        return int(src[at]), int(dst[at])
+
+
 def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     """Write the edges of a block that are kept to the output."""
     columns, before, n_rows_before = rows.read(block)
@@ -225,14 +251,14 @@ class Result(NamedTuple):
 def thin(
     job: Job, rows: Job, blocks: list[Block], seeds: tuple[int, ...], executor: ResumableExecutor,
     sink: EdgeSink, kind: str, keep_sizes: Callable[[dict[int, ThinSummary]], None],
-    stop: Callable[[], None], *, count_components: bool, whole: bool,
+    stop: Callable[[], None], pieces: Pieces | None, *, count_components: bool,
 ) -> Result:  # fmt: skip
     """Deliver the edges that the job's thinning keeps; `rows` reads them, in blocks, by rows.
 
-    Unless the rows are `whole`, each edge is in that of its source only. A NotSymmetricError says
-    that whole rows are not those of a symmetric matrix.
+    Where `pieces` are given, they hold these rows, and each edge is in that of its source only. A
+    NotSymmetricError says that whole rows are not those of a symmetric matrix.
     """
-    n_cells = job.source.n_cells
+    n_cells, whole = job.source.n_cells, pieces is None
     keep = Keep(job.thinning, job.scratch, n_cells, rows.cell_dtype, key_dtype(rows))
     of_product = replace(rows, both=job.both, weights=job.weights)
     passes = _Passes(of_product, blocks, seeds, executor, whole, proved=rows is not job)
@@ -242,10 +268,17 @@ def thin(
         write_ranks(keep, blocks)
         keep = replace(keep, ranked=True)
     if job.thinning.max_edges is not None:
-        summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, before.taking())))
-        before.count()
-        sizes = [summary.n for summary in summaries]
-        keep = replace(keep, cut=passes.cut(keep, sizes))
+        keys: Keys
+        if pieces is None or job.thinning.min_weight:
+            summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, before.taking())))
+            before.count()
+            sizes: Sequence[int] = [summary.n for summary in summaries]
+            keys = _WeighedKeys(passes.rows(keep), blocks, sizes)
+        else:
+            sizes = pieces.sizes
+            keys = PieceKeys(keep, *pieces)
+        cut = last_of_strongest(keep, keys, sizes, executor.executor)
+        keep = replace(keep, cut=cut)
     else:
         after.begin_like(before)
     ends = None if whole else EndCounters(n_cells)
@@ -376,67 +409,3 @@ class _Passes:
             raise NotSymmetricError
         self.proved = True
         return summaries
-
-    def cut(self, keep: Keep, sizes: Sequence[int]) -> tuple[int, int, int] | None:
-        """Return key and cells of the last edge to keep; None if all are.
-
-        `sizes` are the edges of each block.
-        """
-        left = keep.thinning.max_edges
-        assert left is not None
-        if sum(sizes) <= left:
-            return None
-        step = -(-len(self.blocks) // _GROUPS)
-        groups = [range(a, min(a + step, len(sizes))) for a in range(0, len(sizes), step)]
-        weights = [sum(sizes[k] for k in group) for group in groups]
-        run, key = self.executor.executor.run, 0
-        for shift in range(8 * keep.keys.itemsize - loops.DIGIT_BITS, -1, -loops.DIGIT_BITS):
-            task = partial(_count_digits, keep, sizes, key, shift)
-            counts = np.sum(run(Stage("select", task, groups, weights, "edges")), axis=0)
-            from_here = np.cumsum(counts[::-1])[::-1]  # edges with this digit, or a higher one
-            digit = int(np.flatnonzero(from_here >= left)[-1])
-            left -= int(from_here[digit] - counts[digit])
-            key = key << loops.DIGIT_BITS | digit
-        equal = run(Stage("select", partial(_equal, keep, sizes, key), groups, weights, "edges"))
-        upto = list(accumulate(n for group in equal for n in group))
-        number = next(k for k, n in enumerate(upto) if n >= left)
-        nth = left - (upto[number - 1] if number else 0)
-        find = partial(_find, self.rows(keep), key, nth)
-        (edge,) = run(Stage("select", find, [self.blocks[number]], [1], "blocks"))
-        return key, *edge
-
-
-def _keys_in(keep: Keep, sizes: Sequence[int], number: int) -> Iterator[Array]:
-    """Yield the keys that a block has left, some at a time."""
-    layout: list[tuple[dict[str, np.dtype[Any]], int]] = [({"key": keep.keys}, 1)]
-    with RunReader(keep.scratch.run("weigh", number), layout) as run:
-        for a in range(0, sizes[number], _SLAB):
-            keys = buffers.take("keys", min(_SLAB, sizes[number] - a), keep.keys)
-            run.read(0, "key", a, keys)
-            yield keys
-
-
-def _count_digits(
-    keep: Keep, sizes: Sequence[int], prefix: int, shift: int, numbers: range
-) -> Array:
-    counts = np.zeros(1 << loops.DIGIT_BITS, np.int64)
-    for number in numbers:
-        for keys in _keys_in(keep, sizes, number):
-            loops.count_digits(keys, prefix, shift, counts)
-    return counts
-
-
-def _equal(keep: Keep, sizes: Sequence[int], key: int, numbers: range) -> list[int]:
-    wanted = keep.keys.type(key)
-    return [
-        sum(int(np.count_nonzero(keys == wanted)) for keys in _keys_in(keep, sizes, number))
-        for number in numbers
-    ]
-
-
-def _find(rows: _Rows, key: int, nth: int, block: Block) -> tuple[int, int]:
-    """Return the `nth` edge of a block that has this key, counted from 1."""
-    columns, *_ = rows.read(block)
-    src, dst, keys = taken(block, *rows.mark(columns), both=False).edges
-    at = int(np.flatnonzero(keys == rows.keep.keys.type(key))[nth - 1])
-    return int(src[at]), int(dst[at])
