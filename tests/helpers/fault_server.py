@@ -299,12 +299,15 @@ def _warm_up() -> None:
     from cellgraph_dask.stages.job import Job
     from cellgraph_dask.stages.pipeline import warm_up
     from cellgraph_dask.stages.runs import Scratch
+    from cellgraph_dask.stages.wishes import Thinning
     from cellgraph_dask.verify import api as verification  # noqa: F401
 
     for weights in ("float32", "float64"):
         source = open_source(csr_matrix((1, 1), dtype=weights))
         for method in ("symmetric", "general", "signed"):
             warm_up(Job(source, Scratch(""), 8, method))
+        for method in ("symmetric", "general"):
+            warm_up(Job(source, Scratch(""), 8, method, "max", thinning=Thinning(top_k=1)))
     assert threading.active_count() == 1
     gc.collect()
     gc.freeze()  # children shall not touch, and so copy, what they share with us

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,13 @@ def room_of(module: str) -> str:
     return module.partition("/")[0]
 
 
-def imports(module: str) -> Iterator[tuple[str, str]]:
-    """Yield what a module imports anywhere, as (module of this package, name) or (library, "")."""
-    path = MODULES[module]
+@cache
+def imports(module: str) -> tuple[tuple[str, str], ...]:
+    """Return what a module imports anywhere, as (module of this package, name) or (library, "")."""
+    return tuple(_imports(MODULES[module]))
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -125,6 +130,16 @@ def imports(module: str) -> Iterator[tuple[str, str]]:
             for alias in node.names:
                 full = f"{base}/{alias.name}".lstrip("/")
                 yield (full, "") if full in MODULES else (base, alias.name)
+
+
+@cache
+def offered_by(room: str) -> list[str]:
+    """Return the modules in the ``__all__`` of a room."""
+    return next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(MODULES[room].read_text()).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
 
 
 def siblings(module: str) -> set[tuple[str, str]]:
@@ -150,13 +165,7 @@ def test_rooms_are_entered_by_their_doors(module):
     for other, name in siblings(module):
         room = room_of(other)
         if room != room_of(module) and "/" in other:
-            door = ast.parse(MODULES[room].read_text())
-            offered = next(
-                ast.literal_eval(node.value)
-                for node in door.body
-                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            )
-            assert other.partition("/")[2] in offered
+            assert other.partition("/")[2] in offered_by(room)
             assert not name.startswith("_") or name == "__version__"
 
 
