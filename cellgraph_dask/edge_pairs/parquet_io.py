@@ -26,7 +26,8 @@ _WRITEBACK_BYTES = 1 << 23
 _WRITTEN_BYTES = 1 << 20  # at once
 _PAGES_BYTES = 6 << 20  # of a column that is read: as values, encoded, compressed
 _WRITING_BYTES = 4 << 20  # pages on their way: of one column, and those that wait to be written
-_LEVEL = -5  # of zstd: 1 takes a third more time to save 5 percent
+_LEVEL = -20  # of zstd, for numbers: 1 takes a third more time to save 8 percent
+_TEXT_LEVEL = 1
 _PAGE_BYTES = 1 << 17  # of values; they stay in a near cache from one step to the next
 _HASHED_BYTES = 1 << 20
 _NAMES = 1 << 16  # that are read at once
@@ -172,7 +173,10 @@ def finish_table(
 def _writer(pa: Any, sink: Any, columns: Mapping[str, Any], n_sorted: int) -> Any:
     return pa.parquet.ParquetWriter(
         sink, _schema(columns), version="2.6", data_page_version="1.0", store_schema=False,
-        use_dictionary=False, compression="zstd", compression_level=_LEVEL,
+        use_dictionary=False, compression="zstd",
+        compression_level={
+            name: _TEXT_LEVEL if dtype is str else _LEVEL for name, dtype in columns.items()
+        },
         column_encoding={name: _encoding(dtype) for name, dtype in columns.items()},
         data_page_size=_PAGE_BYTES, write_statistics=True, write_page_checksum=True,
         sorting_columns=[pa.parquet.SortingColumn(k) for k in range(n_sorted)],
