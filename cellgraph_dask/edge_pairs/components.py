@@ -26,7 +26,6 @@ from ..machine.compiled import compiled
 _SLICE = 1 << 20  # cells looked at in one go
 _SAMPLE = 1024
 _FIRST_SETTLING = 1 << 21  # edges after which the largest tree is first looked for
-_ALL = np.zeros(0, np.uint8)  # marks
 _GIANT = 1 / 16  # a tree with that share of all cells is expected to become the largest component
 
 
@@ -56,11 +55,10 @@ def _join(parent: Array, one: Any, other: Any) -> Any:
 
 
 @compiled(int)
-def unite(src: Array, dst: Array, kept: Array, parent: Array, settled: Array) -> int:
+def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
     """Join the trees of the two cells of each edge; return how many were joined.
 
     Edges of which the source is larger are passed over: they are there in the other direction too.
-    So are those without a mark in `kept`, unless that is empty.
 
     `parent` is for each cell one of the same component, never a later one; a root is its own.
     `settled` has a bit (of uint8) for each cell, set only for cells of one and the same component.
@@ -70,7 +68,7 @@ def unite(src: Array, dst: Array, kept: Array, parent: Array, settled: Array) ->
     for k in range(src.size):
         s = np.int64(src[k])
         d = np.int64(dst[k])
-        if s > d or (kept.size and not kept[k]):
+        if s > d:
             continue
         if (settled[s >> 3] >> (s & 7)) & (settled[d >> 3] >> (d & 7)) & 1:
             continue
@@ -79,8 +77,8 @@ def unite(src: Array, dst: Array, kept: Array, parent: Array, settled: Array) ->
 
 
 @compiled()
-def unite_rows(src: Array, dst: Array, kept: Array, parent: Array, giant: int) -> None:
-    """Join the trees of the two cells of each edge with a mark, which all come both ways.
+def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
+    """Join the trees of the two cells of each edge, where each edge comes in both directions.
 
     Of a cell in the tree of the cell `giant`, edges are passed over, also of one that gets there:
     the other ends are in the same tree when their turn comes, or have all their edges looked at.
@@ -89,7 +87,7 @@ def unite_rows(src: Array, dst: Array, kept: Array, parent: Array, giant: int) -
     top = _root(parent, giant) if giant >= 0 else np.int64(-1)
     for k in range(src.size):
         s = np.int64(src[k])
-        if parent[s] != top and kept[k] and _join(parent, s, np.int64(dst[k])) and giant >= 0:
+        if parent[s] != top and _join(parent, s, np.int64(dst[k])) and giant >= 0:
             top = _root(parent, giant)
 
 
@@ -154,16 +152,16 @@ class Forests:
         for forest in self._all:
             self._free.put(forest)
 
-    def add(self, src: Array, dst: Array, kept: Array = _ALL) -> None:
-        """Take edges into account, or those with marks."""
+    def add(self, src: Array, dst: Array) -> None:
+        """Take edges into account."""
         forest = self._free.get()
-        forest.add(src, dst, kept)
+        forest.add(src, dst)
         self._free.put(forest)
 
-    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
-        """Take edges with marks into account, which all come both ways; there is one forest."""
+    def add_rows(self, src: Array, dst: Array) -> None:
+        """Take edges into account that all come both ways; there is one forest."""
         forest = self._free.get()
-        forest.add_rows(src, dst, kept)
+        forest.add_rows(src, dst)
         self._free.put(forest)
 
     def sample_rows(self, src: Array, dst: Array) -> None:
@@ -173,7 +171,7 @@ class Forests:
         whatever stays as the parent of a cell is an earlier cell of the same component; and
         `add_rows` gets all edges.
         """
-        self._all[0].add_rows(src, dst, np.ones(src.size, np.uint8))
+        self._all[0].add_rows(src, dst)
 
     def copy(self) -> Forests:
         """Return others that begin with what these have found."""
@@ -196,7 +194,7 @@ class Forests:
             for start in range(0, n_cells, _SLICE):
                 parents = other.parent[start : start + _SLICE]
                 cells = np.arange(start, start + parents.size, dtype=parents.dtype)
-                unite(parents, cells, _ALL, first.parent, first.settled)
+                unite(parents, cells, first.parent, first.settled)
         flatten(first.parent)
         sizes = others[0].parent if others else np.empty_like(first.parent)
         count_children(first.parent, sizes)
@@ -231,17 +229,19 @@ class _Forest:
     def copy(self) -> _Forest:
         new = copy(self)
         new.parent, new.settled = self.parent.copy(), self.settled.copy()
+        if new.parent.size:
+            settle(new.parent, new.largest()[0], new.settled)
         return new
 
-    def add(self, src: Array, dst: Array, kept: Array) -> None:
-        unite(src, dst, kept, self.parent, self.settled)
+    def add(self, src: Array, dst: Array) -> None:
+        unite(src, dst, self.parent, self.settled)
         if self._is_time(src.size):
-            settle(self.parent, self._largest()[0], self.settled)
+            settle(self.parent, self.largest()[0], self.settled)
 
-    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
-        unite_rows(src, dst, kept, self.parent, self._giant)
+    def add_rows(self, src: Array, dst: Array) -> None:
+        unite_rows(src, dst, self.parent, self._giant)
         if self._giant < 0 and self._is_time(src.size):
-            top, share = self._largest()
+            top, share = self.largest()
             if share >= _GIANT:
                 self._giant = top
 
@@ -253,7 +253,7 @@ class _Forest:
         self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
         return True
 
-    def _largest(self) -> tuple[int, float]:
+    def largest(self) -> tuple[int, float]:
         """Return the root of what looks like the largest tree, and its share of all cells.
 
         Edges inside of it need no more care.
@@ -268,9 +268,9 @@ class _Forest:
 def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
     """Load (or compile) the loops, for the dtypes of edges and of forests."""
     edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
-    unite(edges, edges, bits, none, bits)
-    unite(none, none, bits, none, bits)
-    unite_rows(edges, edges, bits, none, -1)
+    unite(edges, edges, none, bits)
+    unite(none, none, none, bits)
+    unite_rows(edges, edges, none, -1)
     flatten(none)
     settle(none, 0, bits)
     count_children(none, none)

@@ -117,14 +117,12 @@ class _Rows:
     def mark(self, columns: Sequence[Array]) -> tuple[list[Array], Array]:
         """Return edges with keys for weights, and marks of those that are kept."""
         src, dst, _ = columns
-        add = Forests.add_rows if self.whole else Forests.add
         kept = buffers.take("kept", src.size, np.uint8)
         kept[:] = 1
         if self.before is not None:
-            add(self.before, src, dst, kept)
+            add = self.before.add_rows if self.whole else self.before.add
+            add(src, dst)
         edges = self.keep.mark(columns, kept)
-        if self.after is not None:
-            add(self.after, src, dst, kept)
         if self.ends is not None:
             self.ends.add(src, dst, kept)
         return edges, kept
@@ -220,6 +218,8 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     n_before, strongest = columns[0].size, float(columns[2].max(initial=0))
     left = taken(block, *rows.mark(columns), both=rows.job.both)
     src, dst, keys = left.edges
+    if rows.after is not None:
+        rows.after.add(src, dst)
     edges = [src, dst, rows.keep.weights_of(keys)]
     delivered = deliver(rows.job, sink, block.number, edges)
     after = before._replace(largest=left.most, first=left.first, last=left.last)

@@ -260,23 +260,25 @@ def take_kept(
     n_rows = 0
     first_row, last_row = ends[1], ends[2]
     ends[:] = 0
-    e: Any = 0
-    while e < src.size:
-        row = src[e]
-        of_row: Any = 0
-        while e < src.size and src[e] == row:
-            src[n] = row
-            dst[n] = dst[e]
-            keys[n] = keys[e]
-            n += np.uint64((kept[e] != 0) & ((both != 0) | (row < dst[e])))
-            of_row += kept[e]
-            e += 1
-        ends[0] = max(ends[0], of_row)
-        if row == first_row:
-            ends[1] = of_row
-        if row == last_row:
-            ends[2] = of_row
-        n_rows += of_row > 0
+    row: Any = 0
+    of_row: Any = 0
+    for e in range(src.size + 1):
+        if e == 0 or e == src.size or src[e] != row:  # the row before ends here
+            ends[0] = max(ends[0], of_row)
+            if of_row and row == first_row:
+                ends[1] = of_row
+            if of_row and row == last_row:
+                ends[2] = of_row
+            n_rows += of_row > 0
+            of_row = 0
+            if e == src.size:
+                break
+            row = src[e]
+        src[n] = row
+        dst[n] = dst[e]
+        keys[n] = keys[e]
+        n += np.uint64((kept[e] != 0) & ((both != 0) | (row < dst[e])))
+        of_row += kept[e]
     return int(np.int64(n)), n_rows
 
 
