@@ -77,8 +77,8 @@ def unite(src: Array, dst: Array, parent: Array, settled: Array) -> int:
 
 
 @compiled()
-def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
-    """Join the trees of the two cells of each edge, where each edge comes in both directions.
+def unite_rows(src: Array, dst: Array, kept: Array, parent: Array, giant: int) -> None:
+    """Join the trees of the two cells of each edge with a mark, which all come both ways.
 
     Of a cell in the tree of the cell `giant`, edges are passed over, also of one that gets there:
     the other ends are in the same tree when their turn comes, or have all their edges looked at.
@@ -87,7 +87,7 @@ def unite_rows(src: Array, dst: Array, parent: Array, giant: int) -> None:
     top = _root(parent, giant) if giant >= 0 else np.int64(-1)
     for k in range(src.size):
         s = np.int64(src[k])
-        if parent[s] != top and _join(parent, s, np.int64(dst[k])) and giant >= 0:
+        if parent[s] != top and kept[k] and _join(parent, s, np.int64(dst[k])) and giant >= 0:
             top = _root(parent, giant)
 
 
@@ -158,10 +158,10 @@ class Forests:
         forest.add(src, dst)
         self._free.put(forest)
 
-    def add_rows(self, src: Array, dst: Array) -> None:
-        """Take edges into account that all come both ways; there is one forest."""
+    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
+        """Take edges with marks into account, which all come both ways; there is one forest."""
         forest = self._free.get()
-        forest.add_rows(src, dst)
+        forest.add_rows(src, dst, kept)
         self._free.put(forest)
 
     def sample_rows(self, src: Array, dst: Array) -> None:
@@ -171,7 +171,7 @@ class Forests:
         whatever stays as the parent of a cell is an earlier cell of the same component; and
         `add_rows` gets all edges.
         """
-        self._all[0].add_rows(src, dst)
+        self._all[0].add_rows(src, dst, np.ones(src.size, np.uint8))
 
     def copy(self) -> Forests:
         """Return others that begin with what these have found."""
@@ -229,19 +229,17 @@ class _Forest:
     def copy(self) -> _Forest:
         new = copy(self)
         new.parent, new.settled = self.parent.copy(), self.settled.copy()
-        if new.parent.size:
-            settle(new.parent, new.largest()[0], new.settled)
         return new
 
     def add(self, src: Array, dst: Array) -> None:
         unite(src, dst, self.parent, self.settled)
         if self._is_time(src.size):
-            settle(self.parent, self.largest()[0], self.settled)
+            settle(self.parent, self._largest()[0], self.settled)
 
-    def add_rows(self, src: Array, dst: Array) -> None:
-        unite_rows(src, dst, self.parent, self._giant)
+    def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
+        unite_rows(src, dst, kept, self.parent, self._giant)
         if self._giant < 0 and self._is_time(src.size):
-            top, share = self.largest()
+            top, share = self._largest()
             if share >= _GIANT:
                 self._giant = top
 
@@ -253,7 +251,7 @@ class _Forest:
         self._next_settling = self._seen + max(self._seen, _FIRST_SETTLING)
         return True
 
-    def largest(self) -> tuple[int, float]:
+    def _largest(self) -> tuple[int, float]:
         """Return the root of what looks like the largest tree, and its share of all cells.
 
         Edges inside of it need no more care.
@@ -270,7 +268,7 @@ def warm_up(edge_dtype: DTypeLike, of_cells: DTypeLike) -> None:
     edges, none, bits = np.zeros(0, edge_dtype), np.zeros(0, of_cells), np.zeros(0, np.uint8)
     unite(edges, edges, none, bits)
     unite(none, none, none, bits)
-    unite_rows(edges, edges, none, -1)
+    unite_rows(edges, edges, bits, none, -1)
     flatten(none)
     settle(none, 0, bits)
     count_children(none, none)

@@ -120,8 +120,10 @@ class _Rows:
         kept = buffers.take("kept", src.size, np.uint8)
         kept[:] = 1
         if self.before is not None:
-            add = self.before.add_rows if self.whole else self.before.add
-            add(src, dst)
+            if self.whole:
+                self.before.add_rows(src, dst, kept)
+            else:
+                self.before.add(src, dst)
         edges = self.keep.mark(columns, kept)
         if self.ends is not None:
             self.ends.add(src, dst, kept)
@@ -216,9 +218,14 @@ def _thin(rows: _Rows, sink: EdgeSink, block: Block) -> ThinSummary:
     """Write the edges of a block that are kept to the output."""
     columns, before, n_rows_before = rows.read(block)
     n_before, strongest = columns[0].size, float(columns[2].max(initial=0))
-    left = taken(block, *rows.mark(columns), both=rows.job.both)
+    marked, kept = rows.mark(columns)
+    # Of the strongest of all, few are in a large tree, whose rows would be passed over.
+    by_rows = rows.whole and rows.keep.cut is None
+    if rows.after is not None and by_rows:
+        rows.after.add_rows(marked[0], marked[1], kept)
+    left = taken(block, marked, kept, both=rows.job.both)
     src, dst, keys = left.edges
-    if rows.after is not None:
+    if rows.after is not None and not by_rows:
         rows.after.add(src, dst)
     edges = [src, dst, rows.keep.weights_of(keys)]
     delivered = deliver(rows.job, sink, block.number, edges)

@@ -188,7 +188,7 @@ def test_components_of_rows_in_pieces_of_any_order(monkeypatch, name, settling):
     np.random.default_rng(settling).shuffle(pieces)
     forests = components.Forests(n_cells, 1)
     for piece in pieces:
-        forests.add_rows(rows[piece], columns[piece])
+        forests.add_rows(rows[piece], columns[piece], np.ones(piece.size, np.uint8))
     found = forests.components()
     assert (found.n_components, found.largest) == expected(n_cells, edges)[1:]
 
@@ -209,7 +209,7 @@ def test_components_after_a_sample_that_threads_took_at_once(monkeypatch, name, 
     for which, n in ((forests, src.size), (half, src.size // 2)):
         rows, columns = np.r_[src[:n], dst[:n]], np.r_[dst[:n], src[:n]]
         for piece in np.array_split(np.lexsort((columns, rows)), 7):
-            which.add_rows(rows[piece], columns[piece])
+            which.add_rows(rows[piece], columns[piece], np.ones(piece.size, np.uint8))
         found = which.components()
         assert (found.n_components, found.largest) == expected(n_cells, edges[:n])[1:]
 
