@@ -57,7 +57,7 @@ def _peek(group: Node, path: str) -> Node | None:
 def _lengths(frame: Node | None) -> Iterator[int]:
     """Yield the length of a data frame by its index; if that cannot be read, by its columns."""
     if frame is None or is_array(frame):  # a structured array (AnnData before 0.7), or pandas'
-        yield from _length(frame)
+        yield from _length_of_column(frame)
         return
     attributes = attributes_of(frame)
     columns = np.ravel(np.asarray(attributes.get("column-order", ()), object)).tolist()
@@ -67,7 +67,7 @@ def _lengths(frame: Node | None) -> Iterator[int]:
         if name and ".." in name.split("/"):
             get(frame, name)  # zarr refuses names that lead out of the store
         elif name:
-            yield from _length(_peek(frame, name))
+            yield from _length_of_column(_peek(frame, name))
 
 
 def _lengths_beside(root: Node, begin: str) -> Iterator[int]:
@@ -81,7 +81,18 @@ def _lengths_beside(root: Node, begin: str) -> Iterator[int]:
 
 
 def _length(node: Node | None) -> Iterator[int]:
-    """Yield the length of an array, of whatever else a column can be, or of a matrix."""
+    """Yield the length of what has a row for each cell: a matrix, a data frame, or a column."""
+    if node is not None and not is_array(node) and "_index" in attributes_of(node):
+        yield from _lengths(node)
+    else:
+        yield from _length_of_column(node)
+
+
+def _length_of_column(node: Node | None) -> Iterator[int]:
+    """Yield the length of an array, of whatever else a column can be, or of a matrix.
+
+    A column is no data frame, such as that which it is of: its name may be "/" or that of a link.
+    """
     if node is None:
         return
     if is_array(node):
@@ -94,11 +105,8 @@ def _length(node: Node | None) -> Iterator[int]:
         if found:
             yield found[0]
             return
-    if "_index" in attributes:
-        yield from _lengths(node)
-        return
     for name in ("codes", "values", "mask"):  # of categories, and of what can be missing
         part: Any = _peek(node, name)
         if part is not None and is_array(part):
-            yield from _length(part)
+            yield from _length_of_column(part)
             return

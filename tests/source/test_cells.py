@@ -115,6 +115,25 @@ def test_without_obs_the_rows_of_what_lies_beside_it_count(tmp_path, kind, besid
         open_source(tmp_path / "s")
 
 
+@pytest.mark.parametrize("name", ["/", ".", "./", "self", "/obs"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_that_is_obs_itself(tmp_path, kind, name):
+    """What its name leads to is no column; the lengths of other columns tell."""
+    for n_cells in (40, 37):
+        path = tmp_path / str(n_cells)
+        root = write(path, kind, n_cells, "object")
+        root["obs"].attrs["_index"] = name
+        root["obs"].attrs["column-order"] = [name, "x"]
+        if kind == "h5ad":
+            root["obs"]["self"] = h5py.SoftLink("/obs")
+        close(root)
+        if n_cells == 40:
+            assert open_source(path).notes == ()
+        else:
+            with pytest.raises(SourceError, match=MISMATCH):
+                open_source(path)
+
+
 def test_an_empty_dataset_has_no_length(tmp_path):
     root = write(tmp_path / "s", "h5ad", 37, "object")
     del root["obs/_index"]
