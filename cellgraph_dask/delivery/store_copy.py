@@ -38,7 +38,7 @@ from ..source.selection import Selection
 from ..stages.runs import Written, holds
 from .object_copy import check_object, write_object
 from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
-from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_rows, has_rows, shape_of
+from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_store, has_rows, shape_of
 from .zarr_files import (
     DOCUMENTS,
     ArrayFiles,
@@ -111,11 +111,11 @@ class StoreCopy:
                 most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
+                check_store(node, None if selection is None else selection.n_cells)
                 indexes = list(index_groups(root, node, skip=_OBSP))
                 most = max([_thread_bytes(node), *(index.n_bytes for index in indexes)])
                 notes = [index.note for index in indexes if index.note]
                 if selection is not None:
-                    check_rows(node, selection.n_cells)
                     most += _SELECTING_BYTES
         return cls(source, group, zarr_format, options, most, tuple(notes), selection)
 

@@ -156,6 +156,24 @@ def test_an_index_with_a_name_missing_is_copied_and_told_of(tmp_path, kind, inde
     assert found.obs_names.isna().tolist() == [k == 3 for k in range(N)]
 
 
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.parametrize("where", ["uns/deep", "obsm"])
+def test_links_in_a_circle_are_named(tmp_path, kind, where):
+    path = tmp_path / f"s.{kind}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cells().write_h5ad(path) if kind == "h5ad" else cells().write_zarr(path)
+    if kind == "h5ad":
+        with h5py.File(path, "a") as root:
+            root[where]["link"] = h5py.SoftLink(f"/{where}")
+    else:
+        (path / where / "link").symlink_to(path / where)
+        (path / ".zmetadata").unlink(missing_ok=True)  # which tells of no link
+    with pytest.raises(SourceError, match=rf"{where}/link/link.* more than 30 .* Remove the link"):
+        symmetrize_connectivities(path, tmp_path / "new.zarr", rule="max", memory_limit="4GB")
+    assert not (tmp_path / "new.zarr").exists()
+
+
 def test_what_anndata_cannot_write_is_named(tmp_path):
     adata = cells()
     adata.write_zarr(tmp_path / "s.zarr")
