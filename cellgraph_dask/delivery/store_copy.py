@@ -26,6 +26,7 @@ from ..runtime.stage import ResumableExecutor, Stage
 from ..source.layout import (
     Node,
     Tree,
+    arrays_below,
     children,
     format_of,
     get,
@@ -38,7 +39,7 @@ from ..source.selection import Selection
 from ..stages.runs import Written, holds
 from .object_copy import check_object, write_object
 from .row_names import TEXT_BYTES, Index, index_groups, texts_in, unnamed_in
-from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_store, has_rows, shape_of
+from .store_rows import Entries, NewEntries, NewIndptr, Rows, check_rows, has_rows, shape_of
 from .zarr_files import (
     DOCUMENTS,
     ArrayFiles,
@@ -111,11 +112,12 @@ class StoreCopy:
                 most, notes = _BATCH_BYTES, unnamed_in(source)
             else:
                 node = _anndata_in(root, group)
-                check_store(node, None if selection is None else selection.n_cells)
+                most = _thread_bytes(node)  # first, as it refuses links in a circle
                 indexes = list(index_groups(root, node, skip=_OBSP))
-                most = max([_thread_bytes(node), *(index.n_bytes for index in indexes)])
+                most = max([most, *(index.n_bytes for index in indexes)])
                 notes = [index.note for index in indexes if index.note]
                 if selection is not None:
+                    check_rows(node, selection.n_cells)
                     most += _SELECTING_BYTES
         return cls(source, group, zarr_format, options, most, tuple(notes), selection)
 
@@ -158,7 +160,7 @@ class StoreCopy:
 def _thread_bytes(anndata: Node) -> int:
     """Return the most bytes that a thread needs to copy a part of an AnnData in a store."""
     most = 2**20
-    for node in _arrays_below(anndata):
+    for node in arrays_below(anndata, skip=_OBSP):
         itemsize = max(np.dtype(getattr(node, "dtype", np.float64)).itemsize, 1)
         stored = getattr(node, "shards", None) or getattr(node, "chunks", None) or (1,)
         here = chunks_for(tuple(node.shape or ()), getattr(node, "chunks", None))
@@ -183,13 +185,6 @@ def _anndata_in(root: Root, group: str) -> Node:
             "Give an AnnData store, or write the graph into a store that is there."
         )
     return node
-
-
-def _arrays_below(node: Node) -> Iterator[Node]:
-    for name in children(node):
-        if name != _OBSP:
-            child = get(node, name)
-            yield from [child] if is_array(child) else _arrays_below(child)
 
 
 # Files as they are ------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from ..source.selection import Selection
 
 _ROWS_OF = 1 << 12  # of which the entries before the first one are known
 _UNCHUNKED = 1 << 18  # values that are read at once where there are no chunks
-_MOST_GROUPS = 30  # one in the other
 _WHOLE = ("categories", "__categories")  # not of cells, though beside what is
 _GROUPS = ("dataframe", "categorical", "nullable-integer", "nullable-boolean",
            "nullable-string-array", "dict", "raw", None)  # fmt: skip
@@ -33,37 +32,14 @@ def has_rows(path: str) -> bool:
     return top in ("obs", "obsm", "layers", "X") or path == "raw/X"
 
 
-def check_store(node: Node, n_cells: int | None) -> None:
-    """Raise a SourceError if what is in an AnnData cannot be copied; of some cells, given how many.
-
-    Their number is that in the store.
-    """
-    _check_depth(node, "")
-    if n_cells is not None:
-        _check_rows(node, n_cells)
-
-
-def _check_depth(node: Node, path: str) -> None:
-    """Refuse groups in groups without end, as links in a circle make them."""
-    if path.count("/") >= _MOST_GROUPS:
-        raise SourceError(
-            f"{path[:80]}… is a group in more than {_MOST_GROUPS} others; a link in it may lead "
-            "back to where it is. Remove the link."
-        )
-    for name in children(node):
-        child = get(node, name)
-        if not is_array(child):
-            _check_depth(child, f"{path}/{name}".lstrip("/"))
-
-
-def _check_rows(node: Node, n_cells: int, path: str = "") -> None:
+def check_rows(node: Node, n_cells: int, path: str = "") -> None:
     """Raise a SourceError if rows of what is below a node cannot be taken."""
     for name in children(node):
         here, child = f"{path}/{name}".lstrip("/"), get(node, name)
         if here == "obsp" or _can_be_taken(child, n_cells, here):
             continue
         if not is_array(child) and (not has_rows(here) or _kind(child) in _GROUPS):
-            _check_rows(child, n_cells, here)
+            check_rows(child, n_cells, here)
             continue
         raise SourceError(
             f"{here} is stored so that the rows of some cells cannot be taken a chunk at "

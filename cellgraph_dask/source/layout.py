@@ -20,6 +20,7 @@ from .arrays import check_access
 
 Node = Any  # a group, or an array: something with a shape
 
+_MOST_GROUPS = 30  # one in the other
 _FORMATS = {"csr_matrix": "csr", "csc_matrix": "csc", "csr": "csr", "csc": "csc"}
 _OLD = "uns/neighbors"
 _SEPARATORS = re.compile(r"[\[\](),;]")
@@ -195,6 +196,22 @@ def children(group: Node) -> list[str]:
         return sorted(str(name) for name in group.keys())  # noqa: SIM118 (not a dict)
     except Exception:  # of strange metadata, libraries raise anything
         return []
+
+
+def arrays_below(node: Node, *, skip: str, path: str = "") -> Iterator[Node]:
+    """Yield all arrays in a group but for those in `skip`.
+
+    A SourceError if groups are in groups without end, as links in a circle make them.
+    """
+    if path.count("/") >= _MOST_GROUPS:
+        raise SourceError(
+            f"{path[:80]}… is a group in more than {_MOST_GROUPS} others; a link in it may lead "
+            "back to where it is. Remove the link."
+        )
+    for name in children(node):
+        child, inner = get(node, name), f"{path}/{name}".lstrip("/")
+        if inner != skip:
+            yield from [child] if is_array(child) else arrays_below(child, skip=skip, path=inner)
 
 
 def _children(root: Node, path: str) -> list[str]:

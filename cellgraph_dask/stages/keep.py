@@ -57,16 +57,13 @@ class Keep:
             loops.mark_strongest(src, dst, keys, np.array(self.cut, np.uint64), kept)
         return [src, dst, keys]
 
-    def keys_of(self, bits: Array) -> Array:
-        """Return the keys of weights, whose bits are given; they are used up."""
-        return self._turned(bits)
-
     def weights_of(self, keys: Array) -> Array:
         """Return the weights of edges that were kept, instead of their keys."""
-        return self._turned(keys).view(f"f{self.keys.itemsize}")
+        return self.keys_of(keys).view(f"f{self.keys.itemsize}")
 
-    def _turned(self, keys: Array) -> Array:
-        return np.invert(keys, out=keys) if self.thinning.strongest == "smallest" else keys
+    def keys_of(self, bits: Array) -> Array:
+        """Return the keys of weights given as bits, or these bits of keys; they are used up."""
+        return np.invert(bits, out=bits) if self.thinning.strongest == "smallest" else bits
 
 
 class Taken(NamedTuple):
