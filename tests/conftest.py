@@ -27,7 +27,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
             number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
         )
 
-# The many processes that tests start read bytecode, instead of compiling the package anew each time.
+# The many processes that tests start read bytecode, instead of compiling all anew each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 settings.register_profile("here", deadline=None)  # tests run on machines that stall

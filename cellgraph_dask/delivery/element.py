@@ -124,10 +124,12 @@ class Element:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        most = csr_bytes(job, np.dtype(self.dtype))
-        if self.copy is not None:
-            most = max(most, self.copy.thread_bytes)
-        return threads * most
+        return threads * csr_bytes(job, np.dtype(self.dtype))
+
+    def finishing_bytes(self, job: Job, threads: int) -> int:
+        """See `Product`: of what is copied besides, and of the last chunks, which threads share."""
+        copied = self.copy.thread_bytes if self.copy is not None else 0
+        return threads * (copied + csr_bytes(job, np.dtype(self.dtype)))
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,

@@ -281,6 +281,7 @@ class ParquetFiles(Places):
             self._files[0] = _File()
         for start, stop in ranges:
             self._write_if_whole(start, stop)
+        self._spare.clear()
         metadata = graph_metadata(self._job, n_rows)
 
         def complete(start: int) -> parquet_io.Written:

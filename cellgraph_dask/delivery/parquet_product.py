@@ -102,8 +102,11 @@ class ParquetFolder:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        cells = self.cells.n_bytes if self.cells is not None else 0
-        return max(threads * parquet_bytes(job), files_bytes(job, threads), cells)
+        return max(threads * parquet_bytes(job), files_bytes(job, threads))
+
+    def finishing_bytes(self, job: Job, threads: int) -> int:
+        """See `Product`: of the table of cells."""
+        return self.cells.n_bytes if self.cells is not None else 0
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,

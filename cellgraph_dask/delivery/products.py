@@ -116,6 +116,9 @@ class Product(Protocol):
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """Return the memory it takes when each thread delivers `n` edges at once."""
 
+    def finishing_bytes(self, job: Job, threads: int) -> int:
+        """Return the memory that it takes once all edges are delivered."""
+
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,
         storage_options: Mapping[str, Any] | None, on_cluster: bool,
@@ -221,9 +224,11 @@ class EdgePairs:
 
     def writer_bytes(self, job: Job, threads: int, n: int) -> int:
         """See `Product`."""
-        columns = self._columns(job.source.n_cells)
-        names = self.cells.names_bytes if self.cells is not None else 0
-        return max(writer_bytes(columns, self.compression, threads, n), names)
+        return writer_bytes(self._columns(job.source.n_cells), self.compression, threads, n)
+
+    def finishing_bytes(self, job: Job, threads: int) -> int:
+        """See `Product`: of the names of cells."""
+        return self.cells.names_bytes if self.cells is not None else 0
 
     def open(
         self, out_dir: str | Path, *, force: bool, resume: bool, scratch_dir: str | Path | None,

@@ -201,6 +201,9 @@ class _NoFiles:
     def writer_bytes(self, _job: Job, threads: int, n: int) -> int:
         return 12 * threads * n  # codes, and masks
 
+    def finishing_bytes(self, _job: Job, _threads: int) -> int:
+        return 0
+
 
 @dataclass(frozen=True)
 class _Check:
@@ -276,6 +279,7 @@ class _Check:
             scratch = Scratch(str(folder))
             job = Job(source, scratch, shift, "general", "differ", weights=True)
             tuning = tune(job, self._budget(job, warm_up))
+            job = replace(job, shift=tuning.shift)
             blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
             needed, free = run_bytes(job, tuning, len(blocks)), free_bytes(folder)
             if needed > free:

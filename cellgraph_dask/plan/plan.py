@@ -80,6 +80,7 @@ def prepare(
             )
     elif tuning is None:
         tuning = tune(job, budget)
+        job = replace(job, shift=tuning.shift)
     blocks = cut_blocks(source, tuning.block_entries, tuning.block_rows)
     scratch = Path(scratch_dir or options.scratch_dir or folder)
     scratch_free = free_bytes(scratch) + source.spooled_bytes

@@ -6,7 +6,7 @@ its share a thread gets the largest block it can split and the largest piece it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import get_args
@@ -16,7 +16,7 @@ from ..errors import MemoryLimitError
 from ..machine.amounts import counted
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
-from ..stages.job import Job, Method, Tuning
+from ..stages.job import LEAST_SHIFT, Job, Method, Tuning, rows_for
 from ..stages.keep import components_bytes, has_whole_rows, ranks_bytes, thinning_bytes
 from ..stages.merge import merge_bytes
 from ..stages.rows import row_bytes
@@ -63,13 +63,28 @@ class Budget:
 def tune(job: Job, budget: Budget) -> Tuning:
     """Choose sizes so that the projected memory stays within the limit.
 
-    The MemoryLimitError if not even the fewest threads can work names the smallest limit that will
-    do.
+    Partitions are cut smaller than those of the job where a piece would have no room for two of
+    them: one that does not fit a piece is read anew for each part of it. The MemoryLimitError if
+    not even the fewest threads can work names the smallest limit that will do.
     """
     tuning = _best(job, budget, partial(_tune, job, budget))
     if tuning is None:
         raise _too_small(job, budget)
+    while tuning.shift > LEAST_SHIFT and tuning.piece_entries < 2 * _mean_partition(job, tuning):
+        job = replace(job, shift=tuning.shift - 1)
+        smaller = _best(job, budget, partial(_tune, job, budget))
+        if smaller is None or smaller.threads < tuning.threads:
+            break
+        tuning = smaller
     return tuning
+
+
+def _mean_partition(job: Job, tuning: Tuning) -> float:
+    """Return the contributions to a partition; none if nothing is merged."""
+    if job.method == "symmetric":
+        return 0
+    n = job.source.n_entries * (1 + _cut(job, tuning).both)
+    return min(n, (n << tuning.shift) / max(job.source.n_cells, 1))
 
 
 def adopt(job: Job, tuning: Tuning, budget: Budget) -> Tuning | None:
@@ -137,53 +152,73 @@ def _to_come(job: Job) -> list[Method]:
 
 def projected_bytes(job: Job, tuning: Tuning, budget: Budget) -> int:
     """Return the most resident bytes that an export with these sizes can come to."""
-    needs = stream_bytes if job.method == "symmetric" else split_bytes
-    cut = job
-    if job.thinning:
-        cut = replace(job, both=has_whole_rows(job, tuning), weights=True)
-    block = needs(cut, tuning.block_entries, tuning.block_rows)
-    piece = 0
+    return budget.reserved + _fixed_bytes(job, tuning) + max(_stage_bytes(job, tuning, budget))
+
+
+def _cut(job: Job, tuning: Tuning) -> Job:
+    """Return the job as what comes before thinning has it."""
+    if not job.thinning:
+        return job
+    return replace(job, both=has_whole_rows(job, tuning), weights=True)
+
+
+def _stage_bytes(job: Job, tuning: Tuning, budget: Budget) -> Iterator[int]:
+    """Yield what each stage takes, which it lets go of before the next."""
+    cut, product, n_threads = _cut(job, tuning), budget.product, tuning.threads
+    delivered = tuning.block_entries
+    streamed = delivered, tuning.block_rows
     if job.method != "symmetric":
+        yield n_threads * split_bytes(cut, tuning.block_entries, tuning.block_rows)
+        delivered = tuning.piece_entries
         n_partitions = min(tuning.piece_partitions, job.n_partitions)
-        piece = merge_bytes(cut, tuning.piece_entries, n_partitions << job.shift)
+        merging = merge_bytes(cut, tuning.piece_entries, n_partitions << job.shift)
+        # Of a piece the starts in all runs, twice at times.
+        starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
+        merging += 2 * 8 * _n_blocks(job, tuning) * starts
         if job.thinning:
-            piece += row_bytes(job, tuning.piece_entries, n_partitions << job.shift)
+            yield n_threads * (merging + row_bytes(job, delivered, n_partitions << job.shift))
+            delivered, streamed = tuning.thinned[0], tuning.thinned
+    if job.method == "symmetric" or job.thinning:
+        merging = stream_bytes(cut, *streamed)
+        if job.thinning:
+            merging += thinning_bytes(job, delivered)
+    in_common = 0
     if job.thinning:
-        n = min(tuning.block_entries, MOST_STREAM_ENTRIES)
-        block = max(block, stream_bytes(cut, n, tuning.block_rows) + thinning_bytes(job, n))
-    most = max(tuning.piece_entries, tuning.block_entries)
-    writer = budget.product.writer_bytes(job, tuning.threads, most)
-    # Blocks that are split are not delivered; pieces of thinned graphs are not, but blocks of them.
-    last = piece if job.method != "symmetric" and not job.thinning else max(block, piece)
-    working = max(tuning.threads * block, tuning.threads * last + writer)
-    return budget.reserved + _fixed_bytes(job, tuning) + working
+        in_common += ranks_bytes(job)
+        if tuning.count_components:
+            in_common += components_bytes(job)
+    yield in_common + n_threads * merging + product.writer_bytes(job, n_threads, delivered)
+    yield product.finishing_bytes(job, n_threads)
 
 
 def smallest_limit(job: Job, budget: Budget) -> int:
     """Return the smallest limit in bytes that the fewest threads can work with."""
     threads, piece = budget.fewest_threads, _LEAST_PIECE_ENTRIES
-    sizes = [Tuning(n, _rows(n), piece, job.shift, threads) for n in _blocks(job, threads)]
+    sizes = [_sized(job, n, piece, piece, threads) for n in _blocks(job, threads)]
     return min(projected_bytes(job, tuning, budget) for tuning in sizes)
 
 
+def _n_blocks(job: Job, tuning: Tuning) -> int:
+    source = job.source
+    return source.n_entries // tuning.block_entries + source.n_cells // max(1, tuning.block_rows)
+
+
 def _fixed_bytes(job: Job, tuning: Tuning) -> int:
-    n_blocks = job.source.n_entries // tuning.block_entries + job.source.n_cells // max(
-        1, tuning.block_rows
-    )
+    """Return what is kept from stage to stage."""
     if job.method == "symmetric":
-        tables = 1000 * n_blocks
-    else:
-        # What the tasks of the split return; of a piece the starts in all runs, twice at times.
-        n_partitions = min(tuning.piece_partitions, job.n_partitions)
-        starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
-        tables = 8 * job.n_partitions * (n_blocks + 1) + 2 * 8 * n_blocks * starts * tuning.threads
-        if tuning.count_degrees:
-            tables += COUNTER_BYTES * job.source.n_cells
-    if job.thinning:
-        tables += ranks_bytes(job)
-        if tuning.count_components:
-            tables += components_bytes(job)
-    return SLACK_BYTES + tables
+        return SLACK_BYTES + 1000 * _n_blocks(job, tuning)
+    tables = 8 * job.n_partitions * (_n_blocks(job, tuning) + 1)  # what the split returns
+    counters = COUNTER_BYTES * job.source.n_cells if tuning.count_degrees else 0
+    return SLACK_BYTES + tables + counters
+
+
+def _sized(
+    job: Job, block: int, piece: int, thinned: int, threads: int, **counting: bool
+) -> Tuning:
+    of_rows = thinned if job.thinning and job.method != "symmetric" else 0
+    return Tuning(
+        block, rows_for(block), piece, job.shift, threads, thinned_entries=of_rows, **counting
+    )
 
 
 def _counting(job: Job, in_memory: bool) -> dict[str, bool]:
@@ -197,18 +232,22 @@ def _counting(job: Job, in_memory: bool) -> dict[str, bool]:
 def _tune(job: Job, budget: Budget, in_memory: bool, threads: int) -> Tuning | None:
     """Return the largest sizes that fit, or None."""
 
-    def fits(block: int, piece: int) -> Tuning | None:
+    def fits(block: int, piece: int, thinned: int) -> Tuning | None:
         counting = _counting(job, in_memory)
-        tuning = Tuning(block, _rows(block), piece, job.shift, threads, **counting)
+        tuning = _sized(job, block, piece, thinned, threads, **counting)
         return tuning if projected_bytes(job, tuning, budget) <= budget.limit else None
 
+    least = _LEAST_PIECE_ENTRIES
     blocks = _blocks(job, threads)
-    block = next((size for size in reversed(blocks) if fits(size, _LEAST_PIECE_ENTRIES)), None)
+    block = next((size for size in reversed(blocks) if fits(size, least, least)), None)
     if block is None:
         return None
-    piece = min(_MOST_PIECE_ENTRIES, max(_even_share(job, threads), _LEAST_PIECE_ENTRIES))
-    while not (tuning := fits(block, piece)):
-        piece = max(piece * 7 // 8, _LEAST_PIECE_ENTRIES)
+    thinned = piece = max(_even_share(job, threads), least)
+    thinned, piece = min(thinned, MOST_STREAM_ENTRIES), min(piece, _MOST_PIECE_ENTRIES)
+    while not fits(block, least, thinned):
+        thinned = max(thinned * 7 // 8, least)
+    while not (tuning := fits(block, piece, thinned)):
+        piece = max(piece * 7 // 8, least)
     n_cells, n_entries = job.source.n_cells, job.source.n_entries
     if n_cells // tuning.block_rows > 4 * (n_entries // block + 16):
         # Most cells are isolated: blocks of rows without entries, each with a run for all pieces.
@@ -227,11 +266,6 @@ def _blocks(job: Job, threads: int) -> list[int]:
     most = MOST_STREAM_ENTRIES if job.method == "symmetric" else _MOST_BLOCK_ENTRIES
     wanted = min(max(_even_share(job, threads), _LEAST_BLOCK_ENTRIES), most)
     return _block_sizes(job.source.chunk_size, wanted)
-
-
-def _rows(n_entries: int) -> int:
-    """Return the most rows for blocks of that size: plenty, unless most cells are isolated."""
-    return max(n_entries // 8, _LEAST_BLOCK_ENTRIES)
 
 
 def _block_sizes(chunk: int, wanted: int) -> list[int]:

@@ -98,8 +98,9 @@ class Job:
 
 _PARTITIONS = 1024  # about as many partitions as there should be, and
 _MOST_SHIFT = 16  # … the most sources in one, so that a source fits 16 bits
-_LEAST_SHIFT = 8
+LEAST_SHIFT = 8
 _MOST_PIECE_SOURCES = 1 << 20
+_LEAST_BLOCK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,30 @@ class Tuning:
     threads: int  # that work at once
     count_degrees: bool = False  # whether they share a counter for each cell in memory
     count_components: bool = False  # whether thinning counts components, in memory
+    thinned_entries: int = 0  # most in a block of rows from scratch; 0: as of the matrix
 
     @property
     def piece_partitions(self) -> int:
         """Most partitions in a piece."""
         return max(1, _MOST_PIECE_SOURCES >> self.shift)
 
+    @property
+    def thinned(self) -> tuple[int, int]:
+        """Most entries, and rows, in a block of rows that scratch holds."""
+        if not self.thinned_entries:
+            return self.block_entries, self.block_rows
+        return self.thinned_entries, rows_for(self.thinned_entries)
+
+
+def rows_for(n_entries: int) -> int:
+    """Return the most rows for blocks of that size: plenty, unless most cells are isolated."""
+    return max(n_entries // 8, _LEAST_BLOCK_ROWS)
+
 
 def partition_shift(n_cells: int) -> int:
     """Return the shift that gives about a thousand partitions of at most 2¹⁶ sources."""
     wanted = math.ceil(math.log2(max(1, n_cells) / _PARTITIONS)) if n_cells > _PARTITIONS else 0
-    return min(_MOST_SHIFT, max(_LEAST_SHIFT, wanted))
+    return min(_MOST_SHIFT, max(LEAST_SHIFT, wanted))
 
 
 class OtherMethodError(Exception):

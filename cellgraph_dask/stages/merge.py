@@ -219,7 +219,9 @@ def gather(runs: SplitRuns, first: int, last: int) -> Packed:
     for b in range(len(runs)):
         with runs.open(b) as run:
             for section, span in enumerate(spans):
-                starts[section][b] = run.starts(section, *span)
+                table = starts[section][b]
+                table[:] = run.starts(section, *span)
+                run.begin_reading(section, int(table[0]), int(table[-1]))
     begins = [table[:, 0].copy() for table in starts]
     places = [np.concatenate(([0], np.cumsum(t[:, -1] - t[:, 0]))) for t in starts]
     for table, begin, place in zip(starts, begins, places, strict=True):

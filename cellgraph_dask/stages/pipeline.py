@@ -37,7 +37,6 @@ from .pieces import cut_pieces
 from .rows import described, row_sink, rows_job, source_of_rows
 from .split import SplitRuns, SplitSummary, split, split_holds
 from .stream import (
-    MOST_STREAM_ENTRIES,
     StreamSummary,
     prove_symmetry,
     stream,
@@ -182,9 +181,7 @@ def _run_thinned(
         sizes = [piece.n_edges for piece in merged]
         rows = rows_job(job, source_of_rows(job, sink, sizes))
         pieces = None if whole else Pieces(sink, sizes)
-        blocks = cut_blocks(
-            rows.source, min(tuning.block_entries, MOST_STREAM_ENTRIES), tuning.block_rows
-        )
+        blocks = cut_blocks(rows.source, *tuning.thinned)
     counts, largest, thinned = thin(
         job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
         delivery.stop, pieces, count_components=tuning.count_components,

@@ -21,7 +21,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import opened, read_at, write_at
+from ..machine.files import begin_reading, opened, read_at, write_at
 
 Columns = Mapping[str, Array]
 
@@ -113,6 +113,12 @@ class RunReader:
         out = np.empty(last - first + 1, np.int64)
         read_at(self._fd, out, self._tables[section] + 8 * first)
         return out
+
+    def begin_reading(self, section: int, start: int, stop: int) -> None:
+        """Have the system read all columns of a section from `start` to `stop`, without waiting."""
+        for name, dtype in self._layout[section].items():
+            at = self._columns[section][name]
+            begin_reading(self._fd, at + start * dtype.itemsize, at + stop * dtype.itemsize)
 
     def read(self, section: int, column: str, start: int, out: Array) -> None:
         """Fill `out` with a column's values from position `start` on."""

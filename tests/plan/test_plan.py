@@ -91,6 +91,7 @@ def test_projected_memory_stays_within_the_limit(
         assert smallest_limit(job, budget) > limit * MB
         return
     assert 1 <= tuning.threads <= threads
+    job = replace(job, shift=tuning.shift)
     assert projected_bytes(job, tuning, budget) <= limit * MB
     # Tasks stay in the hundreds to thousands, if the threads do not share a small limit.
     if chunk >= 100_000 and limit >= max(500, 150 * threads):
@@ -111,7 +112,7 @@ def test_projected_memory_stays_within_the_limit(
 def test_the_limit_that_a_refusal_names_is_accepted(
     n_cells, degree, chunk, limit, threads, fewer, method, compression
 ):
-    job = Job(
+    whole = job = Job(
         _Sized(n_cells, n_cells * degree, chunk), Scratch(""), partition_shift(n_cells), method
     )
     budget = Budget(limit * MB, 200 * MB, threads, fewer, EdgePairs(compression))
@@ -122,9 +123,10 @@ def test_the_limit_that_a_refusal_names_is_accepted(
     assert pickle.loads(pickle.dumps(caught.value)).needed_bytes == least * MB
     accepted = replace(budget, limit=least * MB)
     tuning = tune(job, accepted)
+    job = replace(job, shift=tuning.shift)
     assert projected_bytes(job, tuning, accepted) <= least * MB
     with pytest.raises(MemoryLimitError):
-        tune(job, replace(budget, limit=smallest_limit(job, budget) - 1))
+        tune(whole, replace(budget, limit=smallest_limit(whole, budget) - 1))
 
 
 @pytest.mark.parametrize("threads", [0, -1, 2**31, int("9" * 400), -int("9" * 400), 2.0, "2"])
