@@ -173,6 +173,11 @@ class Forests:
         """
         self._all[0].add_rows(src, dst, np.ones(src.size, np.uint8))
 
+    def settle(self) -> None:
+        """Have edges inside the largest tree passed over, where they come to `add` from now on."""
+        for forest in self._all:
+            forest.settle()
+
     def copy(self) -> Forests:
         """Return others that begin with what these have found."""
         new = Forests(0, 0)
@@ -234,7 +239,10 @@ class _Forest:
     def add(self, src: Array, dst: Array) -> None:
         unite(src, dst, self.parent, self.settled)
         if self._is_time(src.size):
-            settle(self.parent, self._largest()[0], self.settled)
+            self.settle()
+
+    def settle(self) -> None:
+        settle(self.parent, self._largest()[0], self.settled)
 
     def add_rows(self, src: Array, dst: Array, kept: Array) -> None:
         unite_rows(src, dst, kept, self.parent, self._giant)

@@ -19,7 +19,7 @@ from ..runtime.threads import default_threads
 from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
 from ..stages.job import Job, Method, Tuning, partition_shift
-from ..stages.keep import has_whole_rows, thinning_scratch
+from ..stages.keep import has_whole_rows, merges_whole_rows, thinning_scratch
 from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
 from ..stages.split import count_bands
@@ -273,10 +273,11 @@ def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
         return 0
     n_cells, n_entries = job.source.n_cells, job.source.n_entries
     weights = job.weight_dtype.itemsize if job.weighs else 0
-    twice = 2 if job.both or (job.thinning and has_whole_rows(job, tuning)) else 1
-    n_bytes = n_entries * twice * (max(4, job.cell_dtype.itemsize) + weights)
+    merged = merges_whole_rows(job, tuning) if job.thinning else job.both
+    n_bytes = n_entries * (1 + merged) * (max(4, job.cell_dtype.itemsize) + weights)
     if job.thinning:  # the rows that are made of them, and how many entries each has
-        n_bytes += n_entries * twice * (job.cell_dtype.itemsize + 8) + 12 * n_cells
+        left = n_entries * (1 + has_whole_rows(job, tuning))
+        n_bytes += left * (job.cell_dtype.itemsize + 8) + 12 * n_cells
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
     n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
     if not tuning.count_degrees and not job.thinning:

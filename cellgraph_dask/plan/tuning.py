@@ -17,8 +17,9 @@ from ..machine.amounts import counted
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import LEAST_SHIFT, Job, Method, Tuning, rows_for
-from ..stages.keep import components_bytes, has_whole_rows, ranks_bytes, thinning_bytes
+from ..stages.keep import components_bytes, merges_whole_rows, ranks_bytes, thinning_bytes
 from ..stages.merge import merge_bytes
+from ..stages.ranking import rank_bytes, sample_bytes
 from ..stages.rows import row_bytes
 from ..stages.split import count_bands, split_bytes
 from ..stages.stream import MOST_STREAM_ENTRIES, stream_bytes
@@ -159,36 +160,41 @@ def _cut(job: Job, tuning: Tuning) -> Job:
     """Return the job as what comes before thinning has it."""
     if not job.thinning:
         return job
-    return replace(job, both=has_whole_rows(job, tuning), weights=True)
+    return replace(job, both=merges_whole_rows(job, tuning), weights=True)
 
 
 def _stage_bytes(job: Job, tuning: Tuning, budget: Budget) -> Iterator[int]:
     """Yield what each stage takes, which it lets go of before the next."""
     cut, product, n_threads = _cut(job, tuning), budget.product, tuning.threads
-    delivered = tuning.block_entries
-    streamed = delivered, tuning.block_rows
+    n, n_rows = tuning.block_entries, tuning.block_rows
     if job.method != "symmetric":
-        yield n_threads * split_bytes(cut, tuning.block_entries, tuning.block_rows)
-        delivered = tuning.piece_entries
-        n_partitions = min(tuning.piece_partitions, job.n_partitions)
-        merging = merge_bytes(cut, tuning.piece_entries, n_partitions << job.shift)
-        # Of a piece the starts in all runs, twice at times.
-        starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
-        merging += 2 * 8 * _n_blocks(job, tuning) * starts
+        yield n_threads * split_bytes(cut, n, n_rows)
+        of_thread = _merging_bytes(cut, tuning)
+        n = tuning.piece_entries
         if job.thinning:
-            yield n_threads * (merging + row_bytes(job, delivered, n_partitions << job.shift))
-            delivered, streamed = tuning.thinned[0], tuning.thinned
-    if job.method == "symmetric" or job.thinning:
-        merging = stream_bytes(cut, *streamed)
-        if job.thinning:
-            merging += thinning_bytes(job, delivered)
+            yield n_threads * of_thread + sample_bytes(job, tuning)
+            n, n_rows = tuning.thinned
     in_common = 0
     if job.thinning:
-        in_common += ranks_bytes(job)
-        if tuning.count_components:
-            in_common += components_bytes(job)
-    yield in_common + n_threads * merging + product.writer_bytes(job, n_threads, delivered)
+        in_common = ranks_bytes(job) + components_bytes(job) * tuning.count_components
+    if job.method == "symmetric" or job.thinning:
+        of_thread = stream_bytes(cut, n, n_rows) + thinning_bytes(job, n) * bool(job.thinning)
+    yield in_common + n_threads * of_thread + product.writer_bytes(job, n_threads, n)
     yield product.finishing_bytes(job, n_threads)
+
+
+def _merging_bytes(job: Job, tuning: Tuning) -> int:
+    """Return what merging a piece takes, and ranking its rows and writing them to scratch."""
+    n, n_partitions = tuning.piece_entries, min(tuning.piece_partitions, job.n_partitions)
+    n_sources = n_partitions << job.shift
+    # The starts in all runs, twice at times.
+    starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
+    n_bytes = merge_bytes(job, n, n_sources) + 2 * 8 * _n_blocks(job, tuning) * starts
+    if job.thinning:
+        n_bytes += row_bytes(job, n, n_sources)
+    if job.thinning.top_k is not None:
+        n_bytes += rank_bytes(job, n, n_sources)
+    return n_bytes
 
 
 def smallest_limit(job: Job, budget: Budget) -> int:
@@ -215,9 +221,8 @@ def _fixed_bytes(job: Job, tuning: Tuning) -> int:
 def _sized(
     job: Job, block: int, piece: int, thinned: int, threads: int, **counting: bool
 ) -> Tuning:
-    of_rows = thinned if job.thinning and job.method != "symmetric" else 0
     return Tuning(
-        block, rows_for(block), piece, job.shift, threads, thinned_entries=of_rows, **counting
+        block, rows_for(block), piece, job.shift, threads, thinned_entries=thinned, **counting
     )
 
 

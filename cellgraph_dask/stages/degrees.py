@@ -10,7 +10,7 @@ range of cells at a time.
 from __future__ import annotations
 
 import threading
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,8 +42,9 @@ class DegreeCounters:
         self._counts = np.zeros(n_cells, np.uint32)
         self._lock = threading.Lock()
 
-    def add(self, job: Job, _piece: Piece, src: Array, dst: Array) -> Written:
+    def add(self, job: Job, _piece: Piece, *edges: Array) -> Written:
         """Count the edges of a piece; no temporary file is made."""
+        src, dst = edges[:2]
         with self._lock:
             for cells in (src, _destinations(job, dst)):  # both at once take half as long again
                 loops.count_values(cells, 0, self._counts)
@@ -94,8 +95,9 @@ class DegreeRuns:
         """Whether the run of a piece is still there."""
         return holds(job.scratch.run("degrees", piece.number), written)
 
-    def add(self, job: Job, piece: Piece, src: Array, dst: Array) -> Written:
+    def add(self, job: Job, piece: Piece, *edges: Array) -> Written:
         """Write the destinations of a piece by partition, and its edges for each source."""
+        src, dst = edges[:2]
         dst = _destinations(job, dst)
         counts = np.zeros(job.n_partitions, np.int64)
         loops.count_values(dst, job.shift, counts)
@@ -121,7 +123,7 @@ class NoDegrees:
 
     kind = "no degrees"
 
-    def add(self, _job: Job, _piece: Piece, _src: Array, _dst: Array) -> Written:
+    def add(self, _job: Job, _piece: Piece, *_: Array) -> Written:
         """Do nothing."""
         return Written(0, 0)
 
@@ -130,8 +132,19 @@ class NoDegrees:
         return True
 
 
-# Counts the edges of each cell, of a piece just merged (`add`) or in an earlier run (`keep`).
-DegreeSink = DegreeCounters | DegreeRuns | NoDegrees
+class DegreeSink(Protocol):
+    """Takes note of whole rows, or of the edges of each cell, besides what is delivered."""
+
+    @property
+    def kind(self) -> str:
+        """What it does with them, for the journal."""
+
+    def add(self, job: Job, piece: Piece, /, *edges: Array) -> Written:
+        """Take note of a piece that was just merged: sources, destinations, perhaps weights."""
+
+    def keep(self, job: Job, piece: Piece, src: Array, dst: Array, written: Written, /) -> bool:
+        """Do so for a piece of an earlier run; whether what it has left is still there."""
+
 
 _LAYOUT: list[dict[str, np.dtype[Any]]] = [{"dst": np.dtype(np.uint16)}, {"n": np.dtype(np.uint32)}]
 

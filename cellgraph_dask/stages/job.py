@@ -114,7 +114,7 @@ class Tuning:
     threads: int  # that work at once
     count_degrees: bool = False  # whether they share a counter for each cell in memory
     count_components: bool = False  # whether thinning counts components, in memory
-    thinned_entries: int = 0  # most in a block of rows from scratch; 0: as of the matrix
+    thinned_entries: int = 1 << 20  # most in a block of rows that scratch holds
 
     @property
     def piece_partitions(self) -> int:
@@ -124,9 +124,8 @@ class Tuning:
     @property
     def thinned(self) -> tuple[int, int]:
         """Most entries, and rows, in a block of rows that scratch holds."""
-        if not self.thinned_entries:
-            return self.block_entries, self.block_rows
-        return self.thinned_entries, rows_for(self.thinned_entries)
+        n = min(self.block_entries, self.thinned_entries)
+        return n, min(self.block_rows, rows_for(n))
 
 
 def rows_for(n_entries: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,13 +13,12 @@ import numpy as np
 from ..edge_pairs import components
 from ..edge_pairs.components import forest_bytes
 from ..machine.buffers import Array
-from ..machine.files import opened, write_at
 from ..source.arrays import read_file
 from ..source.matrix import Block
 from . import thinning_loops as loops
 from .degrees import COUNTER_BYTES, count_ends
 from .job import Job, Tuning
-from .runs import RunReader, Scratch
+from .runs import Scratch
 from .wishes import Thinning
 
 _SAMPLE = 10_000  # keys that tell how levels are cut
@@ -66,6 +64,11 @@ class Keep:
         return np.invert(bits, out=bits) if self.thinning.strongest == "smallest" else bits
 
 
+def keep_of(job: Job, rows: Job) -> Keep:
+    """Return what is known at first; `rows` reads whole rows of the job's graph."""
+    return Keep(job.thinning, job.scratch, job.source.n_cells, rows.cell_dtype, key_dtype(rows))
+
+
 class Taken(NamedTuple):
     """Edges that are kept."""
 
@@ -109,7 +112,8 @@ def components_bytes(job: Job) -> int:
     counters of edges that come from one end only.
     """
     from_one_end = _from_one_end(job)
-    is_last = job.thinning.max_edges is None or (from_one_end and not job.thinning.min_weight)
+    all_count = job.thinning.min_weight is None and job.thinning.top_k is None
+    is_last = job.thinning.max_edges is None or (from_one_end and all_count)
     n_forests = 2 if is_last else 1
     counters = COUNTER_BYTES * job.source.n_cells if from_one_end else 0
     return forest_bytes(job.source.n_cells, n_forests, of_one_graph=False) + counters
@@ -117,13 +121,17 @@ def components_bytes(job: Job) -> int:
 
 def _from_one_end(job: Job) -> bool:
     """Whether edges may come from one of their ends only, where cells are counted in memory."""
-    needs_rows = job.method == "symmetric" or job.both or job.thinning.top_k is not None
-    return not needs_rows and job.source.n_cells < 2**31
+    return not (job.method == "symmetric" or job.both) and job.source.n_cells < 2**31
 
 
 def has_whole_rows(job: Job, tuning: Tuning) -> bool:
     """Whether thinning is to get each edge from both of its ends, as rows of a matrix."""
     return not (tuning.count_components and _from_one_end(job))
+
+
+def merges_whole_rows(job: Job, tuning: Tuning) -> bool:
+    """Whether each edge is to be merged at both of its ends; rows are ranked then."""
+    return job.thinning.top_k is not None or has_whole_rows(job, tuning)
 
 
 def thinning_scratch(job: Job, n_edges: int) -> int:
@@ -134,48 +142,8 @@ def thinning_scratch(job: Job, n_edges: int) -> int:
     return n_bytes
 
 
-def write_ranks(keep: Keep, blocks: Sequence[Block]) -> None:
-    """Write the weakest edge that each row would keep: first all keys, then all cells.
-
-    Zeros stand for rows that would keep all.
-    """
-    k = keep.thinning.top_k
-    assert k is not None
-    row_key, row_cell = np.zeros(keep.n_cells, keep.keys), np.zeros(keep.n_cells, keep.cells)
-    at, keys, cells = -1, row_key[:0], row_cell[:0]  # a row that may go on, and what it may keep
-    layout = [({"key": keep.keys, "cell": keep.cells}, 1)] * 3
-    for block in blocks:
-        first, last = block.first_row, block.last_row - 1
-        with RunReader(keep.scratch.run("rank", block.number), layout) as run:
-            if last - first > 1:
-                run.read(0, "key", 0, row_key[first + 1 : last])
-                run.read(0, "cell", 0, row_cell[first + 1 : last])
-            for section, row in enumerate((first, last), 1):
-                n = int(run.starts(section, 0, 0)[0])
-                if row != at:
-                    _note_weakest(row_key, row_cell, at, keys, cells, k)
-                    at, keys, cells = row, row_key[:0], row_cell[:0]
-                more = np.empty(n, keep.keys), np.empty(n, keep.cells)
-                run.read(section, "key", 0, more[0])
-                run.read(section, "cell", 0, more[1])
-                keys, cells = np.append(keys, more[0]), np.append(cells, more[1])
-                order = np.lexsort((cells, np.invert(keys)))[: k + 1]
-                keys, cells = keys[order], cells[order]
-    _note_weakest(row_key, row_cell, at, keys, cells, k)
-    path = keep.scratch.run("ranks", 0)
-    with opened(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600) as fd:
-        write_at(fd, row_cell, write_at(fd, row_key, 0))
-
-
-def _note_weakest(
-    row_key: Array, row_cell: Array, row: int, keys: Array, cells: Array, k: int
-) -> None:
-    if keys.size > k:
-        row_key[row], row_cell[row] = keys[k - 1], cells[k - 1]
-
-
 class Ranks(NamedTuple):
-    """The weakest edge that each row would keep."""
+    """The weakest edge that each row would keep, by row."""
 
     key: Array
     cell: Array
@@ -184,7 +152,7 @@ class Ranks(NamedTuple):
 
 
 def ranks_of(keep: Keep) -> Ranks:
-    """Return the ranks that `write_ranks` has left; threads share them."""
+    """Return the ranks that `ranking.write_ranks` has left; threads share them."""
     with _one_reads:
         return _read_ranks(keep)
 

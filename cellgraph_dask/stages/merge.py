@@ -28,7 +28,7 @@ class MergeSummary(NamedTuple):
     position: int  # of its edges in the sink
     n_edges: int
     crc: int  # of their sources, destinations, and weights if they have some
-    n_bytes: int  # of the temporary file for the degrees
+    n_bytes: int  # of the temporary file that a degree sink has left
     degrees_crc: int
 
 
@@ -45,15 +45,22 @@ def merge_bytes(job: Job, n_contributions: int, n_sources: int) -> int:
     return n_contributions * per_entry + (8 * 4 << job.shift) + gathered + degrees
 
 
-def merge(runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece) -> MergeSummary:
-    """Merge a piece of all runs, write its edges to the sink, and have its degrees counted."""
+def merge(
+    runs: SplitRuns, sink: EdgeSink, degrees: DegreeSink, piece: Piece, *, upper: bool = False
+) -> MergeSummary:
+    """Merge a piece of all runs, write its edges to the sink, and have its degrees counted.
+
+    Of edges in both directions, only the `upper` entries may be wanted in the sink.
+    """
     job = runs.job
     merged = _merge_pair(runs, piece) if piece.is_pair else _merge_piece(runs, piece)
-    src, dst = merged[:2]
     if job.rule is not None:
         check_edges(job.source, *merged)
-    delivered = deliver(job, sink, piece.number, merged)
-    return MergeSummary(*delivered, *degrees.add(job, piece, src, dst))
+    noted = degrees.add(job, piece, *merged)
+    if upper:
+        n = weighted_loops.keep_entries(*merged[1:], 0, *merged)
+        merged = [column[:n] for column in merged]
+    return MergeSummary(*deliver(job, sink, piece.number, merged), *noted)
 
 
 def _merge_piece(runs: SplitRuns, piece: Piece) -> list[Array]:

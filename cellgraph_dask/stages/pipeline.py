@@ -5,7 +5,7 @@
     symmetric   stream ─────────────────────────► edge files
     general     split ──► merge ─┬──────────────► edge files
                                  └─► degrees, if they are not counted in memory
-    thinned     [split ──► merge ──► rows] ──► rank, weigh ──► thin ──► edge files
+    thinned     [split ──► merge, rank ──► rows] ──► rank, weigh ──► thin ──► edge files
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .degrees import (
 from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
 from .pieces import cut_pieces
+from .ranking import RankRuns, Rows, rows_of, sample_of
 from .rows import described, row_sink, rows_job, source_of_rows
 from .split import SplitRuns, SplitSummary, split, split_holds
 from .stream import (
@@ -43,7 +44,7 @@ from .stream import (
     stream_holds,
     with_ends,
 )
-from .thinning import Pieces, Thinned, ThinSummary, thin
+from .thinning import Pieces, Ranked, Thinned, ThinSummary, thin
 
 
 class Delivery(Protocol):
@@ -119,15 +120,16 @@ class _Merged(NamedTuple):
     """What split and merge have left."""
 
     pieces: list[MergeSummary]
+    ranges: list[Rows]  # of the pieces
     scratch_bytes: int
 
 
 def _merge_all(
     job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, sink: EdgeSink,
     degrees: DegreeSink, kind: str, keep: Callable[[dict[int, MergeSummary]], None] = do_nothing,
-    stop: Callable[[], None] = do_nothing,
+    stop: Callable[[], None] = do_nothing, *, upper: bool = False,
 ) -> _Merged:  # fmt: skip
-    """Split a matrix into runs, and merge them into a sink of that kind."""
+    """Split a matrix into runs, and merge them into a sink of that kind; see `merge`."""
     runs = SplitRuns.of(job, blocks)
     sizes = [block.stop - block.start for block in blocks]
     task, holds = partial(split, runs), partial(split_holds, runs)
@@ -138,21 +140,22 @@ def _merge_all(
     for run in left:
         contributions += run.contributions
     pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
+    kept = "upper entries" if upper else directions
     merging = Stage(
-        "merge", partial(merge, runs, sink, degrees), pieces,
+        "merge", partial(merge, runs, sink, degrees, upper=upper), pieces,
         [piece.n_contributions for piece in pieces], "entries", MergeSummary,
-        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {directions}",
+        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {kept}",
     )  # fmt: skip
     merged = executor.run(merging, keep=keep, stop=stop)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
-    return _Merged(merged, scratch_bytes)
+    return _Merged(merged, [rows_of(job, piece) for piece in pieces], scratch_bytes)
 
 
 def _run_general(
     job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
 ) -> Outcome:
     degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
-    merged, scratch_bytes = _merge_all(
+    merged, _, scratch_bytes = _merge_all(
         job, blocks, tuning, executor, delivery.sink, degrees, delivery.kind,
         partial(_keep, delivery), delivery.stop,
     )  # fmt: skip
@@ -170,21 +173,25 @@ def _run_thinned(
     job: Job, blocks: list[Block], tuning: Tuning, seeds: tuple[int, ...], executor:
     ResumableExecutor, delivery: Delivery,
 ) -> Outcome:  # fmt: skip
-    rows, scratch_bytes, pieces = job, 0, None
+    rows, scratch_bytes, pieces, ranked = job, 0, None, None
     if job.method != "symmetric":
-        whole = keep.has_whole_rows(job, tuning)
-        merging = replace(job, both=whole, weights=True, delivered="float64")
+        whole, both = keep.has_whole_rows(job, tuning), keep.merges_whole_rows(job, tuning)
+        merging = replace(job, both=both, weights=True, delivered="float64")
         sink = row_sink(job)
-        merged, scratch_bytes = _merge_all(
-            merging, blocks, tuning, executor, sink, NoDegrees(), "rows"
+        sample = sample_of(job, tuning)
+        known = keep.keep_of(job, rows_job(job, described(job, sink, 0)))
+        ranks = RankRuns(known, sample) if job.thinning.top_k is not None else NoDegrees()
+        merged, ranges, scratch_bytes = _merge_all(
+            merging, blocks, tuning, executor, sink, ranks, "rows", upper=both and not whole
         )
         sizes = [piece.n_edges for piece in merged]
         rows = rows_job(job, source_of_rows(job, sink, sizes))
         pieces = None if whole else Pieces(sink, sizes)
+        ranked = Ranked(sample, ranges) if job.thinning.top_k is not None else None
         blocks = cut_blocks(rows.source, *tuning.thinned)
     counts, largest, thinned = thin(
         job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
-        delivery.stop, pieces, count_components=tuning.count_components,
+        delivery.stop, pieces, ranked, count_components=tuning.count_components,
     )  # fmt: skip
     output_bytes = delivery.finish(counts)
     scratch_bytes += delivery.scratch_bytes
@@ -221,6 +228,8 @@ def warm_up(job: Job) -> None:
             weighted_loops.first_on_diagonal(indices, weights, indptr[:2], 0)
     if job.thinning:
         keep.warm_up(job)
+        cells, weights = np.zeros(0, job.cell_dtype), np.zeros(0)
+        weighted_loops.keep_entries(cells, weights, 0, cells, cells, weights)
         rows_job(job, described(job, row_sink(job), 0)).source.warm_up()
     if job.method == "symmetric" or job.thinning:
         _warm_up_streaming(job, indices, indptr)

@@ -21,6 +21,7 @@ from ..machine.buffers import Array
 from ..machine.files import opened, write_at
 from ..source.arrays import RawArray
 from ..source.matrix import Origin, Source
+from . import loops
 from .job import Job
 from .keep import key_dtype
 from .runs import RunReader, Scratch, write_run
@@ -43,7 +44,8 @@ class RowSink:
         """Write the rows of piece `position` to a file of its own."""
         src, dst, weights = columns
         first = int(src[0]) if src.size else 0
-        counts = np.bincount((src - src.dtype.type(first)).astype(np.int64)).astype(np.uint32)
+        counts = np.zeros(int(src[-1]) - first + 1 if src.size else 0, np.uint32)
+        loops.count_edges_per_source(src, first, counts)
         sections: list[tuple[dict[str, Array], Array]] = [
             ({"dst": dst, "weight": weights.astype(self.dtype, copy=False)}, np.array([dst.size])),
             ({"n": counts}, np.array([first, counts.size])),
@@ -80,7 +82,7 @@ class RowSink:
 
 def row_bytes(job: Job, n_entries: int, n_sources: int) -> int:
     """Return the most bytes that writing a piece takes, besides what merging it does."""
-    return n_entries * (8 + job.cell_dtype.itemsize + 8) + 12 * n_sources
+    return n_entries * key_dtype(job).itemsize + 4 * n_sources
 
 
 def _counts(piece: RunReader) -> tuple[int, Array]:

@@ -29,10 +29,10 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from ..runtime.stage import ResumableExecutor, Stage
 from ..source.matrix import Block
-from . import thinning_loops as loops
 from .degrees import EndCounters
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
-from .keep import Keep, forget_ranks, key_dtype, taken, write_ranks
+from .keep import Keep, forget_ranks, keep_of, taken
+from .ranking import Rows, rank_rows, write_ranks
 from .rows import RowSink
 from .runs import RunReader, Scratch, Written, holds, write_run
 from .stream import Ends, prove_symmetry, read_edges, with_ends
@@ -65,6 +65,13 @@ class Pieces(NamedTuple):
 
     sink: RowSink
     sizes: Sequence[int]  # entries of each
+
+
+class Ranked(NamedTuple):
+    """What is left where rows were ranked."""
+
+    sample: Forests | None  # of the edges that are kept, and
+    ranges: Sequence[Rows]  # … the ranges, in order
 
 
 class PassSummary(NamedTuple):
@@ -114,6 +121,11 @@ class _Rows:
         columns, imbalance, degrees = read_edges(job, seeds, block, proved=self.proved)
         return columns, Ends.of(block, imbalance, degrees, *columns[:2]), int(degrees[3])
 
+    @property
+    def chooses(self) -> bool:
+        """Whether not all entries of the rows are to be weighed."""
+        return self.whole or self.keep.ranked or bool(self.keep.thinning.min_weight)
+
     def mark(self, columns: Sequence[Array]) -> tuple[list[Array], Array]:
         """Return edges with keys for weights, and marks of those that are kept."""
         src, dst, _ = columns
@@ -131,54 +143,22 @@ class _Rows:
 
 
 def _rank(rows: _Rows, sample: Forests | None, block: Block) -> PassSummary:
-    """Find the weakest edge that each row of a block would keep.
-
-    The first and the last row may go on in other blocks; of these, what may be kept is left. Of the
-    others, `sample` gets some edges that they keep.
-    """
+    """Find the weakest edge that each row of a block would keep; see `rank_rows`."""
     columns, ends, _ = rows.read(block)
-    keep, k = rows.keep, rows.keep.thinning.top_k
-    assert k is not None
     edges, marks = rows.mark(columns)
-    if keep.thinning.min_weight:
-        edges = taken(block, edges, marks, both=True).edges
-    src, dst, keys = edges
-    first, last = block.first_row, block.last_row - 1
-    a = int(np.searchsorted(src, src.dtype.type(first), side="right"))
-    b = max(int(np.searchsorted(src, src.dtype.type(last))), a)
-    n_rows = max(last - first - 1, 0)
-    row_key = buffers.take("rank keys", n_rows, keep.keys)
-    row_cell = buffers.take("rank cells", n_rows, keep.cells)
-    row_key[:], row_cell[:] = 0, 0
-    work = buffers.take("row keys", keys.size, keep.keys)
-    table = np.empty((loops.TABLE_ROWS, loops.FEW), keep.keys)
-    begins, at, out = np.empty(loops.TABLE_ROWS, np.int64), a, (row_key, row_cell)
-    while at < b:
-        at, n = loops.tabulate(src, dst, keys, at, b, k, first + 1, work, *out, table, begins)
-        table[:n].sort()
-        loops.note_weakest(src, dst, keys, k, first + 1, *out, table[:n], begins)
-    sections: list[tuple[dict[str, Array], Array]] = [
-        ({"key": row_key, "cell": row_cell}, np.array([n_rows]))
-    ]
-    for part in (slice(0, a), slice(b, src.size)):
-        places = np.empty(min(k + 1, keys[part].size), np.int64)  # one more: that there are more
-        if places.size:
-            loops.strongest_of(keys[part], places.size, work, places)
-        kept = {"key": keys[part][places], "cell": dst[part][places]}
-        sections.append((kept, np.array([places.size])))
-    if sample is not None:
-        src, dst = src[a:b], dst[a:b]
-        n = loops.sample_kept(src, dst, keys[a:b], first + 1, row_key, row_cell)
-        sample.sample_rows(src[:n], dst[:n])
-    written = write_run(keep.scratch.run("rank", block.number), sections)
+    written = rank_rows(rows.keep, _rows_of(block), edges, marks, sample)
     return PassSummary(ends, 0, *written)
+
+
+def _rows_of(block: Block) -> Rows:
+    return Rows(block.number, block.first_row, block.last_row)
 
 
 def _weigh(rows: _Rows, block: Block) -> PassSummary:
     """Leave the keys of a block's edges."""
     columns, ends, _ = rows.read(block)
     edges, kept = rows.mark(columns)
-    if rows.whole or rows.keep.thinning.min_weight:
+    if rows.chooses:
         edges = taken(block, edges, kept, both=False).edges
     keys = edges[2]
     written = write_run(
@@ -258,25 +238,33 @@ class Result(NamedTuple):
 def thin(
     job: Job, rows: Job, blocks: list[Block], seeds: tuple[int, ...], executor: ResumableExecutor,
     sink: EdgeSink, kind: str, keep_sizes: Callable[[dict[int, ThinSummary]], None],
-    stop: Callable[[], None], pieces: Pieces | None, *, count_components: bool,
+    stop: Callable[[], None], pieces: Pieces | None, ranked: Ranked | None, *, count_components:
+    bool,
 ) -> Result:  # fmt: skip
     """Deliver the edges that the job's thinning keeps; `rows` reads them, in blocks, by rows.
 
-    Where `pieces` are given, they hold these rows, and each edge is in that of its source only. A
-    NotSymmetricError says that whole rows are not those of a symmetric matrix.
+    Where `pieces` are given, they hold these rows, and each edge is in that of its source only;
+    where these were `ranked` when they were made, that is not done again. A NotSymmetricError says
+    that whole rows are not those of a symmetric matrix.
     """
     n_cells, whole = job.source.n_cells, pieces is None
-    keep = Keep(job.thinning, job.scratch, n_cells, rows.cell_dtype, key_dtype(rows))
+    keep = keep_of(job, rows)
     of_product = replace(rows, both=job.both, weights=job.weights)
     passes = _Passes(of_product, blocks, seeds, executor, whole, proved=rows is not job)
     before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
-        passes.run("rank", partial(_rank, passes.rows(keep), before.sampling()))
-        write_ranks(keep, blocks)
+        if ranked is None:
+            ranked = Ranked(before.sampling(), [_rows_of(block) for block in blocks])
+            passes.run("rank", partial(_rank, passes.rows(keep), ranked.sample))
+        else:
+            before.begin_with(ranked.sample)
+        write_ranks(keep, ranked.ranges)
         keep = replace(keep, ranked=True)
+    if not whole:
+        before.settle()
     if job.thinning.max_edges is not None:
         keys: Keys
-        if pieces is None or job.thinning.min_weight:
+        if pieces is None or passes.rows(keep).chooses:
             summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, before.taking())))
             before.count()
             sizes: Sequence[int] = [summary.n for summary in summaries]
@@ -354,6 +342,15 @@ class _Tally:
         if self._wanted:
             self._forests = Forests(self._n_cells, 1)
         return self._forests
+
+    def begin_with(self, sample: Forests | None) -> None:
+        """Begin with such edges."""
+        self._forests = sample
+
+    def settle(self) -> None:
+        """Have edges inside the largest tree passed over from now on; they come one by one."""
+        if self._forests is not None:
+            self._forests.settle()
 
     def begin_like(self, other: _Tally) -> None:
         """Begin with the sample of another graph, if there is one: these edges are in both."""

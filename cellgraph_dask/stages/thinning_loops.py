@@ -146,11 +146,13 @@ def note_weakest(
 
 @compiled(int)
 def sample_kept(
-    src: Array, dst: Array, keys: Array, base: int, row_key: Array, row_cell: Array
-) -> int:
-    """Move up to `SOME` of the edges that each row keeps to the front; return how many there are.
+    src: Array, dst: Array, keys: Array, base: int, row_key: Array, row_cell: Array, out_src:
+    Array, out_dst: Array,
+) -> int:  # fmt: skip
+    """Write up to `SOME` of the edges that each row keeps; return how many there are.
 
-    What the row keeps at least is at its place in `row_key` and `row_cell`, counted from `base`.
+    What the row keeps at least is at its place in `row_key` and `row_cell`, counted from `base`;
+    edges with a key of 0 are not kept. There is room for one edge more.
     """
     n: Any = 0
     e: Any = 0
@@ -161,8 +163,9 @@ def sample_kept(
         left: Any = SOME
         while left > 0 and e < src.size and src[e] == row:
             is_kept = (keys[e] > weakest) | ((keys[e] == weakest) & (dst[e] <= last))
-            src[n] = row
-            dst[n] = dst[e]
+            is_kept &= keys[e] > 0
+            out_src[n] = row
+            out_dst[n] = dst[e]
             n += is_kept
             left -= is_kept
             e += 1
@@ -300,7 +303,7 @@ def warm_up(cell_dtype: np.dtype[Any], key_dtype: np.dtype[Any]) -> None:
     note_weakest(cells, cells, keys, 1, 0, keys, found, table, ends)
     strongest_of(keys, 1, keys, ends)
     marks, place = np.zeros(1, np.uint8), np.zeros(1, np.uint16)
-    sample_kept(cells, cells, keys, 0, keys, cells)
+    sample_kept(cells[:0], cells[:0], keys[:0], 0, keys, cells, found, cells)
     mark_heavy(weights, np.zeros(1), marks)
     find_levels(keys, ends, marks)
     mark_ranked(

@@ -337,7 +337,7 @@ def weigh(
 
 
 @compiled(int)
-def _keep(
+def keep_entries(
     indices: Array, weights: Array, both: int, rows: Array, dst: Array, kept_weights: Array
 ) -> int:
     """Move a block's upper entries, or `both`, to the front of the last three; return how many."""
@@ -418,7 +418,7 @@ def place_entries(
     `keys` (int64) is work space to sort as many entries; `weights` are used up. Returned are the
     number of edges written, and whether a row holds the same entry twice.
     """
-    n = _keep(indices, weights, both, out_src, out_dst, out_weight)
+    n = keep_entries(indices, weights, both, out_src, out_dst, out_weight)
     if rule != _MAX and rule != _MIN:
         for k in range(n):
             out_weight[k] = combine(rule, out_weight[k], out_weight[k])
