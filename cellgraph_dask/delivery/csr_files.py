@@ -198,8 +198,13 @@ def _find_ends(src: Array, first: int, position: int, begin: Array, ends: Array)
     ``begin[0]`` is where in `src` the first of these rows begins; it is moved on.
     """
     k = begin[0]
+    ends[:] = 0
+    stop = first + ends.size
+    while k < src.size and np.int64(src[k]) < stop:  # the last edge of a row stays
+        k += 1
+        ends[np.int64(src[k - 1]) - first] = position + k
+    end = position + begin[0]
     for r in range(ends.size):
-        while k < src.size and np.int64(src[k]) == first + r:
-            k += 1
-        ends[r] = position + k
+        end = max(end, ends[r])
+        ends[r] = end
     begin[0] = k

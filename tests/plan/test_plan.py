@@ -18,6 +18,7 @@ from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Job, partition_shift
 from cellgraph_dask.stages.runs import Scratch
+from cellgraph_dask.stages.wishes import Thinning
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, write_store
 
@@ -127,6 +128,35 @@ def test_the_limit_that_a_refusal_names_is_accepted(
     assert projected_bytes(job, tuning, accepted) <= least * MB
     with pytest.raises(MemoryLimitError):
         tune(whole, replace(budget, limit=smallest_limit(whole, budget) - 1))
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "degree", "limit"), [(10_000_000, 17, 400), (100_000_000, 24, 600)]
+)
+def test_a_piece_has_room_for_two_partitions(n_cells, degree, limit):
+    """One that does not fit would be read anew for each part of it."""
+    source = _Sized(n_cells, n_cells * degree, 586_000)
+    job = Job(source, Scratch(""), partition_shift(n_cells), "general", "max", True, True)
+    tuning = tune(job, Budget(limit * MB, 200 * MB, 2, True, EdgePairs()))
+    assert tuning.shift < partition_shift(n_cells)
+    assert tuning.piece_entries > 2 * 2 * degree * 2**tuning.shift
+    assert tuning.threads == 2
+
+
+@pytest.mark.parametrize("thinning", [Thinning(top_k=10), Thinning(max_edges=10**6)])
+def test_what_thinning_holds_leaves_the_merge_its_room(thinning):
+    """Stages follow each other."""
+    n_cells = 10_000_000
+    source = _Sized(n_cells, n_cells * 15, 586_000)
+    plain = Job(source, Scratch(""), partition_shift(n_cells), "general", "max")
+    thinned = replace(plain, thinning=thinning)
+    budget = Budget(512 * MB, 126 * MB, 2, True, EdgePairs())
+    tuning = tune(thinned, budget)
+    assert tuning.count_components
+    assert tuning.block_entries > 3_000_000  # as of a plain export
+    assert tuning.piece_entries > 1_500_000
+    assert tuning.thinned[0] < tuning.block_entries
+    assert projected_bytes(thinned, tuning, budget) <= 512 * MB
 
 
 @pytest.mark.parametrize("threads", [0, -1, 2**31, int("9" * 400), -int("9" * 400), 2.0, "2"])
