@@ -222,9 +222,9 @@ def test_another_run_is_refused_with_the_reason(tmp_path, source, interrupt_afte
 # --- thinned graphs
 
 THINNED = {"rule": "max", "weights": True, "thinning": Thinning(0.1, 4, 5000)}
-STAGES = {"directed": ["split", "merge", "rank", "weigh", "thin"],
-          "symmetric": ["rank", "weigh", "thin"],
-          "from one end": ["split", "merge", "weigh", "thin"]}  # fmt: skip
+OF_RUNS = ["split", "merge", "weigh", "thin"]
+STAGES = {"directed": OF_RUNS, "from one end": OF_RUNS, "ranked, from one end": OF_RUNS,
+          "symmetric": ["rank", "weigh", "thin"]}  # fmt: skip
 KINDS = [
     {"format": "parquet", "directions": "both"},
     *(pytest.param(options, marks=pytest.mark.slow) for options in ({}, {"compression": 6})),
@@ -237,9 +237,11 @@ def weighted(kind: str) -> tuple[Any, dict[str, Any], Tuning]:
     matrix.data = np.random.default_rng(0).random(matrix.nnz)
     if kind == "symmetric":
         matrix = matrix.maximum(matrix.T).tocsr()
-    if kind != "from one end":
+    if "one end" not in kind:
         return matrix, THINNED, TUNING[True]
     in_memory = replace(TUNING[True], count_components=True)
+    if "ranked" in kind:
+        return matrix, THINNED, in_memory
     return matrix, THINNED | {"thinning": Thinning(0.1, None, 700)}, in_memory
 
 
@@ -309,14 +311,15 @@ def test_runs_of_thinned_graphs_that_do_not_hold_are_made_again(tmp_path, kind, 
 
 
 @pytest.mark.parametrize("then", [True, False])
+@pytest.mark.parametrize("kind", ["from one end", "ranked, from one end"])
 def test_edges_from_one_end_are_not_mixed_with_those_from_both(
-    tmp_path, interrupt_in, monkeypatch, then
+    tmp_path, interrupt_in, monkeypatch, kind, then
 ):
-    """Where the memory for counters is there or gone later, edges are split and merged again."""
-    matrix, options, in_memory = weighted("from one end")
+    """Where the memory for counters is there or gone later, edges are merged again."""
+    matrix, options, in_memory = weighted(kind)
     source = write_store(tmp_path / "s.zarr", matrix, chunk=1000)
     export(source, tmp_path / "whole", tuning=in_memory, **options)
-    for stage in ("split", "merge", "weigh", "thin"):
+    for stage in STAGES[kind]:
         out_dir = tmp_path / stage
         interrupt_in(stage, 2)
         with pytest.raises(KeyboardInterrupt):

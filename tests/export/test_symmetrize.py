@@ -422,7 +422,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch, stage, inside):
             monkeypatch.setattr(f"{module}.merge", interrupt)
         return found
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"{module}.{name}", interrupted)
