@@ -16,7 +16,6 @@ from .buffers import Array
 from .memory import format_bytes
 
 _MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
-_MOST_PARTS = 1024  # of which Linux fills no more in one call (IOV_MAX)
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -91,7 +90,7 @@ def append(fd: int, data: bytes) -> None:
     write_at(fd, data, os.fstat(fd).st_size)
 
 
-def read_at(fd: int, out: Array | memoryview, offset: int) -> None:
+def read_at(fd: int, out: Array, offset: int) -> None:
     """Fill `out` from `fd` at `offset`; an EOFError if the file ends before."""
     view = _bytes_of(out)
     while view:
@@ -100,19 +99,6 @@ def read_at(fd: int, out: Array | memoryview, offset: int) -> None:
             raise EOFError(f"the file ends at byte {offset}")
         view = view[n:]
         offset += n
-
-
-def read_parts(fd: int, parts: list[memoryview], offset: int) -> None:
-    """Fill parts one after the other from `fd` at `offset`; as `read_at` does."""
-    for k in range(0, len(parts), _MOST_PARTS):
-        some = parts[k : k + _MOST_PARTS]
-        n_bytes = sum(map(len, some))
-        if os.preadv(fd, some, offset) == n_bytes:
-            offset += n_bytes
-            continue
-        for part in some:
-            read_at(fd, part, offset)
-            offset += len(part)
 
 
 def absolute(path: Path) -> Path:

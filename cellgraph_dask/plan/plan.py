@@ -20,7 +20,6 @@ from ..source.blocks import cut_blocks, looks_symmetric
 from ..source.matrix import Block, Source
 from ..stages.job import Job, Method, Tuning, partition_shift
 from ..stages.keep import has_whole_rows, merges_whole_rows, thinning_scratch
-from ..stages.packed import table_bytes
 from ..stages.pipeline import warm_up
 from ..stages.runs import Scratch
 from ..stages.split import count_bands
@@ -280,7 +279,7 @@ def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
         left = n_entries * (1 + has_whole_rows(job, tuning))
         n_bytes += left * (job.cell_dtype.itemsize + 8) + 12 * n_cells
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
-    n_bytes += n_blocks * table_bytes(job.n_partitions, count_bands(tuning.block_rows))
+    n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
     if not tuning.count_degrees and not job.thinning:
         n_bytes += 2 * n_entries + 4 * n_cells
         n_bytes += 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)

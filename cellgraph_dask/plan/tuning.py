@@ -19,7 +19,6 @@ from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import LEAST_SHIFT, Job, Method, Tuning, rows_for
 from ..stages.keep import components_bytes, merges_whole_rows, ranks_bytes, thinning_bytes
 from ..stages.merge import merge_bytes
-from ..stages.packed import table_bytes
 from ..stages.ranking import rank_bytes, sample_bytes
 from ..stages.rows import row_bytes
 from ..stages.split import count_bands, split_bytes
@@ -188,9 +187,9 @@ def _merging_bytes(job: Job, tuning: Tuning) -> int:
     """Return what merging a piece takes, and ranking its rows and writing them to scratch."""
     n, n_partitions = tuning.piece_entries, min(tuning.piece_partitions, job.n_partitions)
     n_sources = n_partitions << job.shift
-    # The tables of all runs, and what is made of them.
-    tables = _n_blocks(job, tuning) * table_bytes(n_partitions, count_bands(tuning.block_rows))
-    n_bytes = merge_bytes(job, n, n_sources) + 3 * tables
+    # The starts in all runs, twice at times.
+    starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
+    n_bytes = merge_bytes(job, n, n_sources) + 2 * 8 * _n_blocks(job, tuning) * starts
     if job.thinning:
         n_bytes += row_bytes(job, n, n_sources)
     if job.thinning.top_k is not None:

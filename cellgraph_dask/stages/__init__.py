@@ -4,6 +4,6 @@ It never learns who executes its tasks, nor what becomes of the edges.
 """
 
 __all__ = [
-    "degrees", "job", "keep", "merge", "packed", "pipeline", "ranking", "rows", "rules", "runs",
+    "degrees", "job", "keep", "merge", "pipeline", "ranking", "rows", "rules", "runs",
     "split", "stream", "symmetry", "thinning", "wishes",
 ]  # fmt: skip

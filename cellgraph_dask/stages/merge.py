@@ -16,11 +16,10 @@ from ..machine.buffers import Array
 from . import loops, weighted_loops
 from .degrees import DegreeSink
 from .job import EdgeSink, Job, deliver, read_kept
-from .packed import LOWER, ROWS, UPPER, starts_of
 from .pieces import Piece
 from .rules import CODES, check_edges
 from .runs import Written
-from .split import BAND_BITS, SLAB, SplitRuns
+from .split import BAND_BITS, LOWER, ROWS, SLAB, UPPER, SplitRuns
 
 
 class MergeSummary(NamedTuple):
@@ -221,19 +220,27 @@ class Packed:
 
 def gather(runs: SplitRuns, first: int, last: int) -> Packed:
     """Read the partitions ``[first, last)`` from all runs; good until this thread's next piece."""
-    tables = np.empty((len(runs), last - first + 1, 3 + runs.n_bands), np.int64)
+    # Of the upper entries, the lower ones and the rows, in the order of the sections.
+    spans = [(first, last), (first * runs.n_bands, last * runs.n_bands), (first, last)]
+    starts = [np.empty((len(runs), to - from_ + 1), np.int64) for from_, to in spans]
     for b in range(len(runs)):
         with runs.open(b) as run:
-            tables[b] = run.table(first, last)
-            run.begin_reading(tables[b])
-    starts = [starts_of(tables, section) for section in (UPPER, LOWER, ROWS)]
+            for section, span in enumerate(spans):
+                table = starts[section][b]
+                table[:] = run.starts(section, *span)
+                run.begin_reading(section, int(table[0]), int(table[-1]))
+    begins = [table[:, 0].copy() for table in starts]
     places = [np.concatenate(([0], np.cumsum(t[:, -1] - t[:, 0]))) for t in starts]
-    for of_section, place in zip(starts, places, strict=True):
-        of_section += (place[:-1] - of_section[:, 0])[:, None]
+    for table, begin, place in zip(starts, begins, places, strict=True):
+        table += (place[:-1] - begin)[:, None]
     sections = _room(runs, [int(place[-1]) for place in places])
     for b in range(len(runs)):
         with runs.open(b) as run:
-            run.read(tables[b], sections, [int(place[b]) for place in places])
+            for section, columns in enumerate(sections):
+                at, end = (int(p) for p in places[section][b : b + 2])
+                if at < end:
+                    for name, column in columns.items():
+                        run.read(section, name, int(begins[section][b]), column[at:end])
     bands = np.arange(runs.n_bands, dtype=np.int64) << BAND_BITS
     return Packed(
         runs.first_rows, sections[UPPER], starts[UPPER], sections[ROWS]["n"], starts[ROWS],

@@ -21,7 +21,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block
-from . import keep, loops, packed, weighted_loops
+from . import keep, loops, weighted_loops
 from .degrees import (
     DegreeCounters,
     DegreeRuns,
@@ -235,7 +235,6 @@ def warm_up(job: Job) -> None:
         _warm_up_streaming(job, indices, indptr)
     if job.method == "symmetric":
         return
-    packed.copy_parts(np.zeros(0, np.uint8), counts, np.zeros(0, np.uint8), counts[:0])
     src = np.zeros(2, np.uint16)
     table, rows = np.zeros((3, 1), np.int64), np.zeros(2, np.uint32)
     if job.rule is None:

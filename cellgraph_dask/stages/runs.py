@@ -12,7 +12,7 @@ A run appears under its name by rename, so one that is there is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import opened, read_at, write_at
+from ..machine.files import begin_reading, opened, read_at, write_at
 
 Columns = Mapping[str, Array]
 
@@ -54,19 +54,14 @@ def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
     """
     in_file_order = [column for columns, _ in sections for column in columns.values()]
     in_file_order += [np.ascontiguousarray(starts, np.int64) for _, starts in sections]
-    return write_parts(path, in_file_order)
-
-
-def write_parts(path: Path, parts: Iterable[Array]) -> Written:
-    """Write a run of parts, one after the other; return its size and checksum."""
     # Two attempts at one task may run at once: each writes a file of its own.
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) as fd:
         try:
             offset = crc = 0
-            for part in parts:
-                crc = zlib_ng.crc32(part.view(np.uint8).data, crc) if part.size else crc
-                offset = write_at(fd, part, offset)
+            for column in in_file_order:
+                crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
+                offset = write_at(fd, column, offset)
             aside.rename(path)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -118,6 +113,12 @@ class RunReader:
         out = np.empty(last - first + 1, np.int64)
         read_at(self._fd, out, self._tables[section] + 8 * first)
         return out
+
+    def begin_reading(self, section: int, start: int, stop: int) -> None:
+        """Have the system read all columns of a section from `start` to `stop`, without waiting."""
+        for name, dtype in self._layout[section].items():
+            at = self._columns[section][name]
+            begin_reading(self._fd, at + start * dtype.itemsize, at + stop * dtype.itemsize)
 
     def read(self, section: int, column: str, start: int, out: Array) -> None:
         """Fill `out` with a column's values from position `start` on."""

@@ -1,7 +1,7 @@
 """First stage: each block of stored entries becomes a run of edges, ordered by partition.
 
 A run holds its edges in half the bytes of plain ones, as temporary files pass through the disk
-twice; of each partition (see `packed`)::
+twice::
 
     upper dst | [weight] || lower src | lower row | [weight] || upper entries of each row
 
@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,20 +24,10 @@ from ..machine.buffers import Array
 from ..source.matrix import Block
 from . import loops, weighted_loops
 from .job import Job
-from .packed import (
-    LOWER,
-    PACKED_BYTES,
-    ROWS,
-    UPPER,
-    Layout,
-    PackedReader,
-    starts_of,
-    table_bytes,
-    write_packed,
-)
 from .rules import check_diagonal, check_weights
-from .runs import Written, holds
+from .runs import RunReader, Written, holds, write_run
 
+UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
 SLAB = 1 << 16  # entries looked at in one go where a partition is read in parts
 
@@ -67,20 +55,16 @@ class SplitRuns:
     def __len__(self) -> int:
         return int(self.first_rows.size)
 
-    @cached_property
-    def layout(self) -> Layout:
-        """How runs lie in their files."""
+    @property
+    def columns(self) -> list[dict[str, np.dtype[Any]]]:
+        """Columns of the three sections."""
         weight = {"weight": self.job.weight_dtype} if self.job.weighs else {}
         narrow = np.dtype(np.uint16)
-        columns = (
+        return [
             {"dst": self.job.cell_dtype} | weight,
             {"src": narrow, "row": narrow} | weight,
             {"n": np.dtype(np.uint32)},
-        )
-        return Layout(columns, self.job.n_partitions, self.n_bands)
-
-    def _path(self, block: int) -> Path:
-        return self.job.scratch.run("split", block)
+        ]
 
     def write(
         self, block: Block, sections: Sequence[dict[str, Array]], upper: Array, lower: Array
@@ -92,15 +76,20 @@ class SplitRuns:
         """
         borders = np.arange(self.job.n_partitions + 1) << self.job.shift
         rows = np.clip(borders - block.first_row, 0, block.last_row - block.first_row)
-        return write_packed(self._path(block.number), self.layout, sections, (upper, lower, rows))
+        path = self.job.scratch.run("split", block.number)
+        return write_run(path, list(zip(sections, (upper, lower, rows), strict=True)))
 
     def holds(self, block: int, written: Written) -> bool:
         """Whether the run of a block is there as it was written."""
-        return holds(self._path(block), written)
+        return holds(self.job.scratch.run("split", block), written)
 
-    def open(self, block: int) -> PackedReader:
+    def open(self, block: int) -> RunReader:
         """Open the run of a block."""
-        return PackedReader(self._path(block), self.layout)
+        n = self.job.n_partitions
+        tables = (n + 1, n * self.n_bands + 1, n + 1)
+        return RunReader(
+            self.job.scratch.run("split", block), list(zip(self.columns, tables, strict=True))
+        )
 
     def slabs(self, partition: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """Yield the entries of one partition, unpacked, in parts of bounded size: section, columns.
@@ -115,41 +104,37 @@ class SplitRuns:
                     for columns in unpacked(run, b, partition):
                         yield section, columns
 
-    def _upper_slabs(self, run: PackedReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
-        table = run.table(partition, partition + 1)
-        end, n_rows = (int(np.diff(starts_of(table[None], s)[0])[0]) for s in (UPPER, ROWS))
-        in_row = np.empty(n_rows, np.uint32)
-        run.read_column(table, ROWS, "n", 0, in_row)
-        ends = np.concatenate(([0], np.cumsum(in_row, dtype=np.int64)))
+    def _upper_slabs(self, run: RunReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
+        begin, end = (int(p) for p in run.starts(UPPER, partition, partition + 1))
+        first, last = (int(p) for p in run.starts(ROWS, partition, partition + 1))
+        in_row = np.empty(last - first, np.uint32)
+        run.read(ROWS, "n", first, in_row)
+        ends = np.concatenate(([begin], begin + np.cumsum(in_row, dtype=np.int64)))
         source = max(0, int(self.first_rows[b]) - (partition << self.job.shift))
-        for at in range(0, end, SLAB):
+        for at in range(begin, end, SLAB):
             stop = min(at + SLAB, end)
-            columns = self._read(run, table, UPPER, at, stop)
+            columns = self._read(run, UPPER, at, stop)
             n = np.diff(np.clip(ends, at, stop))
             columns["src"] = np.repeat(np.arange(source, source + n.size, dtype=np.uint16), n)
             yield columns
 
-    def _lower_slabs(self, run: PackedReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
-        table = run.table(partition, partition + 1)
-        starts = starts_of(table[None], LOWER)[0]
-        starts -= starts[0]
+    def _lower_slabs(self, run: RunReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
+        first = partition * self.n_bands
+        starts = run.starts(LOWER, first, first + self.n_bands)
         for band in range(self.n_bands):
             base = int(self.first_rows[b]) + (band << BAND_BITS)
             for at in range(int(starts[band]), int(starts[band + 1]), SLAB):
-                stop = min(at + SLAB, int(starts[band + 1]))
-                columns = self._read(run, table, LOWER, at, stop)
+                columns = self._read(run, LOWER, at, min(at + SLAB, int(starts[band + 1])))
                 dst = buffers.take("slab lower dst", columns["row"].size, self.job.cell_dtype)
                 dst[:] = columns.pop("row")
                 dst += np.array(base).astype(dst.dtype)
                 yield columns | {"dst": dst}
 
-    def _read(
-        self, run: PackedReader, table: Array, section: int, begin: int, end: int
-    ) -> dict[str, Array]:
+    def _read(self, run: RunReader, section: int, begin: int, end: int) -> dict[str, Array]:
         columns = {}
-        for name, dtype in self.layout.columns[section].items():
+        for name, dtype in self.columns[section].items():
             columns[name] = buffers.take(f"slab {name}", end - begin, dtype)
-            run.read_column(table, section, name, begin, columns[name])
+            run.read(section, name, begin, columns[name])
         return columns
 
 
@@ -164,7 +149,7 @@ class SplitSummary(NamedTuple):
 def split_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     """Return the most bytes that `split` needs for a block of that size on one thread."""
     read = job.source.block_bytes(n_entries, n_rows, signed=job.weighs)
-    tables = 4 * table_bytes(job.n_partitions, count_bands(n_rows)) + PACKED_BYTES
+    tables = 8 * 4 * (job.n_partitions + 1) * (count_bands(n_rows) + 1)
     return read + (1 + job.both) * n_entries * job.entry_bytes + 4 * n_rows + tables
 
 
