@@ -79,10 +79,12 @@ def begin_writeback(fd: int, start: int, stop: int) -> None:
 def begin_reading(fd: int, start: int, stop: int) -> None:
     """Have the system read a stretch of a file from now on, without waiting for it.
 
-    Many small stretches then come at once, instead of each when the one before it is there.
+    Many small stretches then come at once, instead of each when the one before it is there. It only
+    saves time: where the system does not take the advice, nothing is done.
     """
-    if stop > start:
-        os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_WILLNEED)
+    if stop > start and hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_WILLNEED)
 
 
 def append(fd: int, data: bytes) -> None:
