@@ -7,11 +7,12 @@ Thinning works on the weights of pairs, after the rule, so the result is symmetr
     scratch (`rows`)           of each  of all   of all
                                row
 
-Each of *rank*, *weigh* and *thin* streams all rows, as the method for symmetric graphs does. Where
-no row is ranked and cells are counted in memory, rows from scratch have each edge once. An
-edge is among the K strongest of either end if it is as strong as the K-th strongest of that end; so
-of other rows, only their K-th has to be known, in memory 9 or 13 bytes a cell. The N strongest of
-all are found digit by digit from the keys that *weigh* has left in scratch.
+Each of *rank*, *weigh* and *thin* streams all rows, as the method for symmetric graphs does. Rows
+that go to scratch are ranked on their way, while they are merged; and where cells are counted in
+memory, scratch gets each edge once only. An edge is among the K strongest of either end if it is as
+strong as the K-th strongest of that end; so of other rows, only their K-th has to be known, in
+memory 9 or 13 bytes a cell. The N strongest of all are found digit by digit from the keys that
+*weigh* has left in scratch.
 """
 
 from __future__ import annotations
