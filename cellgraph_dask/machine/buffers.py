@@ -7,6 +7,7 @@ instead; it goes when the thread ends.
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any
 
@@ -31,6 +32,18 @@ def take(name: str, size: int, dtype: DTypeLike) -> Array:
         del buffer
         buffer = buffers[name] = np.empty(n_bytes, np.uint8)
     return buffer[:n_bytes].view(dtype)
+
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+
+
+def return_freed() -> None:
+    """Have the allocator give what was freed back to the system, where it can.
+
+    It keeps much of what ended threads have used, which nobody else may get for long.
+    """
+    if _malloc_trim is not None:
+        _malloc_trim(0)
 
 
 def release() -> None:

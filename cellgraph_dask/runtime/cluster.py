@@ -340,3 +340,4 @@ def _task(function: Callable[[Key], Summary], key: Key) -> Summary:
         return function(key)
     finally:
         buffers.release()
+        buffers.return_freed()

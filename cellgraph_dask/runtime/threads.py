@@ -93,6 +93,7 @@ class Threads:
             raise
         finally:
             buffers.release()
+            buffers.return_freed()  # the plan counts on it: stages have the same memory in turns
 
 
 def _in_order(found: Iterable[tuple[int, Summary]]) -> list[Summary]:

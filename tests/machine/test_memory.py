@@ -93,3 +93,32 @@ def test_gzip_and_more_threads_stay_within_the_limit(tmp_path, options):
         cells=600_000, n_neighbors=15, kind="directed", order="random", zarr_format=3,
     )  # fmt: skip
     assert run.peak_rss_bytes <= report["projected_memory_bytes"] <= 450 * MB
+
+
+STAGE = """
+import numpy as np
+from cellgraph_dask.machine import buffers
+from cellgraph_dask.machine.memory import resident_bytes
+from cellgraph_dask.runtime.progress import Progress
+from cellgraph_dask.runtime.stage import Stage
+from cellgraph_dask.runtime.threads import Threads
+
+def task(k):
+    for size in (1, 2, 4, 8, 16, 24, 24, 24):
+        buffers.take(f"{k} {size}", size << 20, np.uint8)[:] = 1
+        np.ones(size << 20, np.uint8)
+    kept.append(np.ones(1 << 16, np.uint8))
+
+kept, keys = [], list(range(8))
+before = resident_bytes()
+Threads(2, Progress()).run(Stage("take", task, keys, keys, "keys"))
+print(resident_bytes() - before)
+"""
+
+
+def test_a_stage_leaves_its_memory_to_the_next():
+    """Also what the allocator would keep of threads that have ended."""
+    run = run_measured([sys.executable, "-c", STAGE])
+    assert run.returncode == 0, run.stderr
+    assert run.peak_rss_bytes > 400 * MB
+    assert int(run.stdout) < 20 * MB
