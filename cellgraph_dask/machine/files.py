@@ -82,7 +82,7 @@ def begin_reading(fd: int, start: int, stop: int) -> None:
     Many small stretches then come at once, instead of each when the one before it is there. It only
     saves time: where the system does not take the advice, nothing is done.
     """
-    if stop > start and hasattr(os, "posix_fadvise"):
+    if stop > start:
         with suppress(OSError):
             os.posix_fadvise(fd, start, stop - start, os.POSIX_FADV_WILLNEED)
 

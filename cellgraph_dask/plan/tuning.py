@@ -178,7 +178,11 @@ def _stage_bytes(job: Job, tuning: Tuning, budget: Budget) -> Iterator[int]:
     if job.thinning:
         in_common = ranks_bytes(job) + components_bytes(job) * tuning.count_components
     if job.method == "symmetric" or job.thinning:
-        of_thread = stream_bytes(cut, n, n_rows) + thinning_bytes(job, n) * bool(job.thinning)
+        of_thread = stream_bytes(cut, n, n_rows)
+        if job.thinning:
+            of_thread += thinning_bytes(job, n)
+        if job.method == "symmetric":  # others were ranked while they were merged
+            of_thread += rank_bytes(job, n, n_rows)
     yield in_common + n_threads * of_thread + product.writer_bytes(job, n_threads, n)
     yield product.finishing_bytes(job, n_threads)
 
@@ -191,9 +195,7 @@ def _merging_bytes(job: Job, tuning: Tuning) -> int:
     starts = 2 * (n_partitions + 1) + n_partitions * count_bands(tuning.block_rows) + 1
     n_bytes = merge_bytes(job, n, n_sources) + 2 * 8 * _n_blocks(job, tuning) * starts
     if job.thinning:
-        n_bytes += row_bytes(job, n, n_sources)
-    if job.thinning.top_k is not None:
-        n_bytes += rank_bytes(job, n, n_sources)
+        n_bytes += row_bytes(job, n, n_sources) + rank_bytes(job, n, n_sources)
     return n_bytes
 
 

@@ -90,11 +90,8 @@ def taken(block: Block, edges: Sequence[Array], kept: Array, *, both: bool) -> T
 
 
 def thinning_bytes(job: Job, n_entries: int) -> int:
-    """Return the most bytes that a block of that size takes more than streaming it does."""
-    top = min(job.thinning.top_k or 0, n_entries)
-    key = key_dtype(job).itemsize
-    table = loops.TABLE_ROWS * (loops.FEW * key + 8)
-    return n_entries + table + loops.AT_ONCE * (job.cell_dtype.itemsize + 3) + 64 * top
+    """Return the most bytes that a block takes more than streaming it does, besides ranking it."""
+    return n_entries + loops.AT_ONCE * (job.cell_dtype.itemsize + 3)
 
 
 def ranks_bytes(job: Job) -> int:

@@ -79,10 +79,12 @@ def rank_rows(
 
 
 def rank_bytes(job: Job, n_entries: int, n_rows: int) -> int:
-    """Return the most bytes that ranking so many entries and rows takes, with marks of them."""
+    """Return the most bytes that ranking so many entries and rows takes, if they are ranked."""
+    if job.thinning.top_k is None:
+        return 0
     key, cell = key_dtype(job).itemsize, job.cell_dtype.itemsize
     table = loops.TABLE_ROWS * (loops.FEW * key + 8)
-    top = 64 * min(job.thinning.top_k or 0, n_entries)
+    top = 64 * min(job.thinning.top_k, n_entries)
     row = key + cell + 2 * loops.SOME * cell
     return n_entries * (key + 1) + n_rows * row + table + top
 
@@ -112,14 +114,16 @@ class RankRuns:
 
 def sample_of(job: Job, tuning: Tuning) -> Forests | None:
     """Return what takes a sample while pieces are ranked; None if components are not counted."""
-    wanted = tuning.count_components and job.thinning.top_k is not None
-    return Forests(job.source.n_cells, 1) if wanted else None
+    return Forests(job.source.n_cells, 1) if _takes_sample(job, tuning) else None
 
 
 def sample_bytes(job: Job, tuning: Tuning) -> int:
     """Return the bytes of that."""
-    wanted = tuning.count_components and job.thinning.top_k is not None
-    return forest_bytes(job.source.n_cells, 1) if wanted else 0
+    return forest_bytes(job.source.n_cells, 1) if _takes_sample(job, tuning) else 0
+
+
+def _takes_sample(job: Job, tuning: Tuning) -> bool:
+    return tuning.count_components and job.thinning.top_k is not None
 
 
 def rows_of(job: Job, piece: Piece) -> Rows:
