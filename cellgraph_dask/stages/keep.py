@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -148,8 +149,13 @@ class Ranks(NamedTuple):
     scale: Array  # of levels, see `thinning_loops.find_levels`
 
 
+def ranks_path(keep: Keep) -> Path:
+    """Return the file of the weakest edges that rows would keep; see `ranking`."""
+    return keep.scratch.run("ranks", 0)
+
+
 def ranks_of(keep: Keep) -> Ranks:
-    """Return the ranks that `ranking.write_ranks` has left; threads share them."""
+    """Return the ranks that `ranking` has left; threads share them."""
     with _one_reads:
         return _read_ranks(keep)
 
@@ -162,9 +168,8 @@ def forget_ranks() -> None:
 @lru_cache(maxsize=1)
 def _read_ranks(keep: Keep) -> Ranks:
     row_key, row_cell = np.empty(keep.n_cells, keep.keys), np.empty(keep.n_cells, keep.cells)
-    path = keep.scratch.run("ranks", 0)
-    read_file(path, row_key, 0)
-    read_file(path, row_cell, row_key.nbytes)
+    read_file(ranks_path(keep), row_key, 0)
+    read_file(ranks_path(keep), row_cell, row_key.nbytes)
     scale, levels = _scale_of(row_key), np.empty(keep.n_cells, np.uint8)
     loops.find_levels(row_key, scale, levels)
     return Ranks(row_key, row_cell, levels, scale)

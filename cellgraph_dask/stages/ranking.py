@@ -1,8 +1,9 @@
 """The K-th strongest edge of each row, found while rows pass by.
 
-What a range of rows comes to is left in a run: of its first and its last row, which may go on in
-other ranges, what may be kept; of the others the weakest edge that is. From all runs together
-`write_ranks` makes the table that thinning looks edges up in.
+The weakest edge that each row would keep is written to a file of all rows, first their keys, then
+their cells; zeros stand for rows that would keep all. Of the first and the last row of a range,
+which may go on in other ranges, a run says what may be kept, and `complete_ranks` puts them
+together. In that file thinning looks edges up.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from zlib_ng import zlib_ng
 
 from ..edge_pairs.components import Forests, forest_bytes
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import opened, write_at
+from ..machine.files import opened, read_at, write_at
 from . import thinning_loops as loops
 from .job import Job, Tuning
-from .keep import Keep, key_dtype
+from .keep import Keep, key_dtype, ranks_path
 from .pieces import Piece
 from .runs import RunReader, Written, holds, write_run
 
@@ -60,9 +62,8 @@ def rank_rows(
         at, n = loops.tabulate(src, dst, keys, at, b, k, first + 1, work, *out, table, begins)
         table[:n].sort()
         loops.note_weakest(src, dst, keys, k, first + 1, *out, table[:n], begins)
-    sections: list[tuple[dict[str, Array], Array]] = [
-        ({"key": row_key, "cell": row_cell}, np.array([n_rows]))
-    ]
+    crc = _write_rows(keep, first + 1, row_key, row_cell)
+    sections = [({"crc": np.array([crc], np.uint32)}, np.array([1]))]  # see `_layout`
     for part in (slice(0, a), slice(b, src.size)):
         places = np.empty(min(k + 1, keys[part].size), np.int64)  # one more: that there are more
         if places.size:
@@ -76,6 +77,50 @@ def rank_rows(
         n = loops.sample_kept(*inside, first + 1, row_key, row_cell, *ends)
         sample.sample_rows(*(cells[:n] for cells in ends))
     return write_run(keep.scratch.run("rank", rows.number), sections)
+
+
+def _places(keep: Keep, row: int) -> tuple[int, int]:
+    """Return where the key and the cell of a row are in the file of all ranks."""
+    key, cell = keep.keys.itemsize, keep.cells.itemsize
+    return row * key, keep.n_cells * key + row * cell
+
+
+def _write_rows(keep: Keep, row: int, *columns: Array) -> int:
+    """Write keys and cells from a row on to the file of all ranks; return their checksum."""
+    with opened(ranks_path(keep), os.O_CREAT | os.O_WRONLY, 0o600) as fd:
+        for column, place in zip(columns, _places(keep, row), strict=True):
+            write_at(fd, column, place)
+    return _checksum(columns)
+
+
+def ranks_hold(keep: Keep, rows: Rows, written: Written) -> bool:
+    """Whether what a range has left is still there."""
+    path = keep.scratch.run("rank", rows.number)
+    if not holds(path, written):
+        return False
+    expected = np.empty(1, np.uint32)
+    with RunReader(path, _layout(keep)) as run:
+        run.read(0, "crc", 0, expected)
+    columns = [np.empty(max(rows.stop - rows.first - 2, 0), of) for of in (keep.keys, keep.cells)]
+    try:
+        with opened(ranks_path(keep), os.O_RDONLY) as fd:
+            for column, place in zip(columns, _places(keep, rows.first + 1), strict=True):
+                read_at(fd, column, place)
+    except (OSError, EOFError):
+        return False
+    return _checksum(columns) == int(expected[0])
+
+
+def _checksum(columns: Sequence[Array]) -> int:
+    crc = 0
+    for column in columns:
+        crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
+    return crc
+
+
+def _layout(keep: Keep) -> list[tuple[dict[str, np.dtype[Any]], int]]:
+    edges = {"key": keep.keys, "cell": keep.cells}
+    return [({"crc": np.dtype(np.uint32)}, 1), (edges, 1), (edges, 1)]
 
 
 def rank_bytes(job: Job, n_entries: int, n_rows: int) -> int:
@@ -108,8 +153,8 @@ class RankRuns:
         return rank_rows(known, rows_of(job, piece), with_keys, marks, self.sample)
 
     def keep(self, job: Job, piece: Piece, _src: Array, _dst: Array, written: Written) -> bool:
-        """Whether the run of a piece is still there."""
-        return holds(job.scratch.run("rank", piece.number), written)
+        """Whether what a piece has left is still there."""
+        return ranks_hold(self.known, rows_of(job, piece), written)
 
 
 def sample_of(job: Job, tuning: Tuning) -> Forests | None:
@@ -128,48 +173,43 @@ def _takes_sample(job: Job, tuning: Tuning) -> bool:
 
 def rows_of(job: Job, piece: Piece) -> Rows:
     """Return the rows of a piece."""
-    base, stop = piece.first << job.shift, piece.last << job.shift
-    if piece.low is None or piece.high is None:
-        return Rows(piece.number, base, min(stop, job.source.n_cells))
-    last = piece.high[0] + (piece.high[1] > 0)
-    return Rows(piece.number, base + piece.low[0], base + last)
+    first, stop = piece.first << job.shift, piece.last << job.shift
+    if piece.low is not None and piece.high is not None:
+        stop = first + piece.high[0] + (piece.high[1] > 0)
+        first += piece.low[0]
+    return Rows(piece.number, first, min(stop, job.source.n_cells))
 
 
-def write_ranks(keep: Keep, ranges: Sequence[Rows]) -> None:
-    """Write the weakest edge that each row would keep: first all keys, then all cells.
-
-    Zeros stand for rows that would keep all.
-    """
+def complete_ranks(keep: Keep, ranges: Sequence[Rows]) -> None:
+    """Write the weakest edges of those rows that are the first or the last of a range."""
     k = keep.thinning.top_k
     assert k is not None
-    row_key, row_cell = np.zeros(keep.n_cells, keep.keys), np.zeros(keep.n_cells, keep.cells)
-    at, keys, cells = -1, row_key[:0], row_cell[:0]  # a row that may go on, and what it may keep
-    layout = [({"key": keep.keys, "cell": keep.cells}, 1)] * 3
+    at, keys, cells = -1, np.empty(0, keep.keys), np.empty(0, keep.cells)  # what a row may keep
     for number, first, stop in ranges:
-        last = stop - 1
-        with RunReader(keep.scratch.run("rank", number), layout) as run:
-            if last - first > 1:
-                run.read(0, "key", 0, row_key[first + 1 : last])
-                run.read(0, "cell", 0, row_cell[first + 1 : last])
-            for section, row in enumerate((first, last), 1):
+        if first == stop:
+            continue
+        with RunReader(keep.scratch.run("rank", number), _layout(keep)) as run:
+            for section, row in enumerate((first, stop - 1), 1):
                 n = int(run.starts(section, 0, 0)[0])
                 if row != at:
-                    _note_weakest(row_key, row_cell, at, keys, cells, k)
-                    at, keys, cells = row, row_key[:0], row_cell[:0]
+                    _note_weakest(keep, at, keys, cells)
+                    at, keys, cells = row, keys[:0], cells[:0]
                 more = np.empty(n, keep.keys), np.empty(n, keep.cells)
                 run.read(section, "key", 0, more[0])
                 run.read(section, "cell", 0, more[1])
                 keys, cells = np.append(keys, more[0]), np.append(cells, more[1])
                 order = np.lexsort((cells, np.invert(keys)))[: k + 1]
                 keys, cells = keys[order], cells[order]
-    _note_weakest(row_key, row_cell, at, keys, cells, k)
-    path = keep.scratch.run("ranks", 0)
-    with opened(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600) as fd:
-        write_at(fd, row_cell, write_at(fd, row_key, 0))
+    _note_weakest(keep, at, keys, cells)
+    with opened(ranks_path(keep), os.O_CREAT | os.O_WRONLY, 0o600) as fd:
+        os.ftruncate(fd, _places(keep, keep.n_cells)[1])
 
 
-def _note_weakest(
-    row_key: Array, row_cell: Array, row: int, keys: Array, cells: Array, k: int
-) -> None:
-    if keys.size > k:
-        row_key[row], row_cell[row] = keys[k - 1], cells[k - 1]
+def _note_weakest(keep: Keep, row: int, keys: Array, cells: Array) -> None:
+    """Write the weakest edge that a row would keep, given the strongest that it has, in order."""
+    k = keep.thinning.top_k
+    weakest = np.zeros(1, keep.keys), np.zeros(1, keep.cells)
+    if k is not None and keys.size > k:
+        weakest = keys[k - 1 : k], cells[k - 1 : k]
+    if row >= 0:
+        _write_rows(keep, row, *weakest)

@@ -33,9 +33,9 @@ from ..source.matrix import Block
 from .degrees import EndCounters
 from .job import EdgeSink, Job, NotSymmetricError, deliver, read_kept
 from .keep import Keep, forget_ranks, keep_of, taken
-from .ranking import Rows, rank_rows, write_ranks
+from .ranking import Rows, complete_ranks, rank_rows, ranks_hold
 from .rows import RowSink
-from .runs import RunReader, Scratch, Written, holds, write_run
+from .runs import RunReader, Written, holds, write_run
 from .stream import Ends, prove_symmetry, read_edges, with_ends
 from .strongest import Edge, Keys, PieceKeys, last_of_strongest, read_keys
 
@@ -168,10 +168,16 @@ def _weigh(rows: _Rows, block: Block) -> PassSummary:
     return PassSummary(ends, keys.size, *written)
 
 
-def _pass_holds(scratch: Scratch, name: str, kept: tuple[Block, PassSummary]) -> bool:
-    """Whether what a block has left in a pass is still there."""
+def _rank_holds(keep: Keep, kept: tuple[Block, PassSummary]) -> bool:
+    """Whether what a block has left is still there."""
     block, summary = kept
-    return holds(scratch.run(name, block.number), Written(summary.n_bytes, summary.crc))
+    return ranks_hold(keep, _rows_of(block), Written(summary.n_bytes, summary.crc))
+
+
+def _weigh_holds(keep: Keep, kept: tuple[Block, PassSummary]) -> bool:
+    """Whether the keys of a block are still there."""
+    block, summary = kept
+    return holds(keep.scratch.run("weigh", block.number), Written(summary.n_bytes, summary.crc))
 
 
 @dataclass(frozen=True)
@@ -256,17 +262,20 @@ def thin(
     if job.thinning.top_k is not None:
         if ranked is None:
             ranked = Ranked(before.sampling(), [_rows_of(block) for block in blocks])
-            passes.run("rank", partial(_rank, passes.rows(keep), ranked.sample))
+            passes.run(
+                "rank", partial(_rank, passes.rows(keep), ranked.sample), partial(_rank_holds, keep)
+            )
         else:
             before.begin_with(ranked.sample)
-        write_ranks(keep, ranked.ranges)
+        complete_ranks(keep, ranked.ranges)
         keep = replace(keep, ranked=True)
     if not whole:
         before.settle()
     if job.thinning.max_edges is not None:
         keys: Keys
         if pieces is None or passes.rows(keep).chooses:
-            summaries = passes.run("weigh", partial(_weigh, passes.rows(keep, before.taking())))
+            weigh = partial(_weigh, passes.rows(keep, before.taking()))
+            summaries = passes.run("weigh", weigh, partial(_weigh_holds, keep))
             before.count()
             sizes: Sequence[int] = [summary.n for summary in summaries]
             keys = _WeighedKeys(passes.rows(keep), blocks, sizes)
@@ -402,12 +411,13 @@ class _Passes:
         counting = (before, after, ends, self.whole)
         return _Rows(self.job, self.seeds, keep, self.proved, *counting)
 
-    def run(self, name: str, task: Callable[[Block], PassSummary]) -> list[PassSummary]:
+    def run(
+        self, name: str, task: Callable[[Block], PassSummary], holds: Callable[..., bool]
+    ) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
-        holds_ = partial(_pass_holds, self.job.scratch, name)
         summary = with_ends(PassSummary)
         stage = Stage(
-            name, task, self.blocks, self.sizes, "entries", summary, holds_, self.directions
+            name, task, self.blocks, self.sizes, "entries", summary, holds, self.directions
         )
         summaries = self.executor.run(stage)
         if prove_symmetry([summary.ends for summary in summaries]) is None:
