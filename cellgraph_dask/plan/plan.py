@@ -279,7 +279,7 @@ def run_bytes(job: Job, tuning: Tuning, n_blocks: int) -> int:
         left = n_entries * (1 + has_whole_rows(job, tuning))
         n_bytes += left * (job.cell_dtype.itemsize + 8) + 12 * n_cells
     n_bytes += 4 * (n_cells + n_blocks)  # upper entries of each row
-    n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 3)
+    n_bytes += 8 * n_blocks * (job.n_partitions * (2 + count_bands(tuning.block_rows)) + 6)
     if not tuning.count_degrees and not job.thinning:
         n_bytes += 2 * n_entries + 4 * n_cells
         n_bytes += 16 * job.n_partitions * (n_entries // tuning.piece_entries + 1)

@@ -1,10 +1,10 @@
 """Temporary files: the runs that the blocks leave for the merge.
 
 One file a task, not one a task and partition, because shared file systems suffer from many small
-files. A *run* holds sections of equally long columns, ordered by partition, and at its end a table
-of where each partition starts::
+files. A *run* holds sections of equally long columns, ordered by partition, and at its end tables
+of where each partition starts, and how long the columns of each section are::
 
-    columns of section 0 | columns of section 1 | ... | table 0 | table 1 | ...
+    columns of section 0 | columns of section 1 | ... | table 0 | table 1 | ... | lengths
 
 A run appears under its name by rename, so one that is there is whole.
 """
@@ -53,7 +53,8 @@ def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
     (int64), the last value being their length.
     """
     in_file_order = [column for columns, _ in sections for column in columns.values()]
-    in_file_order += [np.ascontiguousarray(starts, np.int64) for _, starts in sections]
+    tables = [np.ascontiguousarray(starts, np.int64) for _, starts in sections]
+    in_file_order += [*tables, np.array([starts[-1] for starts in tables])]
     # Two attempts at one task may run at once: each writes a file of its own.
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) as fd:
@@ -93,19 +94,20 @@ class RunReader:
     def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
         self._layout = [columns for columns, _ in layout]
         self._fd = os.open(path, os.O_RDONLY)
+        lengths = np.empty(len(layout), np.int64)
+        tables = os.fstat(self._fd).st_size - lengths.nbytes
+        read_at(self._fd, lengths, tables)
+        tables -= 8 * sum(table_length for _, table_length in layout)
         self._tables: list[int] = []
-        table = os.fstat(self._fd).st_size - 8 * sum(length for _, length in layout)
         self._columns: list[dict[str, int]] = []
         offset = 0
-        for columns, table_length in layout:
-            self._tables.append(table)
-            table += 8 * table_length
-            length = np.empty(1, np.int64)
-            read_at(self._fd, length, table - 8)
+        for (columns, table_length), length in zip(layout, lengths.tolist(), strict=True):
+            self._tables.append(tables)
+            tables += 8 * table_length
             places = {}
             for name, dtype in columns.items():
                 places[name] = offset
-                offset += int(length[0]) * dtype.itemsize
+                offset += length * dtype.itemsize
             self._columns.append(places)
 
     def starts(self, section: int, first: int, last: int) -> Array:

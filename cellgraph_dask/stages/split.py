@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ class SplitRuns:
     def __len__(self) -> int:
         return int(self.first_rows.size)
 
-    @property
+    @cached_property
     def columns(self) -> list[dict[str, np.dtype[Any]]]:
         """Columns of the three sections."""
         weight = {"weight": self.job.weight_dtype} if self.job.weighs else {}
