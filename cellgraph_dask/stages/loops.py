@@ -63,23 +63,25 @@ def split_block(
     destinations (uint32; uint64 above 2³² cells), `lower_src`, sources inside their partition, and
     `lower_row`, destinations, which are rows, inside their band (both uint16).
     """
-    mask = (1 << shift) - 1
-    in_band = (1 << band) - 1
-    q = 0
+    mask = (np.int64(1) << shift) - 1
+    in_band = (np.int64(1) << band) - 1
+    q: Any = np.uint64(0)
     for r in range(indptr.size - 1):
-        i = first_row + r
+        i = np.int64(first_row + r)
         row = r & in_band
-        g = r >> band
-        for e in range(indptr[r], indptr[r + 1]):
-            j = indices[e]
+        g = np.uint64(r >> band)
+        columns = indices[indptr[r] : indptr[r + 1]]
+        for e in range(columns.size):
+            j = np.int64(columns[e])
             if j < i:
-                p = lower_next[j >> shift, g]
-                lower_next[j >> shift, g] = p + 1
+                k = np.uint64(j >> shift)
+                p = np.uint64(lower_next[k, g])
+                lower_next[k, g] = p + np.uint64(1)
                 lower_src[p] = j & mask
                 lower_row[p] = row
             elif j > i:
                 upper_dst[q] = j
-                q += 1
+                q += np.uint64(1)
 
 
 @compiled()
@@ -166,10 +168,13 @@ def _group_lower(
     for b in range(starts.shape[0]):
         for g in range(n_bands):
             base = bases[b, g]
-            for p in range(starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]):
-                s = src[p]
-                grouped[ends[s]] = base + np.int64(row[p])
-                ends[s] += 1
+            first, last = starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]
+            some_src, some_row = src[first:last], row[first:last]
+            for p in range(some_src.size):
+                s = some_src[p]
+                at = np.uint64(ends[s])
+                ends[s] = at + np.uint64(1)
+                grouped[at] = base + np.int64(some_row[p])
 
 
 @compiled(int)
@@ -185,7 +190,7 @@ def merge_partitions(
     the grouped entries, as long as the longest partition and of the type of the destinations. The
     edges go to `out_src` and `out_dst`, at least as long as all entries; their number is returned.
     """
-    n: Any = 0
+    n: Any = np.uint64(0)
     for f in range(upper_starts.shape[1] - 1):
         base = np.int64(first_partition + f) << shift
         _group_upper(
@@ -193,14 +198,14 @@ def merge_partitions(
             upper_ends, upper_grouped,
         )  # fmt: skip
         _group_lower(lower_src, lower_row, lower_starts, bases, f, lower_ends, lower_grouped)
-        a: Any = 0
-        b: Any = 0
+        a: Any = np.uint64(0)
+        b: Any = np.uint64(0)
         for s in range(upper_ends.size - 1):
-            a_end = upper_ends[s]
-            b_end = lower_ends[s]
-            for p in range(a + 1, a_end):
+            a_end = np.uint64(upper_ends[s])
+            b_end = np.uint64(lower_ends[s])
+            for p in range(np.int64(a) + 1, upper_ends[s]):
                 if upper_grouped[p] < upper_grouped[p - 1]:
-                    _sort(upper_grouped, a, a_end)
+                    _sort(upper_grouped, np.int64(a), upper_ends[s])
                     break
             previous = np.int64(base + s)  # no destination equals its source
             while a < a_end and b < b_end:
@@ -210,25 +215,25 @@ def merge_partitions(
                 d = min(x, y)
                 out_src[n] = base + s
                 out_dst[n] = d
-                n += d != previous
+                n += np.uint64(d != previous)
                 previous = d
-                a += x <= y
-                b += y <= x
+                a += np.uint64(x <= y)
+                b += np.uint64(y <= x)
             while a < a_end:
                 d = np.int64(upper_grouped[a])
                 out_src[n] = base + s
                 out_dst[n] = d
-                n += d != previous
+                n += np.uint64(d != previous)
                 previous = d
-                a += 1
+                a += np.uint64(1)
             while b < b_end:
                 d = np.int64(lower_grouped[b])
                 out_src[n] = base + s
                 out_dst[n] = d
-                n += d != previous
+                n += np.uint64(d != previous)
                 previous = d
-                b += 1
-    return int(n)
+                b += np.uint64(1)
+    return int(np.int64(n))
 
 
 @compiled(int)

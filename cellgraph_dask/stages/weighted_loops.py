@@ -16,7 +16,6 @@ from .loops import _fill_rows, _mixed, _mixed_again, _sort
 
 # Places in `rules.CODES`.
 _ONES, _MAX, _MIN, _MEAN, _SUM, _FUZZY, _DIFFER = 0, 1, 2, 3, 4, 5, 6
-_BEHIND = 2**63 - 1  # all cells
 
 
 @compiled()
@@ -47,21 +46,24 @@ def split_entries(
     """Write a block's entries with their weights as `loops.split_block` does, or each one twice."""
     mask = (np.int64(1) << shift) - 1
     in_band = (np.int64(1) << band) - 1
-    q = 0
+    q: Any = np.uint64(0)
     for r in range(indptr.size - 1):
         i = np.int64(first_row + r)
-        for e in range(indptr[r], indptr[r + 1]):
-            j = np.int64(indices[e])
+        g = np.uint64(r >> band)
+        columns, of_row = indices[indptr[r] : indptr[r + 1]], weights[indptr[r] : indptr[r + 1]]
+        for e in range(columns.size):
+            j = np.int64(columns[e])
             if j < i or (both and j != i):
-                p = lower_next[j >> shift, r >> band]
-                lower_next[j >> shift, r >> band] = p + 1
+                k = np.uint64(j >> shift)
+                p = np.uint64(lower_next[k, g])
+                lower_next[k, g] = p + np.uint64(1)
                 lower_src[p] = j & mask
                 lower_row[p] = r & in_band
-                lower_weight[p] = weights[e]
+                lower_weight[p] = of_row[e]
             if j > i or (both and j != i):
                 upper_dst[q] = j
-                upper_weight[q] = weights[e]
-                q += 1
+                upper_weight[q] = of_row[e]
+                q += np.uint64(1)
 
 
 @compiled()
@@ -110,11 +112,14 @@ def _group_lower(
     for b in range(starts.shape[0]):
         for g in range(n_bands):
             base = bases[b, g]
-            for p in range(starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]):
-                at = ends[src[p]]
-                grouped[at] = base + np.int64(row[p])
-                grouped_weight[at] = weight[p]
-                ends[src[p]] = at + 1
+            first, last = starts[b, f * n_bands + g], starts[b, f * n_bands + g + 1]
+            some_src, some_row, some_weight = src[first:last], row[first:last], weight[first:last]
+            for p in range(some_src.size):
+                s = some_src[p]
+                at = np.uint64(ends[s])
+                ends[s] = at + np.uint64(1)
+                grouped[at] = base + np.int64(some_row[p])
+                grouped_weight[at] = some_weight[p]
 
 
 @compiled()
@@ -191,40 +196,57 @@ def _falls(cells: Array, start: int, stop: int) -> bool:
     return bool(falls)
 
 
-@compiled(bool)
-def _repeats(cells: Array, start: int, stop: int) -> bool:
-    """Whether two neighbors in ``[start, stop)`` are the same."""
-    repeats: Any = False
-    for p in range(start + 1, stop):
-        repeats |= cells[p] == cells[p - 1]
-    return bool(repeats)
-
-
-@compiled(int)
+@compiled(int, bool)
 def _merge_row(
     upper: Array, upper_weight: Array, a: int, a_end: int, lower: Array, lower_weight: Array,
     b: int, b_end: int, source: int, rule: int, out_src: Array, out_dst: Array, out_weight: Array,
     n: int,
-) -> int:  # fmt: skip
-    """Merge the entries of a row, upper and lower, neither with repeats; return the next place.
+) -> tuple[int, bool]:  # fmt: skip
+    """Merge the entries of a row, upper and lower, either in order and without repeats.
 
-    Which of them is next is as good as random, so there are no branches for it.
+    Returned are the next place in the output, and whether they were so; if not, what was written is
+    of no use. Which of them is next is as good as random, so there are no branches for it: where
+    there is no weight, one is multiplied by 0. To all rules it is the same which weight is which.
     """
-    p: Any = a
-    q: Any = b
-    while p < a_end or q < b_end:
-        x = np.int64(upper[p]) if p < a_end else _BEHIND
-        y = np.int64(lower[q]) if q < b_end else _BEHIND
+    p: Any = np.uint64(a)
+    q: Any = np.uint64(b)
+    at: Any = np.uint64(n)
+    p_end, q_end = np.uint64(a_end), np.uint64(b_end)
+    previous: Any = np.int64(-1)
+    rises: Any = True
+    while p < p_end and q < q_end:
+        x = np.int64(upper[p])
+        y = np.int64(lower[q])
         d = min(x, y)
-        up = np.float64(upper_weight[p]) if x <= y else 0.0
-        low = np.float64(lower_weight[q]) if y <= x else 0.0
-        out_src[n] = source
-        out_dst[n] = d
-        out_weight[n] = combine(rule, up if source < d else low, low if source < d else up)
-        n += out_weight[n] != 0.0
-        p += x <= y
-        q += y <= x
-    return n
+        up = np.float64(upper_weight[p]) * np.float64(x <= y)
+        low = np.float64(lower_weight[q]) * np.float64(y <= x)
+        out_src[at] = source
+        out_dst[at] = d
+        out_weight[at] = combine(rule, up, low)
+        at += np.uint64(out_weight[at] != 0.0)
+        rises &= d > previous
+        previous = d
+        p += np.uint64(x <= y)
+        q += np.uint64(y <= x)
+    while p < p_end:
+        d = np.int64(upper[p])
+        out_src[at] = source
+        out_dst[at] = d
+        out_weight[at] = combine(rule, np.float64(upper_weight[p]), 0.0)
+        at += np.uint64(out_weight[at] != 0.0)
+        rises &= d > previous
+        previous = d
+        p += np.uint64(1)
+    while q < q_end:
+        d = np.int64(lower[q])
+        out_src[at] = source
+        out_dst[at] = d
+        out_weight[at] = combine(rule, 0.0, np.float64(lower_weight[q]))
+        at += np.uint64(out_weight[at] != 0.0)
+        rises &= d > previous
+        previous = d
+        q += np.uint64(1)
+    return int(np.int64(at)), bool(rises)
 
 
 @compiled(int)
@@ -261,11 +283,12 @@ def merge_weighted(
             b_end = lower_ends[s]
             if _falls(upper_grouped, a, a_end):
                 _sort_weighted(upper_grouped, upper_kept, a, a_end, keys, out_weight[n:])
-            if not (_repeats(upper_grouped, a, a_end) or _repeats(lower_grouped, b, b_end)):
-                n = _merge_row(
-                    upper_grouped, upper_kept, a, a_end, lower_grouped, lower_kept, b, b_end,
-                    source, rule, out_src, out_dst, out_weight, n,
-                )  # fmt: skip
+            merged, rises = _merge_row(
+                upper_grouped, upper_kept, a, a_end, lower_grouped, lower_kept, b, b_end,
+                source, rule, out_src, out_dst, out_weight, n,
+            )  # fmt: skip
+            if rises:
+                n = merged
                 a = a_end
                 b = b_end
             while a < a_end or b < b_end:
@@ -283,7 +306,7 @@ def merge_weighted(
                 while b < b_end and lower_grouped[b] == d:
                     low += lower_kept[b]
                     b += 1
-                weight = combine(rule, up if source < d else low, low if source < d else up)
+                weight = combine(rule, up, low)
                 if rule == _DIFFER:
                     weight += 4.0 * (a + b - more)
                 out_src[n] = source
