@@ -270,7 +270,9 @@ class _Check:
         sizes = [block.stop - block.start for block in blocks]
         task = partial(look, job, seeds, largest)
         executor = Threads(tuning.threads, self.progress)
-        return executor.run(Stage("check", task, blocks, sizes, "entries"))
+        return executor.run(
+            Stage("check", task, blocks, sizes, "entries", ahead=source.begin_reading)
+        )
 
     def _compare(self, source: Source) -> Tally:
         """Compare both directions of all pairs."""

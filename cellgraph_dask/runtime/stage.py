@@ -34,6 +34,10 @@ Key = TypeVar("Key")
 Summary = TypeVar("Summary")
 
 
+def do_nothing(*_: object) -> None:
+    """Do nothing; the default of what an executor calls."""
+
+
 @dataclass(frozen=True)
 class Stage(Generic[Key, Summary]):
     """One step of the work: a function over keys, whatever runs it.
@@ -51,10 +55,7 @@ class Stage(Generic[Key, Summary]):
     summary: Callable[..., Summary] | None = None
     holds: Callable[[tuple[Key, Summary]], bool] | None = None
     variant: str = ""  # what else must be the same for summaries to count: where edges go
-
-
-def do_nothing(*_: object) -> None:
-    """Do nothing; the default of what an executor calls."""
+    ahead: Callable[[Key], None] = do_nothing  # called some tasks before, where it may help
 
 
 class Executor(Protocol):

@@ -55,7 +55,7 @@ class Threads:
         stop: Callable[[], None] = do_nothing, done: Callable[[Key, Summary], None] = do_nothing,
     ) -> list[Summary]:  # fmt: skip
         """Run a stage; see `Executor.run`."""
-        keys = stage.keys
+        keys, n = stage.keys, self._n_threads
         self._progress.start(stage.name, sum(stage.sizes), stage.unit)
         failures: list[BaseException] = []
         lock, order = threading.Lock(), iter(range(len(keys)))
@@ -64,6 +64,8 @@ class Threads:
             with lock:
                 k = next(order)
             try:
+                if k + n < len(keys):
+                    stage.ahead(keys[k + n])
                 summary = stage.function(keys[k])
                 done(keys[k], summary)
             except BaseException as error:
@@ -73,7 +75,6 @@ class Threads:
             self._progress.advance(stage.sizes[k])
             return k, summary
 
-        n = self._n_threads
         graph = {f"{stage.name}-{k:06d}": (task,) for k in range(len(keys))}
         try:
             if n == 1:  # in this very thread, as debuggers and profilers like it

@@ -10,6 +10,7 @@ import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from ..errors import DamagedGraphError, SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import read_at
+from ..machine.files import begin_reading, opened, read_at
 
 Span = tuple[int, int]
 
@@ -82,6 +83,9 @@ class StoredArray(ABC):
         Spans whose chunk is not in the store are returned; they are read as zeros. A
         DamagedGraphError names a chunk that cannot be read or decoded.
         """
+
+    def begin_reading(self, start: int, stop: int) -> None:  # noqa: B027 (some cannot)
+        """Have the system read what these values are in, without waiting; errors come later."""
 
     def chunk_at(self, at: int) -> Array:
         """Return the values of the chunk that holds value `at`."""
@@ -201,6 +205,19 @@ class RawArray(StoredArray):
                 f"{error}. {self.advice}"
             ) from error
         return absent
+
+    def begin_reading(self, start: int, stop: int) -> None:
+        """See `StoredArray.begin_reading`."""
+        with suppress(*DECODE_ERRORS):
+            starts, offsets, dtypes = self.pieces
+            for k in range(int(np.searchsorted(starts, start, side="right")) - 1, len(dtypes)):
+                first, last = (min(max(int(at), start), stop) for at in starts[k : k + 2])
+                if first >= stop:
+                    break
+                if offsets[k] >= 0:
+                    begin = int(offsets[k]) + (first - int(starts[k])) * dtypes[k].itemsize
+                    with opened(Path(self.path_of(k)), os.O_RDONLY) as fd:
+                        begin_reading(fd, begin, begin + (last - first) * dtypes[k].itemsize)
 
 
 class SpooledArray(RawArray):

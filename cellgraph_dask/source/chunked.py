@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import closing, suppress
 from typing import Any
 
 import google_crc32c
@@ -20,12 +21,13 @@ from zlib_ng import zlib_ng
 from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
-from ..machine.files import read_at
+from ..machine.files import begin_reading, read_at
 from .arrays import DECODE_ERRORS, Span, StoredArray, check_access, cut_spans
 from .codecs import ChunkCodecs, ChunkError
 
 _EMPTY = np.iinfo(np.uint64).max  # offset and length of an unwritten chunk in a shard's index
 _MOST_INDEXES = 4  # of shards, that are remembered
+_MOST_AHEAD = 1 << 24  # bytes of a chunk, or shard, that is read ahead
 _INDEX_BYTES = 16  # of a chunk in a shard's index
 
 
@@ -50,6 +52,9 @@ class Encoded(ABC):
     @abstractmethod
     def fill(self, out: Array, offset: int) -> None:
         """Fill `out`, uint8, with the bytes from `offset` on; from the end, if it is negative."""
+
+    def begin_reading(self) -> None:  # noqa: B027 (others than files have no such way)
+        """Have the system read them, without waiting, if they are few."""
 
     def close(self) -> None:  # noqa: B027 (remote ones have nothing to close)
         """Let go of what was opened for it."""
@@ -78,6 +83,11 @@ class Extent(Encoded):
         read_at(self._fd, out, self._begin + first_byte(out, offset, self.size))
         if out.size == self.size and self._checksum is not None:
             check_crc(out, self._checksum)
+
+    def begin_reading(self) -> None:
+        """See `Encoded`."""
+        if self.size <= _MOST_AHEAD:
+            begin_reading(self._fd, self._begin, self._begin + self.size)
 
     def close(self) -> None:
         """Close the file."""
@@ -157,6 +167,15 @@ class ChunkedArray(StoredArray):
                 target[:] = 0
                 absent.append((a, b))
         return absent
+
+    def begin_reading(self, start: int, stop: int) -> None:
+        """See `StoredArray.begin_reading`."""
+        for number in range(start // self._shard_size, -(-stop // self._shard_size)):
+            with suppress(*DECODE_ERRORS):
+                found = self.find(number)
+                if found is not None:
+                    with closing(found):
+                        found.begin_reading()
 
     def _read_span(self, a: int, b: int, target: Array) -> bool:
         """Read values of one chunk; False if the chunk is not there."""

@@ -273,6 +273,11 @@ class Source:
             raise NegativeWeightError
         return BlockEntries(indices, indptr, kept)
 
+    def begin_reading(self, block: Block) -> None:
+        """Have the system read a block from now on, without waiting: its time is yet to come."""
+        self.indices.begin_reading(block.start, block.stop)
+        self.data.begin_reading(block.start, block.stop)
+
     def read_stored(self, block: Block) -> BlockEntries:
         """Read a block whose weights (float64) are as they are stored: zero, negative or NaN too.
 

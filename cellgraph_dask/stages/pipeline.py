@@ -105,7 +105,10 @@ def _run_symmetric(
     sizes = [block.stop - block.start for block in blocks]
     holds = partial(stream_holds, job, delivery.sink)
     summary = with_ends(StreamSummary)
-    stage = Stage("stream", task, blocks, sizes, "entries", summary, holds, delivery.kind)
+    stage = Stage(
+        "stream", task, blocks, sizes, "entries", summary, holds, delivery.kind,
+        ahead=job.source.begin_reading,
+    )  # fmt: skip
     summaries = executor.run(stage, keep=partial(_keep, delivery), stop=delivery.stop)
     largest = prove_symmetry([summary.ends for summary in summaries])
     if largest is None:
@@ -134,7 +137,10 @@ def _merge_all(
     sizes = [block.stop - block.start for block in blocks]
     task, holds = partial(split, runs), partial(split_holds, runs)
     directions = "both directions" if job.both else "one direction"
-    stage = Stage("split", task, blocks, sizes, "entries", SplitSummary, holds, directions)
+    stage = Stage(
+        "split", task, blocks, sizes, "entries", SplitSummary, holds, directions,
+        ahead=job.source.begin_reading,
+    )  # fmt: skip
     left = executor.run(stage)
     contributions = np.zeros(job.n_partitions, np.int64)
     for run in left:

@@ -291,7 +291,10 @@ def thin(
     task, holds_ = partial(_thin, last, sink), partial(_thin_holds, last, sink)
     summary = with_ends(ThinSummary)
     kind = f"{kind} {passes.directions}"
-    stage = Stage("thin", task, blocks, passes.sizes, "entries", summary, holds_, kind)
+    stage = Stage(
+        "thin", task, blocks, passes.sizes, "entries", summary, holds_, kind,
+        ahead=rows.source.begin_reading,
+    )  # fmt: skip
     try:
         thinned = executor.run(stage, keep=keep_sizes, stop=stop)
     finally:
@@ -417,8 +420,9 @@ class _Passes:
         """Run a pass; the rows must be those of a symmetric matrix."""
         summary = with_ends(PassSummary)
         stage = Stage(
-            name, task, self.blocks, self.sizes, "entries", summary, holds, self.directions
-        )
+            name, task, self.blocks, self.sizes, "entries", summary, holds, self.directions,
+            ahead=self.job.source.begin_reading,
+        )  # fmt: skip
         summaries = self.executor.run(stage)
         if prove_symmetry([summary.ends for summary in summaries]) is None:
             raise NotSymmetricError

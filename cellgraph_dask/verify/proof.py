@@ -155,7 +155,8 @@ def prove_by_sums(
     """
     sizes = [block.stop - block.start for block in blocks]
     task = partial(_hash_block, source, seeds)
-    sums = executor.run(Stage("matrix", task, blocks, sizes, "entries"))
+    stage = Stage("matrix", task, blocks, sizes, "entries", ahead=source.begin_reading)
+    sums = executor.run(stage)
     totals = [sum(column) & _MASK for column in zip(*sums, strict=True)] or [0] * 4
     return tuple(totals[:2]) == tuple(totals[2:]) == edge_sum
 
