@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -69,3 +70,20 @@ def test_the_first_failure_is_told(threads):
 
     with pytest.raises(OSError, match="the cause"):
         Threads(threads, Progress()).run(stage(function), stop=stopped.set)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_comes_next_is_told_before_it_starts(threads):
+    told, lock = [], threading.Lock()
+
+    def function(key):
+        with lock:
+            assert key < threads or key in told
+        return key
+
+    def ahead(key):
+        with lock:
+            told.append(key)
+
+    Threads(threads, Progress()).run(replace(stage(function), ahead=ahead))
+    assert sorted(told) == list(range(threads, TASKS))
