@@ -233,7 +233,7 @@ def _write_deflated(target: _Target, stretch: Stretch, side: str) -> Side:
         encoded.append(data)
     joined = np.frombuffer(b"".join(encoded), np.uint8)
     path = target.deflated(side, stretch.number)
-    return parts, write_run(path, [({"data": joined}, np.zeros(0))])
+    return parts, write_run(path, [({"data": joined}, np.array([joined.size]))])
 
 
 def stretch_holds(target: _Target, kept: tuple[Stretch, StretchSummary]) -> bool:
