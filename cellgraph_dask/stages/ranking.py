@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from zlib_ng import zlib_ng
 
 from ..edge_pairs.components import Forests, forest_bytes
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..machine.files import opened, read_at, write_at
 from . import thinning_loops as loops
-from .job import Job, Tuning
+from .job import Job, Tuning, edges_crc
 from .keep import Keep, key_dtype, ranks_path
 from .pieces import Piece
 from .runs import RunReader, Written, holds, write_run
@@ -90,7 +89,7 @@ def _write_rows(keep: Keep, row: int, *columns: Array) -> int:
     with opened(ranks_path(keep), os.O_CREAT | os.O_WRONLY, 0o600) as fd:
         for column, place in zip(columns, _places(keep, row), strict=True):
             write_at(fd, column, place)
-    return _checksum(columns)
+    return edges_crc(*columns)
 
 
 def ranks_hold(keep: Keep, rows: Rows, written: Written) -> bool:
@@ -108,14 +107,7 @@ def ranks_hold(keep: Keep, rows: Rows, written: Written) -> bool:
                 read_at(fd, column, place)
     except (OSError, EOFError):
         return False
-    return _checksum(columns) == int(expected[0])
-
-
-def _checksum(columns: Sequence[Array]) -> int:
-    crc = 0
-    for column in columns:
-        crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
-    return crc
+    return edges_crc(*columns) == int(expected[0])
 
 
 def _layout(keep: Keep) -> list[tuple[dict[str, np.dtype[Any]], int]]:

@@ -415,12 +415,12 @@ class _Passes:
         return _Rows(self.job, self.seeds, keep, self.proved, *counting)
 
     def run(
-        self, name: str, task: Callable[[Block], PassSummary], holds: Callable[..., bool]
+        self, name: str, task: Callable[[Block], PassSummary], holds_: Callable[..., bool]
     ) -> list[PassSummary]:
         """Run a pass; the rows must be those of a symmetric matrix."""
         summary = with_ends(PassSummary)
         stage = Stage(
-            name, task, self.blocks, self.sizes, "entries", summary, holds, self.directions,
+            name, task, self.blocks, self.sizes, "entries", summary, holds_, self.directions,
             ahead=self.job.source.begin_reading,
         )  # fmt: skip
         summaries = self.executor.run(stage)
