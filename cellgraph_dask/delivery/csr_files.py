@@ -150,10 +150,11 @@ class _RowEnds:
         if not src.size:
             return
         piece = int(src[0]), int(src[-1]), position + src.size
-        begin = np.zeros(1, np.int64)
-        for first in range(piece[0], piece[1], _SLAB):
+        end = 0
+        for first in range(piece[0], piece[1], _SLAB):  # the last edge of a row stays
             ends = buffers.take("row ends", min(_SLAB, piece[1] - first), np.int64)
-            _find_ends(src, first, position, begin, ends)
+            begin, end = end, int(np.searchsorted(src, src.dtype.type(first + ends.size)))
+            _find_ends(src[begin:end], first, position + begin, ends)
             write_at(self._fd, ends, 8 * first)
         if position not in self._pieces:
             self._journal.add("row ends", position, piece)
@@ -192,19 +193,12 @@ def _three(first: int, last: int, end: int) -> tuple[int, int, int]:
 
 
 @compiled()
-def _find_ends(src: Array, first: int, position: int, begin: Array, ends: Array) -> None:
-    """Write where the rows from `first` on end: the edges of each, `position` being the first's.
-
-    ``begin[0]`` is where in `src` the first of these rows begins; it is moved on.
-    """
-    k = begin[0]
+def _find_ends(src: Array, first: int, position: int, ends: Array) -> None:
+    """Write where the rows from `first` on end: the edges of each, `position` being the first's."""
     ends[:] = 0
-    stop = first + ends.size
-    while k < src.size and np.int64(src[k]) < stop:  # the last edge of a row stays
-        k += 1
-        ends[np.int64(src[k - 1]) - first] = position + k
-    end = position + begin[0]
+    for k in range(src.size):
+        ends[np.uint64(src[k]) - np.uint64(first)] = position + k + 1
+    end = position
     for r in range(ends.size):
         end = max(end, ends[r])
         ends[r] = end
-    begin[0] = k

@@ -143,7 +143,7 @@ def make_folders(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def opened(path: Path, flags: int, mode: int = 0o666) -> Iterator[int]:
+def opened(path: str | Path, flags: int, mode: int = 0o666) -> Iterator[int]:
     """Open a file or folder for the length of a ``with``."""
     fd = os.open(path, flags, mode)
     try:

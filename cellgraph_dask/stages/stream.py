@@ -113,10 +113,7 @@ def _read_weighted(
     assert job.rule is not None
     dtype = job.streamed_dtype
     entries = job.source.read_block(block, weights=True, narrow=dtype == np.float32)
-    stored = check_weights(job.source, job.rule, block, entries)
-    if job.refuse_diagonal:
-        check_diagonal(job.source, block, entries)
-    weights = stored.astype(dtype, copy=False)
+    weights = check_weights(job.source, job.rule, block, entries).astype(dtype, copy=False)
     indices, indptr, first = entries.indices, entries.indptr, block.first_row
     src = buffers.take("stream src", weights.size, job.cell_dtype)
     imbalance = np.zeros(3, np.uint64)
@@ -127,6 +124,8 @@ def _read_weighted(
         )  # fmt: skip
     else:
         n_diagonal, unsorted = weighted_loops.look_at_block(indices, indptr, first, src)
+    if job.refuse_diagonal and n_diagonal:
+        check_diagonal(job.source, block, entries)
     if imbalance[2] or (job.strict and n_diagonal):  # where stored zeros have been put, too
         raise NotSymmetricError
     loops.count_degrees(indices, indptr, first, n_diagonal, degrees)
