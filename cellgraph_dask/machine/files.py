@@ -7,15 +7,22 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+from zlib_ng import zlib_ng
+
 from ..errors import DiskSpaceError, OutputError
+from . import buffers
 from .buffers import Array
-from .memory import format_bytes
+from .memory import format_bytes, machine_memory
 
 _MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
+_PAST_CACHE_BYTES = 1 << 21  # written at once past the cache, in
+_BLOCK = 1 << 12  # … blocks, which disks take whole
+_MOST_CACHED = 256  # as many such files fill the memory
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -64,6 +71,64 @@ def write_at(fd: int, data: Array | bytes | memoryview, offset: int) -> int:
         view = view[n:]
         offset += n
     return offset
+
+
+def write_new(fd: int, parts: Sequence[Array]) -> tuple[int, int]:
+    """Write contiguous arrays to a new file; return its size and the CRC-32 of its bytes.
+
+    What takes a good part of the memory that this process may use goes past the system's cache: it
+    would not stay there, but drive out what is read ahead. That takes a buffer, `NEW_FILE_BYTES`.
+    """
+    if sum(part.nbytes for part in parts) > machine_memory() // _MOST_CACHED:
+        return _write_past_cache(fd, parts)
+    offset = crc = 0
+    for part in parts:
+        crc = zlib_ng.crc32(_bytes_of(part), crc)
+        offset = write_at(fd, part, offset)
+    return offset, crc
+
+
+NEW_FILE_BYTES = _PAST_CACHE_BYTES + _BLOCK
+
+
+def _write_past_cache(fd: int, parts: Sequence[Array]) -> tuple[int, int]:
+    """Do what `write_new` does, past the cache: whole blocks, and then the rest through it.
+
+    File systems that have no such way take all of it through the cache.
+    """
+    room = buffers.take("past cache", NEW_FILE_BYTES, np.uint8)
+    room = room[-room.ctypes.data % _BLOCK :][:_PAST_CACHE_BYTES]
+    _pass_cache(fd, True)
+    offset = filled = crc = 0
+    for part in parts:
+        flat = part.view(np.uint8)
+        while flat.size:
+            n = min(flat.size, room.size - filled)
+            room[filled : filled + n] = flat[:n]
+            flat, filled = flat[n:], filled + n
+            if filled == room.size:
+                crc = zlib_ng.crc32(room.data, crc)
+                offset, filled = _write_blocks(fd, room, offset), 0
+    _pass_cache(fd, False)
+    rest = room[:filled].data
+    return write_at(fd, rest, offset), zlib_ng.crc32(rest, crc)
+
+
+def _write_blocks(fd: int, room: Array, offset: int) -> int:
+    try:
+        return write_at(fd, room, offset)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    _pass_cache(fd, False)  # its blocks are larger, say
+    return write_at(fd, room, offset)
+
+
+def _pass_cache(fd: int, past: bool) -> None:
+    """Have an open file written past the cache from now on, or not, if its file system can."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT * past)
 
 
 def begin_writeback(fd: int, start: int, stop: int) -> None:

@@ -14,6 +14,7 @@ from typing import get_args
 from ..delivery.products import Product
 from ..errors import MemoryLimitError
 from ..machine.amounts import counted
+from ..machine.files import NEW_FILE_BYTES
 from ..machine.memory import SLACK_BYTES, format_bytes
 from ..stages.degrees import COUNTER_BYTES
 from ..stages.job import LEAST_SHIFT, Job, Method, Tuning, rows_for
@@ -212,12 +213,13 @@ def _n_blocks(job: Job, tuning: Tuning) -> int:
 
 
 def _fixed_bytes(job: Job, tuning: Tuning) -> int:
-    """Return what is kept from stage to stage."""
+    """Return what is kept from stage to stage, and what writing a file takes."""
+    always = SLACK_BYTES + tuning.threads * NEW_FILE_BYTES
     if job.method == "symmetric":
-        return SLACK_BYTES + 1000 * _n_blocks(job, tuning)
+        return always + 1000 * _n_blocks(job, tuning)
     tables = 8 * job.n_partitions * (_n_blocks(job, tuning) + 1)  # what the split returns
     counters = COUNTER_BYTES * job.source.n_cells if tuning.count_degrees else 0
-    return SLACK_BYTES + tables + counters
+    return always + tables + counters
 
 
 def _sized(

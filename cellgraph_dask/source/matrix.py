@@ -18,10 +18,11 @@ from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
 from . import checks, stamps
-from .arrays import StoredArray
+from .arrays import Span, StoredArray
 from .in_memory import index_dtype
 
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
+_MOST_AHEAD = 1 << 20  # entries that are read ahead; more would be gone before their time
 # zarr leaves chunks unwritten that hold nothing but zeros, so a chunk may rightly be absent. In
 # arrays chunked this finely it is taken at its word; in others it must be believable.
 _TINY_CHUNK = 4
@@ -275,8 +276,9 @@ class Source:
 
     def begin_reading(self, block: Block) -> None:
         """Have the system read a block from now on, without waiting: its time is yet to come."""
-        self.indices.begin_reading(block.start, block.stop)
-        self.data.begin_reading(block.start, block.stop)
+        stop = min(block.stop, block.start + _MOST_AHEAD)
+        self.indices.begin_reading(block.start, stop)
+        self.data.begin_reading(block.start, stop)
 
     def read_stored(self, block: Block) -> BlockEntries:
         """Read a block whose weights (float64) are as they are stored: zero, negative or NaN too.
@@ -317,10 +319,17 @@ class Source:
             self._read_weights_of_span(a, b, data[a - block.start : b - block.start])
         return indptr, indices, data
 
+    def _spans(self, array: StoredArray, block: Block) -> Iterator[Span]:
+        """Cut a block at chunk borders; of a large one, the next span is read ahead each time."""
+        for a, b in array.spans(block.start, block.stop):
+            if block.start + _MOST_AHEAD <= b < block.stop:
+                array.begin_reading(b, min(2 * b - a, block.stop))
+            yield a, b
+
     def _read_indices(self, block: Block, indptr: Array) -> Array:
         array = self.indices
         out = buffers.take("indices", block.stop - block.start, self.row_dtype)
-        for a, b in array.spans(block.start, block.stop):
+        for a, b in self._spans(array, block):
             part = out[a - block.start : b - block.start]
             native = array.dtype == self.row_dtype
             stored = part if native else buffers.take("stored indices", b - a, array.dtype)
@@ -353,7 +362,7 @@ class Source:
         """Read and check weights, into `kept` if they are wanted; whether some are negative."""
         array = self.data
         has_negative = False
-        for a, b in array.spans(block.start, block.stop):
+        for a, b in self._spans(array, block):
             part = None if kept is None else kept[a - block.start : b - block.start]
             if part is not None and part.dtype == array.dtype:
                 stored = part

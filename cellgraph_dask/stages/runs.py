@@ -21,7 +21,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import begin_reading, opened, read_at, write_at
+from ..machine.files import begin_reading, opened, read_at, write_new
 
 Columns = Mapping[str, Array]
 
@@ -59,15 +59,12 @@ def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) as fd:
         try:
-            offset = crc = 0
-            for column in in_file_order:
-                crc = zlib_ng.crc32(column.view(np.uint8).data, crc) if column.size else crc
-                offset = write_at(fd, column, offset)
+            written = Written(*write_new(fd, in_file_order))
             aside.rename(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-    return Written(offset, crc)
+    return written
 
 
 def holds(path: Path, written: Written) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from cellgraph_dask.source import chunked
+from cellgraph_dask.source import arrays, chunked, matrix
 from cellgraph_dask.source.blocks import cut_blocks
 from cellgraph_dask.source.opening import open_source
 from tests.helpers.stores import chunk_file, directed_graph, write_store
@@ -48,6 +48,27 @@ def test_the_chunks_of_a_block(tmp_path, asked, zarr_format):
         ]
         assert asked == [(str(path), 0, path.stat().st_size) for path in expected]
         asked.clear()
+
+
+def test_of_a_large_block_the_rest_comes_while_it_is_read(tmp_path, asked, monkeypatch):
+    store = write_store(tmp_path / "s.zarr", GRAPH, chunk=64)
+    source = open_source(store)
+    monkeypatch.setattr(matrix, "_MOST_AHEAD", 100)
+    monkeypatch.setattr(arrays, "STEP", 64)
+    block = cut_blocks(source, 2000, 200)[0]
+    assert block.stop > 640
+    source.begin_reading(block)
+    names = ("indices", "data")
+    assert [path for path, *_ in asked] == [
+        str(chunk_file(store, name, k)) for name in names for k in range(2)
+    ]
+    asked.clear()
+    entries = source.read_block(block)
+    assert np.array_equal(entries.indices, GRAPH.indices[: block.stop])
+    last = -(-block.stop // 64)
+    assert [path for path, *_ in asked] == [
+        str(chunk_file(store, name, k)) for name in names for k in range(2, last)
+    ]
 
 
 def test_large_chunks_are_left_alone(tmp_path, asked, monkeypatch):
