@@ -152,7 +152,8 @@ def _merge_all(
         [piece.n_contributions for piece in pieces], "entries", MergeSummary,
         partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {kept}",
     )  # fmt: skip
-    merged = executor.run(merging, keep=keep, stop=stop)
+    with runs.kept_open():
+        merged = executor.run(merging, keep=keep, stop=stop)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
     return _Merged(merged, [rows_of(job, piece) for piece in pieces], scratch_bytes)
 

@@ -14,6 +14,7 @@ and the table of starts tells the band.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from .runs import RunReader, Written, holds, write_run
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
+_MOST_OPEN = 128  # runs; systems allow a process some 1,000 files
 SLAB = 1 << 16  # entries looked at in one go where a partition is read in parts
 
 
@@ -84,13 +86,39 @@ class SplitRuns:
         """Whether the run of a block is there as it was written."""
         return holds(self.job.scratch.run("split", block), written)
 
-    def open(self, block: int) -> RunReader:
-        """Open the run of a block."""
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Leave runs that this process opens open until the end of a ``with``, but not too many."""
+        kept = self.__dict__["_kept"] = {}
+        try:
+            yield
+        finally:
+            del self.__dict__["_kept"]
+            for run in kept.values():
+                run.close()
+
+    @contextmanager
+    def open(self, block: int) -> Iterator[RunReader]:
+        """Open the run of a block for the length of a ``with``."""
+        kept: dict[int, RunReader] = self.__dict__.get("_kept", {})
+        run = kept.get(block) or self._reader(block)
+        if len(kept) < _MOST_OPEN and "_kept" in self.__dict__:
+            kept.setdefault(block, run)  # unless another thread was faster
+        try:
+            yield run
+        finally:
+            if kept.get(block) is not run:
+                run.close()
+
+    def _reader(self, block: int) -> RunReader:
         n = self.job.n_partitions
         tables = (n + 1, n * self.n_bands + 1, n + 1)
         return RunReader(
             self.job.scratch.run("split", block), list(zip(self.columns, tables, strict=True))
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SplitRuns, (self.job, self.first_rows, self.n_bands)  # not what is open here
 
     def slabs(self, partition: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """Yield the entries of one partition, unpacked, in parts of bounded size: section, columns.
