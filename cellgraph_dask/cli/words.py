@@ -21,6 +21,7 @@ _PROOFS = {
 _METHODS = {
     "symmetric": "symmetric: one pass, as the matrix looks symmetric",
     "general": "general: split and merge",
+    "summed": "summed: split and merge, adding up repeated entries in float64",
     "signed": "signed: split and merge with weights, as some are negative",
 }
 

@@ -281,9 +281,10 @@ class _Export:
                     why = _not_symmetric(prepared, self.options, scratch, progress)
                     if why is not None:
                         raise why from None
-                # Seen only while running: a weight is negative, or an entry has no mirror image.
-                signed = isinstance(reason, NegativeWeightError)
-                method: Method = "signed" if signed else "general"
+                # Seen only while running: a weight is negative, say, or has no mirror image.
+                method: Method = "signed"
+                if isinstance(reason, OtherMethodError):
+                    method = reason.method
                 log.info("starting again with the %s method", method)
                 record = None
                 again = replace(self, method=method)

@@ -161,10 +161,11 @@ class ExportPlan(Report):
         The store and the matrix in it.
     n_cells, n_entries : int
         Cells, and stored entries.
-    method : {"symmetric", "general", "signed"}
+    method : {"symmetric", "general", "summed", "signed"}
         What is tried first. "symmetric": one pass without temporary files, for a matrix that looks
         symmetric; if it turns out not to be, "general" follows. "general": split and merge.
-        "signed": the same for a matrix with negative weights.
+        "summed": the same, for a thinned graph whose matrix stores pairs several times. "signed":
+        the same for a matrix with negative weights.
     threads, n_workers : int
         Threads that work at once in one process; worker processes of a cluster, if any.
     n_blocks, n_partitions : int

@@ -149,6 +149,8 @@ def _to_come(job: Job) -> list[Method]:
     never = job.rule is not None or job.source.data.dtype.kind in "bu"
     if never and job.method != "signed":
         methods.remove("signed")
+    if not job.thinning and job.method != "summed":
+        methods.remove("summed")
     return methods[methods.index(job.method) :]
 
 

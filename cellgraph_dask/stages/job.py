@@ -17,7 +17,7 @@ from .rules import Combination, narrowed
 from .runs import Scratch
 from .wishes import ALL, Thinning
 
-Method = Literal["symmetric", "general", "signed"]
+Method = Literal["symmetric", "general", "summed", "signed"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Job:
 
     A partition is ``2**shift`` sources, at most 2¹⁶. The method says how the edges are found.
     "symmetric": one pass, hoping that the upper entries are all there is. "general": split and
-    merge. "signed": the same with the weights carried along, because some are negative and entries
-    may cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
+    merge. "summed": the same, when what repeated entries add up to is more than float32 can hold.
+    "signed": the same with the weights carried along, because some are negative and entries may
+    cancel each other. With a `rule`, weights decide what is an edge, and are delivered with the
     edges if there are to be `weights`; if `both`, each edge is found in both directions, so that
     rows are complete. A `strict` job takes no matrix that has stored zeros or a diagonal; weights
     on the diagonal, which are no edges, are an error with `refuse_diagonal`. Of the edges, those
@@ -86,8 +87,14 @@ class Job:
 
         Both directions of a pair have the same weight there.
         """
-        is_exact = self.rule in ("ones", "max", "min") and self.weight_dtype == np.float32
-        return np.dtype(np.float32 if is_exact else np.float64)
+        is_exact = self.rule in ("ones", "max", "min") and self.method != "summed"
+        is_narrow = is_exact and self.weight_dtype == np.float32
+        return np.dtype(np.float32 if is_narrow else np.float64)
+
+    @property
+    def merged_dtype(self) -> np.dtype[Any]:
+        """Dtype of weights that are merged: those of rows, if edges are to be left out of them."""
+        return self.streamed_dtype if self.thinning else np.dtype(np.float64)
 
     @property
     def entry_bytes(self) -> int:
@@ -142,9 +149,19 @@ def partition_shift(n_cells: int) -> int:
 class OtherMethodError(Exception):
     """The method that was tried does not suit the matrix; never shown to users."""
 
+    method: Method  # that does
+
 
 class NotSymmetricError(OtherMethodError):
-    """The upper entries are not all edges: the general method has to be taken."""
+    """The upper entries are not all edges."""
+
+    method = "general"
+
+
+class SummedError(OtherMethodError):
+    """Repeated entries add up to a weight that float32 does not hold."""
+
+    method = "summed"
 
 
 class EdgeSink(Protocol):

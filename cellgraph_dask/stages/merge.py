@@ -15,7 +15,7 @@ from ..machine import buffers
 from ..machine.buffers import Array
 from . import loops, weighted_loops
 from .degrees import DegreeSink
-from .job import EdgeSink, Job, deliver, read_kept
+from .job import EdgeSink, Job, SummedError, deliver, read_kept
 from .pieces import Piece
 from .rules import CODES, check_edges
 from .runs import Written
@@ -74,7 +74,7 @@ def _merge_piece(runs: SplitRuns, piece: Piece) -> list[Array]:
     out_dst = buffers.take("merged dst", n, job.cell_dtype)
     out = [out_src, out_dst]
     if job.rule is not None:
-        out.append(buffers.take("merged weights", n, np.float64))
+        out.append(buffers.take("merged weights", n, job.merged_dtype))
     merge_packed = _merge_signed if job.rule is None and job.weighs else _merge
     n_edges = merge_packed(job, piece.first, packed, *out)
     return [column[:n_edges] for column in out]
@@ -96,7 +96,11 @@ def _merge_pair(runs: SplitRuns, piece: Piece) -> list[Array]:
             weight = weighted_loops.combine.function(CODES.index(job.rule), *ordered)
     n = int(weight != 0)
     columns = [np.full(n, cell, job.cell_dtype) for cell in (source, destination)]
-    return columns if job.rule is None else [*columns, np.full(n, weight, np.float64)]
+    if job.rule is not None:
+        columns.append(np.full(n, weight, job.merged_dtype))
+        if n and job.merged_dtype == np.float32 and columns[2][0] != weight:
+            raise SummedError
+    return columns
 
 
 def _sums_of_pair(runs: SplitRuns, partition: int, source: int, destination: int) -> list[Any]:
@@ -146,12 +150,14 @@ def _merge(job: Job, first: int, packed: Packed, *out: Array) -> int:
         return n
     kept = buffers.take("grouped weights", n_upper + n_lower, job.weight_dtype)
     keys = buffers.take("row keys", n_upper, np.int64)
-    n = weighted_loops.merge_weighted(
+    n, is_exact = weighted_loops.merge_weighted(
         *place, packed.upper["dst"], packed.upper["weight"], packed.upper_starts,
         packed.lower["src"], packed.lower["row"], packed.lower["weight"], packed.lower_starts,
         packed.bases, *ends, grouped[:n_upper], kept[:n_upper], grouped[n_upper:], kept[n_upper:],
         keys, CODES.index(job.rule), *out,
     )  # fmt: skip
+    if not is_exact and job.merged_dtype == np.float32:
+        raise SummedError
     return n
 
 

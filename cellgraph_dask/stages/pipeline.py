@@ -21,7 +21,7 @@ from ..machine.buffers import Array
 from ..runtime.stage import Executor, ResumableExecutor, Stage, do_nothing
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block
-from . import keep, loops, weighted_loops
+from . import keep, loops, symmetry_loops, weighted_loops
 from .degrees import (
     DegreeCounters,
     DegreeRuns,
@@ -183,8 +183,8 @@ def _run_thinned(
     rows, scratch_bytes, pieces, ranked = job, 0, None, None
     if job.method != "symmetric":
         whole, both = keep.has_whole_rows(job, tuning), keep.merges_whole_rows(job, tuning)
-        merging = replace(job, both=both, weights=True, delivered="float64")
         sink = row_sink(job)
+        merging = replace(job, both=both, weights=True, delivered=sink.dtype.name)
         sample = sample_of(job, tuning)
         known = keep.keep_of(job, rows_job(job, described(job, sink, 0)))
         ranks = RankRuns(known, sample) if job.thinning.top_k is not None else NoDegrees()
@@ -232,10 +232,10 @@ def warm_up(job: Job) -> None:
     if job.refuse_diagonal:
         read = np.zeros(1, np.float64 if source.data.dtype.kind == "f" else np.int64)
         for weights in (read, np.zeros(1, np.float32)):
-            weighted_loops.first_on_diagonal(indices, weights, indptr[:2], 0)
+            symmetry_loops.first_on_diagonal(indices, weights, indptr[:2], 0)
     if job.thinning:
         keep.warm_up(job)
-        cells, weights = np.zeros(0, job.cell_dtype), np.zeros(0)
+        cells, weights = np.zeros(0, job.cell_dtype), np.zeros(0, job.merged_dtype)
         weighted_loops.keep_entries(cells, weights, 0, cells, cells, weights)
         rows_job(job, described(job, row_sink(job), 0)).source.warm_up()
     if job.method == "symmetric" or job.thinning:
@@ -271,7 +271,7 @@ def warm_up(job: Job) -> None:
             else:
                 weighted_loops.merge_weighted(
                     *place, dst, kept, starts, src, row, kept, starts, starts[:, :1], ends, ends,
-                    dst.copy(), kept, dst, kept, counts, 0, out, dst, np.zeros(2),
+                    dst.copy(), kept, dst, kept, counts, 0, out, dst, np.zeros(2, job.merged_dtype),
                 )  # fmt: skip
     loops.count_destinations_of(src, dst, 0, 8, counts)  # where a partition is read in parts
     loops.select_range(src, dst, 0, 0, 0, 0, counts)

@@ -34,7 +34,7 @@ class RowSink:
     """Takes the rows of pieces into files of the scratch folder; an `EdgeSink`, picklable."""
 
     scratch: Scratch
-    dtype: np.dtype[Any]  # of the weights; it holds them exactly
+    dtype: np.dtype[Any]  # of the weights
 
     def place(self, number: int, src: Array) -> int:
         """Return the number of the piece."""
@@ -47,7 +47,7 @@ class RowSink:
         counts = np.zeros(int(src[-1]) - first + 1 if src.size else 0, np.uint32)
         loops.count_edges_per_source(src, first, counts)
         sections: list[tuple[dict[str, Array], Array]] = [
-            ({"dst": dst, "weight": weights.astype(self.dtype, copy=False)}, np.array([dst.size])),
+            ({"dst": dst, "weight": weights}, np.array([dst.size])),
             ({"n": counts}, np.array([first, counts.size])),
         ]
         write_run(self.scratch.run("rows", position), sections)
@@ -58,9 +58,7 @@ class RowSink:
         with self.open(position, dst.dtype) as piece:
             first, counts = _counts(piece)
             piece.read(0, "dst", 0, dst)
-            stored = np.empty(weights.size, self.dtype)
-            piece.read(0, "weight", 0, stored)
-        weights[:] = stored
+            piece.read(0, "weight", 0, weights)
         src[:] = np.repeat(np.arange(first, first + counts.size), counts)
 
     def open(self, number: int, cell_dtype: np.dtype[Any]) -> RunReader:

@@ -14,7 +14,7 @@ from ..errors import SourceError
 from ..machine import buffers
 from ..machine.buffers import Array
 from ..source.matrix import Block, BlockEntries, Source
-from . import weighted_loops
+from . import symmetry_loops, weighted_loops
 
 Rule = Literal["ones", "max", "min", "mean", "sum", "fuzzy"]
 
@@ -31,7 +31,7 @@ _MOST_EXACT = 2**53  # whole numbers up to here are the same in float64
 def check_diagonal(source: Source, block: Block, entries: BlockEntries) -> None:
     """Raise a SourceError that names the first weight of a block that is on the diagonal."""
     place = entries.indices, entries.weights, entries.indptr, block.first_row
-    at, row = weighted_loops.first_on_diagonal(*place)
+    at, row = symmetry_loops.first_on_diagonal(*place)
     if at >= 0:
         assert entries.weights is not None
         raise SourceError(

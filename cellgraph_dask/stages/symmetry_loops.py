@@ -88,3 +88,21 @@ def _count_repeats(
             first_rises = rises
         last_rises = rises
     return bool(first_rises), bool(last_rises)
+
+
+@compiled(int, int)
+def first_on_diagonal(
+    indices: Array, weights: Array, indptr: Array, first_row: int
+) -> tuple[int, int]:
+    """Return position and row of the first weight on the diagonal that is not 0, or (-1, -1)."""
+    for r in range(indptr.size - 1):
+        row = first_row + r
+        columns = indices[indptr[r] : indptr[r + 1]]
+        found: Any = False
+        for k in range(columns.size):  # no way out of the loop, so it is vector code
+            found |= columns[k] == row
+        if found:
+            for e in range(indptr[r], indptr[r + 1]):
+                if indices[e] == row and weights[e] != 0:
+                    return e, row
+    return -1, -1

@@ -155,24 +155,6 @@ def narrow(weights: Array, out: Array) -> int:
     return -1
 
 
-@compiled(int, int)
-def first_on_diagonal(
-    indices: Array, weights: Array, indptr: Array, first_row: int
-) -> tuple[int, int]:
-    """Return position and row of the first weight on the diagonal that is not 0, or (-1, -1)."""
-    for r in range(indptr.size - 1):
-        row = first_row + r
-        columns = indices[indptr[r] : indptr[r + 1]]
-        found: Any = False
-        for k in range(columns.size):  # no way out of the loop, so it is vector code
-            found |= columns[k] == row
-        if found:
-            for e in range(indptr[r], indptr[r + 1]):
-                if indices[e] == row and weights[e] != 0:
-                    return e, row
-    return -1, -1
-
-
 @compiled(int)
 def combine(rule: int, a: Any, b: Any) -> Any:
     """Return the weight of a pair from those of its directions (float64); see `rules`."""
@@ -255,15 +237,18 @@ def _merge_row(
     return int(np.int64(at)), bool(rises)
 
 
-@compiled(int)
+@compiled(int, bool)
 def merge_weighted(
     first_partition: int, shift: int, first_rows: Array, in_row: Array, row_starts: Array,
     upper_dst: Array, upper_weight: Array, upper_starts: Array, lower_src: Array, lower_row: Array,
     lower_weight: Array, lower_starts: Array, bases: Array, upper_ends: Array, lower_ends: Array,
     upper_grouped: Array, upper_kept: Array, lower_grouped: Array, lower_kept: Array, keys: Array,
     rule: int, out_src: Array, out_dst: Array, out_weight: Array,
-) -> int:  # fmt: skip
+) -> tuple[int, bool]:  # fmt: skip
     """Merge entries as `loops.merge_partitions` does, and combine the weights of both directions.
+
+    Returned are the number of edges, and whether the dtype of `out_weight` held what repeated
+    entries added up to.
 
     `upper_kept` and `lower_kept` are work space for the weights of the grouped entries, `keys`
     (int64) to sort as many. What a rule makes 0 is no edge. Weights must not be negative. Where
@@ -271,6 +256,7 @@ def merge_weighted(
     repeated entry.
     """
     n: Any = 0
+    is_exact: Any = True
     for f in range(upper_starts.shape[1] - 1):
         base = np.int64(first_partition + f) << shift
         _group_upper(
@@ -318,8 +304,9 @@ def merge_weighted(
                 out_src[n] = source
                 out_dst[n] = d
                 out_weight[n] = weight
+                is_exact &= np.float64(out_weight[n]) == weight
                 n += weight != 0.0
-    return int(n)
+    return int(n), bool(is_exact)
 
 
 @compiled(int, bool)
