@@ -356,7 +356,7 @@ def _run(
     log.info(_taken(prepared.plan))
     plan, blocks, scratch = prepared.plan, prepared.blocks, Path(record.scratch)
     client = options.client
-    job = replace(prepared.job, scratch=Scratch(record.scratch))
+    job = replace(prepared.job, scratch=Scratch(record.scratch, options.keep_scratch))
     with named_disk_errors(scratch.parent), closing(Journal(output.work, record.id)) as journal:
         executor: Executor = Threads(plan.threads, progress)
         if client is not None:

@@ -27,6 +27,7 @@ from ..machine.files import append
 
 JOURNAL = "journal"
 _BEGUN = "begun "  # before the name of a stage: a line that tells how many tasks it has
+_SPENT = "spent "  # … or that what they have written is removed
 
 log = logging.getLogger(__name__)
 
@@ -83,16 +84,17 @@ class ResumableExecutor:
     def run(
         self, stage: Stage[Key, Summary], *,
         keep: Callable[[dict[int, Summary]], None] = do_nothing,
-        stop: Callable[[], None] = do_nothing,
+        stop: Callable[[], None] = do_nothing, kept: dict[int, Summary] | None = None,
     ) -> list[Summary]:  # fmt: skip
         """Run a stage for all keys that are not finished; return all summaries in order.
 
         Keys have a `number`. `keep` is called with the summaries that are kept, by number, before
-        the others are computed; `stop` is as for an executor.
+        the others are computed; `stop` is as for an executor. `kept` are those that are kept, if
+        that has been found out already.
         """
-        label = f"{stage.name} {stage.variant}"
-        numbers = [_number(key) for key in stage.keys]
-        kept = self._kept(stage, label, numbers)
+        label, numbers = _label(stage), [_number(key) for key in stage.keys]
+        if kept is None:
+            kept = self.kept(stage)
         self.n_kept += len(kept)
         keep(kept)
         self.journal.begin(label, len(numbers))
@@ -112,15 +114,26 @@ class ResumableExecutor:
         summaries = kept | {numbers[k]: value for k, value in zip(todo, new, strict=True)}
         return [summaries[number] for number in numbers]
 
-    def _kept(
-        self, stage: Stage[Key, Summary], label: str, numbers: Sequence[int]
-    ) -> dict[int, Summary]:
+    def spend(self, stage: Stage[Key, Summary], left: Sequence[Any]) -> None:
+        """Note that what a stage has written is about to be removed, and what is `left` of it."""
+        self.journal.add(_SPENT + _label(stage), 0, left)
+
+    def spent(self, stage: Stage[Key, Summary]) -> tuple[list[Summary], list[Any]] | None:
+        """Return the summaries of such a stage and what is left; None if nothing was removed."""
+        assert stage.summary is not None
+        left = self.journal.found(_SPENT + _label(stage), lambda *values: list(values)).get(0)
+        if left is None:
+            return None
+        found = self.journal.found(_label(stage), stage.summary)
+        return [found[_number(key)] for key in stage.keys], left
+
+    def kept(self, stage: Stage[Key, Summary]) -> dict[int, Summary]:
         """Return the summaries in the journal whose output still holds, by number."""
         assert stage.summary is not None
         assert stage.holds is not None
-        found = self.journal.found(label, stage.summary)
-        pairs = zip(stage.keys, numbers, strict=True)
-        candidates = [(key, found[number]) for key, number in pairs if number in found]
+        found = self.journal.found(_label(stage), stage.summary)
+        numbers = [(key, _number(key)) for key in stage.keys]
+        candidates = [(key, found[number]) for key, number in numbers if number in found]
         if not candidates:
             return {}
         sizes = [1] * len(candidates)
@@ -128,6 +141,11 @@ class ResumableExecutor:
         sound = self.executor.run(check)
         verdicts = zip(candidates, sound, strict=True)
         return {_number(key): value for (key, value), ok in verdicts if ok}
+
+
+def _label(stage: Stage[Any, Any]) -> str:
+    """Return the name of a stage in the journal."""
+    return f"{stage.name} {stage.variant}"
 
 
 def _number(key: Any) -> int:

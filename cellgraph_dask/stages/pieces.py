@@ -8,8 +8,8 @@ stored over and over, may have more contributions than fit; it is read in parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,13 @@ class Piece(NamedTuple):
     low: tuple[int, int] | None
     high: tuple[int, int] | None
     n_contributions: int
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Piece:
+        """Return a piece from its values in a journal."""
+        number, first, last, low, high, n_contributions = values
+        low, high = (end and (int(end[0]), int(end[1])) for end in (low, high))
+        return cls(number, first, last, low, high, n_contributions)
 
     @property
     def is_pair(self) -> bool:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -33,7 +34,7 @@ from .degrees import (
 )
 from .job import EdgeSink, Job, NotSymmetricError, Tuning
 from .merge import MergeSummary, merge, merge_holds
-from .pieces import cut_pieces
+from .pieces import Piece, cut_pieces
 from .ranking import RankRuns, Rows, rows_of, sample_of
 from .rows import described, row_sink, rows_job, source_of_rows
 from .split import SplitRuns, SplitSummary, split, split_holds
@@ -122,6 +123,7 @@ def _run_symmetric(
 class _Merged(NamedTuple):
     """What split and merge have left."""
 
+    runs: SplitRuns
     pieces: list[MergeSummary]
     ranges: list[Rows]  # of the pieces
     scratch_bytes: int
@@ -130,9 +132,13 @@ class _Merged(NamedTuple):
 def _merge_all(
     job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, sink: EdgeSink,
     degrees: DegreeSink, kind: str, keep: Callable[[dict[int, MergeSummary]], None] = do_nothing,
-    stop: Callable[[], None] = do_nothing, *, upper: bool = False,
+    stop: Callable[[], None] = do_nothing, *, upper: bool = False, spend: bool = False,
 ) -> _Merged:  # fmt: skip
-    """Split a matrix into runs, and merge them into a sink of that kind; see `merge`."""
+    """Split a matrix into runs, and merge them into a sink of that kind; see `merge`.
+
+    If the runs will not be needed any more, the journal is told to `spend` them. An interrupted run
+    that had come so far does without them, if all pieces are still there.
+    """
     runs = SplitRuns.of(job, blocks)
     sizes = [block.stop - block.start for block in blocks]
     task, holds = partial(split, runs), partial(split_holds, runs)
@@ -141,28 +147,43 @@ def _merge_all(
         "split", task, blocks, sizes, "entries", SplitSummary, holds, directions,
         ahead=job.source.begin_reading,
     )  # fmt: skip
-    left = executor.run(stage)
-    contributions = np.zeros(job.n_partitions, np.int64)
-    for run in left:
-        contributions += run.contributions
-    pieces = cut_pieces(runs, contributions, tuning.piece_entries, tuning.piece_partitions)
-    kept = "upper entries" if upper else directions
-    merging = Stage(
-        "merge", partial(merge, runs, sink, degrees, upper=upper), pieces,
-        [piece.n_contributions for piece in pieces], "entries", MergeSummary,
-        partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {kept}",
-    )  # fmt: skip
+
+    def merging_of(pieces: list[Piece]) -> Stage[Piece, MergeSummary]:
+        wanted = "upper entries" if upper else directions
+        return Stage(
+            "merge", partial(merge, runs, sink, degrees, upper=upper), pieces,
+            [piece.n_contributions for piece in pieces], "entries", MergeSummary,
+            partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {wanted}",
+        )  # fmt: skip
+
+    left, merging, kept = [], merging_of([]), None
+    spent = executor.spent(stage)
+    if spent is not None:
+        left, merging = spent[0], merging_of([Piece.of(values) for values in spent[1]])
+        kept = executor.kept(merging)
+    if kept is not None and len(kept) == len(merging.keys):
+        executor.n_kept += len(left)
+    else:
+        left, kept = executor.run(stage), None
+        total = np.zeros(job.n_partitions, np.int64)
+        for run in left:
+            total += run.contributions
+        pieces = cut_pieces(runs, total, tuning.piece_entries, tuning.piece_partitions)
+        merging = merging_of(pieces)
     with runs.kept_open():
-        merged = executor.run(merging, keep=keep, stop=stop)
+        merged = executor.run(merging, keep=keep, stop=stop, kept=kept)
+    if spend:
+        executor.spend(stage, merging.keys)
     scratch_bytes = sum(run.n_bytes for run in left) + sum(piece.n_bytes for piece in merged)
-    return _Merged(merged, [rows_of(job, piece) for piece in pieces], scratch_bytes)
+    ranges = [rows_of(job, piece) for piece in merging.keys]
+    return _Merged(runs, merged, ranges, scratch_bytes)
 
 
 def _run_general(
     job: Job, blocks: list[Block], tuning: Tuning, executor: ResumableExecutor, delivery: Delivery
 ) -> Outcome:
     degrees = DegreeCounters(job.source.n_cells) if tuning.count_degrees else DegreeRuns()
-    merged, _, scratch_bytes = _merge_all(
+    _, merged, _, scratch_bytes = _merge_all(
         job, blocks, tuning, executor, delivery.sink, degrees, delivery.kind,
         partial(_keep, delivery), delivery.stop,
     )  # fmt: skip
@@ -181,6 +202,7 @@ def _run_thinned(
     ResumableExecutor, delivery: Delivery,
 ) -> Outcome:  # fmt: skip
     rows, scratch_bytes, pieces, ranked = job, 0, None, None
+    meanwhile: AbstractContextManager[None] = nullcontext()
     if job.method != "symmetric":
         whole, both = keep.has_whole_rows(job, tuning), keep.merges_whole_rows(job, tuning)
         sink = row_sink(job)
@@ -188,18 +210,23 @@ def _run_thinned(
         sample = sample_of(job, tuning)
         known = keep.keep_of(job, rows_job(job, described(job, sink, 0)))
         ranks = RankRuns(known, sample) if job.thinning.top_k is not None else NoDegrees()
-        merged, ranges, scratch_bytes = _merge_all(
-            merging, blocks, tuning, executor, sink, ranks, "rows", upper=both and not whole
-        )
+        runs, merged, ranges, scratch_bytes = _merge_all(
+            merging, blocks, tuning, executor, sink, ranks, "rows", upper=both and not whole,
+            spend=not job.scratch.stays,
+        )  # fmt: skip
+        if not job.scratch.stays:
+            meanwhile = runs.removing()
         sizes = [piece.n_edges for piece in merged]
         rows = rows_job(job, source_of_rows(job, sink, sizes))
         pieces = None if whole else Pieces(sink, sizes)
         ranked = Ranked(sample, ranges) if job.thinning.top_k is not None else None
         blocks = cut_blocks(rows.source, *tuning.thinned)
-    counts, largest, thinned = thin(
-        job, rows, blocks, seeds, executor, delivery.sink, delivery.kind, partial(_keep, delivery),
-        delivery.stop, pieces, ranked, count_components=tuning.count_components,
-    )  # fmt: skip
+    with meanwhile:
+        counts, largest, thinned = thin(
+            job, rows, blocks, seeds, executor, delivery.sink, delivery.kind,
+            partial(_keep, delivery), delivery.stop, pieces, ranked,
+            count_components=tuning.count_components,
+        )  # fmt: skip
     output_bytes = delivery.finish(counts)
     scratch_bytes += delivery.scratch_bytes
     n_edges = sum(counts) // job.n_directions

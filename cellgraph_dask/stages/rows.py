@@ -59,6 +59,8 @@ class RowSink:
             first, counts = _counts(piece)
             piece.read(0, "dst", 0, dst)
             piece.read(0, "weight", 0, weights)
+        if counts.sum(dtype=np.int64) != src.size:
+            raise ValueError("its rows are not as long as they say")
         src[:] = np.repeat(np.arange(first, first + counts.size), counts)
 
     def open(self, number: int, cell_dtype: np.dtype[Any]) -> RunReader:
@@ -86,6 +88,8 @@ def row_bytes(job: Job, n_entries: int, n_sources: int) -> int:
 def _counts(piece: RunReader) -> tuple[int, Array]:
     """Return the first row of a piece, and the number of entries in it and in those after it."""
     first, n_rows = (int(n) for n in piece.starts(1, 0, 1))
+    if not 0 <= 4 * n_rows <= piece.n_bytes:
+        raise ValueError(f"it does not have {n_rows} rows")
     counts = np.empty(n_rows, np.uint32)
     piece.read(1, "n", 0, counts)
     return first, counts

@@ -33,6 +33,7 @@ class Scratch:
     """The folder of an export's temporary files; it is private to the user and to one export."""
 
     folder: str
+    stays: bool = False  # its files are not removed when they are not needed any more
 
     def run(self, stage: str, index: int) -> Path:
         """Return the path of the run of a stage's task."""
@@ -85,16 +86,27 @@ class RunReader:
     """Reads parts of a run.
 
     The layout has for each section the dtypes of its columns, in the order in which they were
-    written, and the length of its table of starts.
+    written, and the length of its table of starts. A file that is not of that layout is an OSError,
+    an EOFError or a ValueError.
     """
 
     def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
         self._layout = [columns for columns, _ in layout]
         self._fd = os.open(path, os.O_RDONLY)
+        try:
+            self._find(layout)
+        except BaseException:
+            self.close()
+            raise
+
+    def _find(self, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
+        """Find out where everything is."""
         lengths = np.empty(len(layout), np.int64)
-        tables = os.fstat(self._fd).st_size - lengths.nbytes
+        self.n_bytes = os.fstat(self._fd).st_size
+        tables = self.n_bytes - lengths.nbytes
         read_at(self._fd, lengths, tables)
         tables -= 8 * sum(table_length for _, table_length in layout)
+        end = tables
         self._tables: list[int] = []
         self._columns: list[dict[str, int]] = []
         offset = 0
@@ -106,6 +118,8 @@ class RunReader:
                 places[name] = offset
                 offset += length * dtype.itemsize
             self._columns.append(places)
+        if offset != end or lengths.min() < 0:
+            raise ValueError("its columns are not as long as it says")
 
     def starts(self, section: int, first: int, last: int) -> Array:
         """Return the entries ``first … last`` (inclusive) of a section's table of starts."""

@@ -13,8 +13,11 @@ and the table of starts tells the band.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -31,6 +34,7 @@ from .runs import RunReader, Written, holds, write_run
 
 UPPER, LOWER, ROWS = 0, 1, 2  # the sections of a run
 BAND_BITS = 16
+_PAUSE = 4  # after removing a run, as many times what that took
 _MOST_OPEN = 128  # runs; systems allow a process some 1,000 files
 SLAB = 1 << 16  # entries looked at in one go where a partition is read in parts
 
@@ -96,6 +100,28 @@ class SplitRuns:
             del self.__dict__["_kept"]
             for run in kept.values():
                 run.close()
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """Remove all runs during a ``with``, and with pauses.
+
+        Some disks take long to discard what a file held, and read nothing meanwhile.
+        """
+        is_over = threading.Event()
+
+        def remove() -> None:
+            with suppress(OSError):  # which is told when the folder goes
+                for block in range(len(self)):
+                    began = time.perf_counter()
+                    self.job.scratch.run("split", block).unlink(missing_ok=True)
+                    is_over.wait(_PAUSE * (time.perf_counter() - began))
+
+        with ThreadPoolExecutor(1, thread_name_prefix="cellgraph-remove") as pool:
+            pool.submit(remove)
+            try:
+                yield
+            finally:
+                is_over.set()
 
     @contextmanager
     def open(self, block: int) -> Iterator[RunReader]:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from cellgraph_dask.plan.tuning import Budget
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from cellgraph_dask.runtime.stage import Journal
 from cellgraph_dask.source.opening import open_source
+from cellgraph_dask.stages import pipeline
 from cellgraph_dask.stages.job import Tuning
 from cellgraph_dask.stages.wishes import Thinning
 from tests.benchmarks.make_store import make_store
@@ -268,7 +270,7 @@ def interrupt_in(monkeypatch):
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("options", KINDS, ids=str)
 @pytest.mark.parametrize("kind", STAGES)
-def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_in):
+def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_in, monkeypatch):
     if "format" in options:
         pytest.importorskip("pyarrow.parquet")
     matrix, thinned, tuning = weighted(kind)
@@ -277,6 +279,7 @@ def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_
     told = export(source, tmp_path / "whole", tuning=tuning, **options).thinned
     expected = contents(tmp_path / "whole")
     assert verify_export(tmp_path / "whole", source=source).ok
+    monkeypatch.setattr(Budget, "has_room_for_counters", lambda *_: tuning.count_components)
     for stage in STAGES[kind]:
         for n in (0, 3):
             out_dir = tmp_path / f"{stage}-{n}"
@@ -289,6 +292,41 @@ def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_
             assert report.kept_tasks > n
             assert report.thinned.n_dropped == told.n_dropped > 0
             assert report.thinned.n_became_isolated == told.n_became_isolated
+
+
+@pytest.mark.parametrize("then", ["whole", "damaged", "kept"])
+def test_when_all_pieces_are_merged_the_runs_of_the_split_go(
+    tmp_path, interrupt_in, monkeypatch, then
+):
+    matrix, thinned, tuning = weighted("directed")
+    source = write_store(tmp_path / "s.zarr", matrix, chunk=1000)
+    options = thinned | {"keep_scratch": then == "kept"}
+    export(source, tmp_path / "whole", tuning=tuning, **thinned)
+    interrupt_in("thin", 2)
+    with pytest.raises(KeyboardInterrupt):
+        export(source, tmp_path / "out", tuning=tuning, **options)
+    interrupt_in("none", 0)
+    (scratch,) = (tmp_path / "out" / WORK_FOLDER).glob("run-*/")
+    pieces = sorted(scratch.glob("rows-*.run"))
+    n_runs, n_pieces = len(list(scratch.glob("split-*.run"))), len(pieces)
+    assert n_pieces > 3
+    if then == "kept":
+        assert n_runs > 3
+    else:
+        assert n_runs == 0
+    if then == "damaged":
+        pieces[1].write_bytes(pieces[1].read_bytes()[:-1])
+    split_again = []
+    split = pipeline.split
+    monkeypatch.setattr(
+        pipeline, "split", lambda runs, block: split_again.append(block) or split(runs, block)
+    )
+    monkeypatch.setattr(Budget, "has_room_for_counters", lambda *_: False)
+    report = export(source, tmp_path / "out", resume=True, **options)
+    assert bool(split_again) == (then == "damaged")
+    assert report.kept_tasks >= n_pieces - 1
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "out" / WORK_FOLDER, ignore_errors=then != "kept")
 
 
 @pytest.mark.slow
