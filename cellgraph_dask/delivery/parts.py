@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -39,6 +39,7 @@ class PieceSink:
     """Takes the edges of pieces from tasks anywhere into files of the scratch folder; picklable."""
 
     scratch: Scratch
+    n_checked: ClassVar[int | None] = None
 
     def place(self, number: int, src: Array) -> int:
         """Return the number of the piece: its place is not known yet."""

@@ -23,6 +23,8 @@ class StoppedError(Exception):
 class Places:
     """The places of pieces in the output."""
 
+    n_checked: int | None = None  # see `EdgeSink`
+
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._next_index = 0

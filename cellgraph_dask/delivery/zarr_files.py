@@ -195,7 +195,9 @@ class ArrayFiles:
 
     def path(self, number: int) -> Path:
         """Return the file of a chunk."""
-        places = [str(int(k)) for k in np.unravel_index(number, self.grid)] if self.shape else []
+        places = [str(number)] if self.shape else []
+        if len(self.shape) > 1:
+            places = [str(int(k)) for k in np.unravel_index(number, self.grid)]
         if self.zarr_format == 2:
             return self.folder / (".".join(places) or "0")
         return self.folder.joinpath("c", *places)

@@ -167,6 +167,10 @@ class SummedError(OtherMethodError):
 class EdgeSink(Protocol):
     """Where edges go, in pieces that may arrive from many threads."""
 
+    @property
+    def n_checked(self) -> int | None:
+        """The first columns, of which `deliver` returns a checksum: as of all, if it is None."""
+
     def place(self, index: int, src: Array) -> int:
         """Return where a piece with these sources begins, as soon as it is known."""
 
@@ -178,7 +182,7 @@ class EdgeSink(Protocol):
 
 
 def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tuple[int, int, int]:
-    """Give the edges of a piece to a sink; return their position, number, and CRC-32."""
+    """Give the edges of a piece to a sink; return their position, number, and a CRC-32."""
     columns = list(edges[: len(job.edge_dtypes)])
     if job.weights and columns[2].dtype != job.delivered:
         src, dst, weights = columns
@@ -186,7 +190,7 @@ def deliver(job: Job, sink: EdgeSink, number: int, edges: Sequence[Array]) -> tu
         columns[2] = weights.astype(job.delivered) if is_wider else narrowed(src, dst, weights)
     position = sink.place(number, columns[0])
     sink.write(position, *columns)
-    return position, columns[0].size, edges_crc(*columns)
+    return position, columns[0].size, edges_crc(*columns[: sink.n_checked])
 
 
 def edges_crc(*columns: Array) -> int:
@@ -210,4 +214,4 @@ def read_kept(
         sink.read(position, *columns)
     except (OSError, EOFError, ValueError):
         return None
-    return columns if edges_crc(*columns) == crc else None
+    return columns if edges_crc(*columns[: sink.n_checked]) == crc else None

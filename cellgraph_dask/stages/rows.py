@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ class RowSink:
 
     scratch: Scratch
     dtype: np.dtype[Any]  # of the weights
+    n_checked: ClassVar[int | None] = None
 
     def place(self, number: int, src: Array) -> int:
         """Return the number of the piece."""

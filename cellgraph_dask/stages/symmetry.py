@@ -105,6 +105,7 @@ class Tally:
     """Counts pairs whose directions differ; a `Delivery` and its `EdgeSink` that keep no edge."""
 
     kind = "tally"
+    n_checked: int | None = None
     scratch_bytes = 0
 
     def __init__(self) -> None:
