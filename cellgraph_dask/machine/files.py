@@ -22,7 +22,7 @@ from .memory import format_bytes, machine_memory
 _MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
 _PAST_CACHE_BYTES = 1 << 21  # written at once past the cache, in
 _BLOCK = 1 << 12  # … blocks, which disks take whole
-_MOST_CACHED = 256  # as many such files fill the memory
+_MOST_CACHED = 64  # as many such files fill the memory
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _SYNC_FILE_RANGE_WRITE = 2

@@ -122,9 +122,9 @@ class ResumableExecutor:
         """Return the summaries of such a stage and what is left; None if nothing was removed."""
         assert stage.summary is not None
         left = self.journal.found(_SPENT + _label(stage), lambda *values: list(values)).get(0)
-        if left is None:
-            return None
         found = self.journal.found(_label(stage), stage.summary)
+        if left is None or not found.keys() >= set(map(_number, stage.keys)):
+            return None  # or a line of the journal is damaged
         return [found[_number(key)] for key in stage.keys], left
 
     def kept(self, stage: Stage[Key, Summary]) -> dict[int, Summary]:

@@ -294,7 +294,7 @@ def test_thinned_graphs_go_on_from_any_stage(tmp_path, kind, options, interrupt_
             assert report.thinned.n_became_isolated == told.n_became_isolated
 
 
-@pytest.mark.parametrize("then", ["whole", "damaged", "kept"])
+@pytest.mark.parametrize("then", ["whole", "damaged", "kept", "torn"])
 def test_when_all_pieces_are_merged_the_runs_of_the_split_go(
     tmp_path, interrupt_in, monkeypatch, then
 ):
@@ -316,6 +316,12 @@ def test_when_all_pieces_are_merged_the_runs_of_the_split_go(
         assert n_runs == 0
     if then == "damaged":
         pieces[1].write_bytes(pieces[1].read_bytes()[:-1])
+    if then == "torn":
+        (journal,) = (tmp_path / "out" / WORK_FOLDER).glob("journal-*")
+        lines = journal.read_bytes().splitlines()
+        is_split = [b'["split ' in line for line in lines]
+        del lines[is_split.index(True)]
+        journal.write_bytes(b"\n".join(lines) + b"\n")
     split_again = []
     split = pipeline.split
     monkeypatch.setattr(
@@ -323,7 +329,7 @@ def test_when_all_pieces_are_merged_the_runs_of_the_split_go(
     )
     monkeypatch.setattr(Budget, "has_room_for_counters", lambda *_: False)
     report = export(source, tmp_path / "out", resume=True, **options)
-    assert bool(split_again) == (then == "damaged")
+    assert bool(split_again) == (then in ("damaged", "torn"))
     assert report.kept_tasks >= n_pieces - 1
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     shutil.rmtree(tmp_path / "out" / WORK_FOLDER, ignore_errors=then != "kept")
