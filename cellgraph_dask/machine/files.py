@@ -79,7 +79,8 @@ def write_new(fd: int, parts: Sequence[Array]) -> tuple[int, int]:
     What takes a good part of the memory that this process may use goes past the system's cache: it
     would not stay there, but drive out what is read ahead. That takes a buffer, `NEW_FILE_BYTES`.
     """
-    if sum(part.nbytes for part in parts) > machine_memory() // _MOST_CACHED:
+    n_bytes = sum(part.nbytes for part in parts)
+    if n_bytes >= _PAST_CACHE_BYTES and n_bytes > machine_memory() // _MOST_CACHED:
         return _write_past_cache(fd, parts)
     offset = crc = 0
     for part in parts:

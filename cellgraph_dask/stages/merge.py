@@ -230,23 +230,23 @@ def gather(runs: SplitRuns, first: int, last: int) -> Packed:
     spans = [(first, last), (first * runs.n_bands, last * runs.n_bands), (first, last)]
     starts = [np.empty((len(runs), to - from_ + 1), np.int64) for from_, to in spans]
     for b in range(len(runs)):
-        with runs.open(b) as run:
-            for section, span in enumerate(spans):
-                table = starts[section][b]
-                table[:] = run.starts(section, *span)
-                run.begin_reading(section, int(table[0]), int(table[-1]))
+        run = runs.open(b)
+        for section, span in enumerate(spans):
+            table = starts[section][b]
+            table[:] = run.starts(section, *span)
+            run.begin_reading(section, int(table[0]), int(table[-1]))
     begins = [table[:, 0].copy() for table in starts]
     places = [np.concatenate(([0], np.cumsum(t[:, -1] - t[:, 0]))) for t in starts]
     for table, begin, place in zip(starts, begins, places, strict=True):
         table += (place[:-1] - begin)[:, None]
     sections = _room(runs, [int(place[-1]) for place in places])
     for b in range(len(runs)):
-        with runs.open(b) as run:
-            for section, columns in enumerate(sections):
-                at, end = (int(p) for p in places[section][b : b + 2])
-                if at < end:
-                    for name, column in columns.items():
-                        run.read(section, name, int(begins[section][b]), column[at:end])
+        run = runs.open(b)
+        for section, columns in enumerate(sections):
+            at, end = (int(p) for p in places[section][b : b + 2])
+            if at < end:
+                for name, column in columns.items():
+                    run.read(section, name, int(begins[section][b]), column[at:end])
     bands = np.arange(runs.n_bands, dtype=np.int64) << BAND_BITS
     return Packed(
         runs.first_rows, sections[UPPER], starts[UPPER], sections[ROWS]["n"], starts[ROWS],

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -156,12 +156,11 @@ def _merge_all(
             partial(merge_holds, job, sink, degrees), f"{kind} {degrees.kind} {wanted}",
         )  # fmt: skip
 
-    left, merging, kept = [], merging_of([]), None
     spent = executor.spent(stage)
-    if spent is not None:
-        left, merging = spent[0], merging_of([Piece.of(values) for values in spent[1]])
-        kept = executor.kept(merging)
-    if kept is not None and len(kept) == len(merging.keys):
+    merging = merging_of([Piece.of(values) for values in spent[1]] if spent else [])
+    kept = executor.kept(merging) if spent else None
+    if spent and kept is not None and len(kept) == len(merging.keys):
+        left = spent[0]
         executor.n_kept += len(left)
     else:
         left, kept = executor.run(stage), None
@@ -170,7 +169,7 @@ def _merge_all(
             total += run.contributions
         pieces = cut_pieces(runs, total, tuning.piece_entries, tuning.piece_partitions)
         merging = merging_of(pieces)
-    with runs.kept_open():
+    with closing(runs):
         merged = executor.run(merging, keep=keep, stop=stop, kept=kept)
     if spend:
         executor.spend(stage, merging.keys)
@@ -206,7 +205,7 @@ def _run_thinned(
     if job.method != "symmetric":
         whole, both = keep.has_whole_rows(job, tuning), keep.merges_whole_rows(job, tuning)
         sink = row_sink(job)
-        merging = replace(job, both=both, weights=True, delivered=sink.dtype.name)
+        merging = replace(job, both=both, weights=True, delivered=job.merged_dtype.name)
         sample = sample_of(job, tuning)
         known = keep.keep_of(job, rows_job(job, described(job, sink, 0)))
         ranks = RankRuns(known, sample) if job.thinning.top_k is not None else NoDegrees()

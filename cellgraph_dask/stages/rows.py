@@ -126,7 +126,7 @@ class RowsArray(RawArray):
 
 def row_sink(job: Job) -> RowSink:
     """Return a sink for the rows of a job's graph."""
-    return RowSink(job.scratch, np.dtype(np.float32 if key_dtype(job).itemsize == 4 else float))
+    return RowSink(job.scratch, job.merged_dtype)
 
 
 def source_of_rows(job: Job, sink: RowSink, sizes: Sequence[int]) -> Source:

@@ -12,6 +12,7 @@ A run appears under its name by rename, so one that is there is whole.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,7 @@ class RunReader:
     def __init__(self, path: Path, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
         self._layout = [columns for columns, _ in layout]
         self._fd = os.open(path, os.O_RDONLY)
-        try:
-            self._find(layout)
-        except BaseException:
-            self.close()
-            raise
-
-    def _find(self, layout: list[tuple[dict[str, np.dtype[Any]], int]]) -> None:
-        """Find out where everything is."""
+        self._close = weakref.finalize(self, os.close, self._fd)  # at the latest when it goes
         lengths = np.empty(len(layout), np.int64)
         self.n_bytes = os.fstat(self._fd).st_size
         tables = self.n_bytes - lengths.nbytes
@@ -142,8 +136,4 @@ class RunReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        self._close()

@@ -51,13 +51,14 @@ class SplitRuns:
     job: Job
     first_rows: Array  # of the blocks; int64
     n_bands: int  # of each partition, in every run
+    kept: dict[int, RunReader] | None = None  # runs that stay open, in the process that made this
 
     @classmethod
     def of(cls, job: Job, blocks: Sequence[Block]) -> SplitRuns:
         """Return the runs that these blocks will leave."""
         rows = max((block.last_row - block.first_row for block in blocks), default=0)
         firsts = np.array([block.first_row for block in blocks], np.int64)
-        return cls(job, firsts, count_bands(rows))
+        return cls(job, firsts, count_bands(rows), {})
 
     def __len__(self) -> int:
         return int(self.first_rows.size)
@@ -91,17 +92,6 @@ class SplitRuns:
         return holds(self.job.scratch.run("split", block), written)
 
     @contextmanager
-    def kept_open(self) -> Iterator[None]:
-        """Leave runs that this process opens open until the end of a ``with``, but not too many."""
-        kept = self.__dict__["_kept"] = {}
-        try:
-            yield
-        finally:
-            del self.__dict__["_kept"]
-            for run in kept.values():
-                run.close()
-
-    @contextmanager
     def removing(self) -> Iterator[None]:
         """Remove all runs during a ``with``, and with pauses.
 
@@ -123,28 +113,26 @@ class SplitRuns:
             finally:
                 is_over.set()
 
-    @contextmanager
-    def open(self, block: int) -> Iterator[RunReader]:
-        """Open the run of a block for the length of a ``with``."""
-        kept: dict[int, RunReader] = self.__dict__.get("_kept", {})
-        run = kept.get(block) or self._reader(block)
-        if len(kept) < _MOST_OPEN and "_kept" in self.__dict__:
-            kept.setdefault(block, run)  # unless another thread was faster
-        try:
-            yield run
-        finally:
-            if kept.get(block) is not run:
-                run.close()
+    def open(self, block: int) -> RunReader:
+        """Return the run of a block, which is closed when it is not needed any more."""
+        kept = {} if self.kept is None else self.kept
+        run = kept.get(block)
+        if run is None:
+            n = self.job.n_partitions
+            tables = (n + 1, n * self.n_bands + 1, n + 1)
+            layout = list(zip(self.columns, tables, strict=True))
+            run = RunReader(self.job.scratch.run("split", block), layout)
+            if len(kept) < _MOST_OPEN:
+                run = kept.setdefault(block, run)  # another thread may have been faster
+        return run
 
-    def _reader(self, block: int) -> RunReader:
-        n = self.job.n_partitions
-        tables = (n + 1, n * self.n_bands + 1, n + 1)
-        return RunReader(
-            self.job.scratch.run("split", block), list(zip(self.columns, tables, strict=True))
-        )
+    def close(self) -> None:
+        """Close the runs, but for those that a task is still reading."""
+        if self.kept is not None:
+            self.kept.clear()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SplitRuns, (self.job, self.first_rows, self.n_bands)  # not what is open here
+        return SplitRuns, (self.job, self.first_rows, self.n_bands)  # workers keep nothing open
 
     def slabs(self, partition: int) -> Iterator[tuple[int, dict[str, Array]]]:
         """Yield the entries of one partition, unpacked, in parts of bounded size: section, columns.
@@ -154,10 +142,9 @@ class SplitRuns:
         """
         for section in (UPPER, LOWER):
             for b in range(len(self)):
-                with self.open(b) as run:
-                    unpacked = self._upper_slabs if section == UPPER else self._lower_slabs
-                    for columns in unpacked(run, b, partition):
-                        yield section, columns
+                unpacked = self._upper_slabs if section == UPPER else self._lower_slabs
+                for columns in unpacked(self.open(b), b, partition):
+                    yield section, columns
 
     def _upper_slabs(self, run: RunReader, b: int, partition: int) -> Iterator[dict[str, Array]]:
         begin, end = (int(p) for p in run.starts(UPPER, partition, partition + 1))

@@ -146,5 +146,12 @@ def test_an_export_whose_runs_go_past_the_cache(tmp_path, monkeypatch, more):
     store = write_store(tmp_path / "s.zarr", directed_graph(3000, 7), chunk=1000)
     export_connectivities(store, tmp_path / "cached", memory_limit="4GB", **more)
     monkeypatch.setattr(files, "machine_memory", lambda: 0)
+    monkeypatch.setattr(files, "_PAST_CACHE_BYTES", 2 * files._BLOCK)
+    n_past = []
+    write = files._write_past_cache
+    monkeypatch.setattr(
+        files, "_write_past_cache", lambda fd, parts: n_past.append(fd) or write(fd, parts)
+    )
     export_connectivities(store, tmp_path / "past", memory_limit="4GB", **more)
+    assert n_past
     assert edges_of(tmp_path / "cached") == edges_of(tmp_path / "past") != []
