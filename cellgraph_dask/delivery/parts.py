@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -106,8 +106,7 @@ class Stretch(NamedTuple):
     n_edges: int
 
 
-@dataclass(frozen=True)
-class _Target:
+class _Target(NamedTuple):
     """What a task must know to write stretches."""
 
     scratch: Scratch
@@ -143,7 +142,7 @@ class PieceDelivery(FromPieces):
     def finish(self, counts: Sequence[int]) -> int:
         """Write the edge files from the pieces; return their bytes."""
         positions = positions_of(counts)
-        target = replace(self._target, positions=positions)
+        target = self._target._replace(positions=positions)
         n_edges, is_plain = positions[-1], target.compression is None
         sizes = {side: n_edges * dtype.itemsize for side, dtype in target.columns.items()}
         for side, n_bytes in sizes.items():

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
@@ -205,8 +205,7 @@ class _NoFiles:
         return 0
 
 
-@dataclass(frozen=True)
-class _Check:
+class _Check(NamedTuple):
     """One check."""
 
     target: Target

@@ -32,8 +32,7 @@ _USUAL_NEIGHBORS = 100  # entries a cell on average; more are warned of
 _FEW_NEIGHBORS = 50  # up to here a graph may hold most of all pairs
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A plan with all that its execution needs."""
 
     plan: ExportPlan

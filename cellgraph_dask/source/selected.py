@@ -6,8 +6,7 @@ Nothing is added up: repeats, stored zeros and the diagonal stay for whoever jud
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ _BLOCK_ENTRIES = 1 << 18
 _ENTRIES_OF_ROW = 16  # that are about as much work as a row
 
 
-@dataclass(frozen=True)
-class _Stamped:
+class _Stamped(NamedTuple):
     """What tells that the matrix is another one: what it is taken from, and the selection."""
 
     matrix: Source | LazyMatrix

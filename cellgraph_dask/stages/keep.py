@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -31,8 +30,7 @@ def key_dtype(job: Job) -> np.dtype[Any]:
     return np.dtype(f"u{job.streamed_dtype.itemsize}")
 
 
-@dataclass(frozen=True)
-class Keep:
+class Keep(NamedTuple):
     """What is known of the edges to keep; picklable."""
 
     thinning: Thinning

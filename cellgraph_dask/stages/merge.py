@@ -6,7 +6,6 @@ pieces before it have been merged; until then its thread waits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,8 +206,7 @@ def _lower_destinations(packed: Packed) -> Array:
     return dst
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(NamedTuple):
     """The entries of consecutive partitions from all runs, run after run, as they were packed.
 
     The tables of starts, and all first rows, are int64.

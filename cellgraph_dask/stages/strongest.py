@@ -7,10 +7,9 @@ as weights in the pieces of rows that come from one end only, which takes no pas
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,8 +37,7 @@ class Keys(Protocol):
         """Return the `nth` edge of a part that has this key, counted from 1."""
 
 
-@dataclass(frozen=True)
-class PieceKeys:
+class PieceKeys(NamedTuple):
     """The weights in pieces of rows, which have each edge once."""
 
     keep: Keep

@@ -102,8 +102,7 @@ class ThinSummary(NamedTuple):
     strongest: float  # largest weight before
 
 
-@dataclass(frozen=True)
-class _Rows:
+class _Rows(NamedTuple):
     """The rows of a symmetric graph, what to do with them; picklable, but for forests."""
 
     job: Job  # of the product; its source is the matrix that has the rows
@@ -180,8 +179,7 @@ def _weigh_holds(keep: Keep, kept: tuple[Block, PassSummary]) -> bool:
     return holds(keep.scratch.run("weigh", block.number), Written(summary.n_bytes, summary.crc))
 
 
-@dataclass(frozen=True)
-class _WeighedKeys:
+class _WeighedKeys(NamedTuple):
     """What the blocks have left in that pass; see `Keys`."""
 
     rows: _Rows
@@ -268,7 +266,7 @@ def thin(
         else:
             before.begin_with(ranked.sample)
         complete_ranks(keep, ranked.ranges)
-        keep = replace(keep, ranked=True)
+        keep = keep._replace(ranked=True)
     if not whole:
         before.settle()
     if job.thinning.max_edges is not None:
@@ -283,7 +281,7 @@ def thin(
             sizes = pieces.sizes
             keys = PieceKeys(keep, *pieces)
         cut = last_of_strongest(keep, keys, sizes, executor.executor)
-        keep = replace(keep, cut=cut)
+        keep = keep._replace(cut=cut)
     else:
         after.begin_like(before)
     ends = None if whole else EndCounters(n_cells)
