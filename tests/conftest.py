@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.helpers.effort import THOROUGH
+from tests.helpers.fault_server import FaultServer
 from tests.helpers.s3 import S3, Proxy, start_s3
 
 # Tests send signals to the processes that they start. Those of a suite in the background, or under
@@ -56,29 +58,48 @@ LONGEST = (
 )
 
 
-MOST_CASES = 3  # of one test, in the quick part
+MOST_CASES = 3  # of one test, in the quick part and in a run of the whole suite,
+MOST_SLOW_CASES = 2  # … and of a slow one
 
 
-def _mark_more_cases(items: list[pytest.Item]) -> None:
-    """Of each test, leave some of its cases to the quick part, from the first to the last."""
+def _more_cases(items: list[pytest.Item], most: int) -> list[pytest.Item]:
+    """Return what is left over if `most` cases of each test are taken, from first to last."""
     cases: dict[Any, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
+    left = []
     for those in cases.values():
-        last = len(those) - 1
-        kept = {last * k // (MOST_CASES - 1) for k in range(MOST_CASES)}
-        for number, item in enumerate(those):
-            if number not in kept:
-                item.add_marker(pytest.mark.slow)
+        kept = {(len(those) - 1) * k // (most - 1) for k in range(most)}
+        left += [item for number, item in enumerate(those) if number not in kept]
+    return left
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
+
+
+def _left_to_ci(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return what only CI tries of a whole suite; of files that are named, all is tried."""
+    if THOROUGH or config.args_source is pytest.Config.ArgsSource.ARGS:
+        return set()
+    left = {item for item in items if item.get_closest_marker("thorough")}
+    slow = set(filter(_is_slow, items))
+    left.update(_more_cases([item for item in items if item in slow], MOST_SLOW_CASES))
+    left.update(_more_cases([item for item in items if item not in slow], MOST_CASES))
+    return left
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what the quick part leaves out; in several processes, let slow tests begin first."""
-    _mark_more_cases(items)
+    """Choose what is left to CI, and the quick part; let slow tests begin first."""
+    left = _left_to_ci(config, items)
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=list(left))
+    for item in _more_cases(items, MOST_CASES):
+        item.add_marker(pytest.mark.slow)
 
     def rank(item: pytest.Item) -> int:
-        if item.get_closest_marker("slow") is None:
+        if not _is_slow(item):
             return len(LONGEST) + 1
         path = item.nodeid.partition("::")[0]
         return LONGEST.index(path) if path in LONGEST else len(LONGEST)
@@ -184,6 +205,13 @@ def s3() -> Iterator[S3]:
     """Give a running S3."""
     with start_s3() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[FaultServer]:
+    """Give a process that runs commands whose system calls fail."""
+    with FaultServer() as started:
+        yield started
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ def test_scipy_and_floor(tmp_path, kind, zarr_format):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_runner(tmp_path, capsys):
     small = ["--cells", str(N_CELLS), "--neighbors", "8", "--repeat", "1", "--no-warm-up"]
     small += ["--touch-memory", "50MB"]
@@ -225,6 +226,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_source_kinds_are_compared(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
     kinds = "zarr;zarr zip;zarr v3 shards of 16;h5ad lzf;Dask;scipy, h5ad"
@@ -254,6 +256,7 @@ def test_anndata_reads_stores_in_other_forms(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_other_outputs_are_compared(tmp_path, capsys):
     store = make_store(tmp_path / "s.zarr", n_cells=N_CELLS, n_neighbors=N_NEIGHBORS)
     jobs = list(outputs.JOBS)

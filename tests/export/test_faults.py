@@ -1,7 +1,8 @@
 """Whole exports in which the n-th system call fails or is the last: the old export or the new one.
 
 Every call on a path of the store, the output or the scratch counts, on all threads, in their order.
-With ``CELLGRAPH_EVERY_POINT=1`` in the environment all of them are tried in every way.
+CI tries some of them in each way, others try fewer; with ``CELLGRAPH_EVERY_POINT=1`` in the
+environment all are tried in every way.
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from cellgraph_dask import export_connectivities, verify_export
-from tests.helpers.fault_server import READS, TAKES_SPACE, Call, FaultServer, Run, supported
+from tests.helpers.effort import PART
+from tests.helpers.fault_server import (
+    READS,
+    TAKES_SPACE,
+    Call,
+    FaultServer,
+    Run,
+    needs_watching,
+)
 from tests.helpers.power_loss import Disk, File, State
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 
@@ -37,12 +45,7 @@ CHANGES = (
 )  # fmt: skip
 REMOVES = {"unlink", "unlinkat", "rmdir"}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not supported() and "CI" not in os.environ, reason="the kernel does not let us watch calls"
-    ),
-]
+pytestmark = [pytest.mark.slow, needs_watching]
 
 
 class Case(NamedTuple):
@@ -71,13 +74,6 @@ CASES = {
         "directed", None, None, more=("--rule", "max", "--top-k", 2, "--max-edges", 50), every=4
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as started:
-        yield started
-        print(f"{started.n_points} calls failed or were the last")
 
 
 class World:
@@ -178,9 +174,9 @@ def points(world: World, calls: list[Call], every: int = 1, first: int = 0) -> l
             begun = places["shown"] or call.path == str(world.out_dir / "connectivity")
             places["shown" if begun else "work"].append(n)
     return sorted(
-        places["store"][first :: 12 * every]
-        + places["work"][first :: 3 * every]
-        + places["shown"][first::every]
+        places["store"][first :: 12 * every * PART]
+        + places["work"][first :: 3 * every * PART]
+        + places["shown"][first :: every * max(1, PART // 2)]
     )
 
 
@@ -234,7 +230,7 @@ def test_killed_at_any_call(server, world):
             check_rerun(server, here, resume=not resume)
     # One call turns the old export into the new one.
     switch = states.index("new")
-    assert switch * here.case.every > 10
+    assert switch * here.case.every * PART > 10
     assert switch < len(states)
     assert states == ["old"] * switch + ["new"] * (len(states) - switch)
 
@@ -288,7 +284,7 @@ def test_any_call_fails(server, world, action, first):
 def test_the_disk_is_full_from_any_call_on(server, world):
     here, calls = world
     takers = [call for call in calls if call.name in TAKES_SPACE]
-    for n in range(1, len(takers) + 1, 1 if EVERY_POINT else 4 * here.case.every):
+    for n in range(1, len(takers) + 1, 1 if EVERY_POINT else 4 * here.case.every * PART):
         here.restore()
         run = server.run(
             *here.arguments, root=here.root, names=TAKES_SPACE, n=n, action="ENOSPC", on=True
@@ -361,7 +357,7 @@ def test_any_read_fails(server, world):
     run = server.run(*here.arguments, root=here.root, names=READS)
     n_reads = sum(call.name in READS for call in run.calls)
     assert n_reads > 7
-    for n in range(1, n_reads + 1, 1 if EVERY_POINT else 2 * here.case.every):
+    for n in range(1, n_reads + 1, 1 if EVERY_POINT else 2 * here.case.every * PART):
         here.restore()
         run = server.run(*here.arguments, root=here.root, names=READS, n=n, action="EIO")
         assert len(run.hit) == 1

@@ -30,6 +30,7 @@ from cellgraph_dask.stages import pipeline
 from cellgraph_dask.stages.job import Tuning
 from cellgraph_dask.stages.wishes import Thinning
 from tests.benchmarks.make_store import make_store
+from tests.helpers.effort import PART, part_of
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, stored, symmetric_graph, write_store
 
@@ -71,7 +72,7 @@ def test_any_interrupted_export_goes_on(
     expected = contents(tmp_path / "whole")
     add = Journal.add
     n = kept = 0
-    while True:  # interrupted after each line of the journal in turn, or each fourth
+    while True:  # interrupted after each line of the journal in turn, or some of them
         out_dir = tmp_path / f"out-{n}"
         left = [n]
 
@@ -91,7 +92,7 @@ def test_any_interrupted_export_goes_on(
         report = export(source, out_dir, compression=compression, resume=True)
         assert contents(out_dir) == expected
         kept += report.kept_tasks
-        n += 1 if compression is None else 4
+        n += PART if compression is None else 4
     assert n > 5
     assert (
         kept >= n // 4
@@ -127,7 +128,7 @@ def test_what_does_not_hold_is_redone(tmp_path, source, compression, interrupt_a
     export(source, tmp_path / "whole", compression=compression, tuning=TUNING[True])
     expected = contents(tmp_path / "whole")
     rng = random.Random(0)
-    for k in range(12):
+    for k in range(3 * part_of(4)):
         out_dir = tmp_path / f"out-{k}"
         interrupted(source, out_dir, interrupt_after, 9 + k, compression=compression)
         victim = damage_one_file(out_dir / WORK_FOLDER, rng, k)
@@ -343,7 +344,7 @@ def test_runs_of_thinned_graphs_that_do_not_hold_are_made_again(tmp_path, kind, 
     export(source, tmp_path / "whole", tuning=tuning, **options)
     expected = contents(tmp_path / "whole")
     rng = random.Random(0)
-    for k in range(9):
+    for k in range(3 * part_of(3)):
         out_dir = tmp_path / f"out-{k}"
         interrupt_in(STAGES[kind][-1 - k % len(STAGES[kind])], 2)
         with pytest.raises(KeyboardInterrupt):

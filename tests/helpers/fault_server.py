@@ -1,6 +1,6 @@
-"""Runs commands in which the n-th system call on our paths fails, is the last, or meets a signal.
+"""Runs commands and scripts whose n-th system call on our paths fails or meets a signal.
 
-A process of its own imports the command once and forks a child for each run; so a run takes some
+A process of its own imports the package once and forks a child for each run; so a run takes some
 hundredths of a second. The kernel hands the child's calls to the server before it does them
 (seccomp's user notification); the server looks at the path, and lets the call go on, answers it
 with an error, or kills the child. Nothing in the child knows of it, calls of all threads are
@@ -32,6 +32,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
 
 # Numbers of the calls, and which of their arguments are a path (after its folder's descriptor,
 # if there is one) or a descriptor.
@@ -232,16 +234,22 @@ def _describe(pid: int, name: str, arguments: list[int]) -> Call:
     return Call(name, at(here, a[0]), "", a[1] if name == "open" else 0)
 
 
-def _child(argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
+def _child(script: str, argv: list[str], channel: socket.socket, outputs: list[int]) -> None:
     from cellgraph_dask.cli import commands
 
     status = 70
     try:
         for k, fd in enumerate(outputs):
             os.dup2(fd, k + 1)
-        sys.argv = ["cellgraph-dask", *argv]
+        sys.argv = ["-c" if script else "cellgraph-dask", *argv]
         _install(channel)
-        commands.main()
+        if script:
+            exec(script, {"__name__": "__main__"})
+            status = 0
+        else:
+            commands.main()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
@@ -255,7 +263,7 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         child = os.fork()
         if not child:
             ours.close()
-            _child(request["argv"], theirs, [out.fileno(), err.fileno()])
+            _child(request["script"], request["argv"], theirs, [out.fileno(), err.fileno()])
         theirs.close()
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
         watch = _Watch(
@@ -294,6 +302,7 @@ def _warm_up() -> None:
 
     from cellgraph_dask.cli import commands  # noqa: F401
     from cellgraph_dask.export import api  # noqa: F401
+    from cellgraph_dask.publish import element  # noqa: F401
     from cellgraph_dask.source import zarr_dense, zarr_store  # noqa: F401
     from cellgraph_dask.source.opening import open_source
     from cellgraph_dask.stages.job import Job
@@ -336,8 +345,6 @@ class Run(NamedTuple):
 class FaultServer:
     """The server, from outside; a context manager."""
 
-    n_points = 0  # runs that were disturbed
-
     def __enter__(self) -> FaultServer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.fault_server"],
@@ -359,6 +366,7 @@ class FaultServer:
         self,
         *argv: object,
         root: Path,
+        script: str = "",
         names: Sequence[str] = (),
         n: int = 0,
         action: str = "KILL",
@@ -369,7 +377,7 @@ class FaultServer:
         Parameters
         ----------
         argv
-            Arguments of ``cellgraph-dask``.
+            Arguments of ``cellgraph-dask``, or of `script`, which runs instead of it.
         root
             The folder whose paths count.
         names
@@ -384,10 +392,10 @@ class FaultServer:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {
-            "argv": [str(a) for a in argv], "root": str(root), "names": list(names),
-            "n": n if n else -1 if not on else 0, "action": action, "on": on and n > 0,
+            "script": script, "argv": [str(a) for a in argv], "root": str(root),
+            "names": list(names), "n": n if n else -1 if not on else 0, "action": action,
+            "on": on and n > 0,
         }  # fmt: skip
-        self.n_points += n > 0
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
@@ -405,6 +413,11 @@ def supported() -> bool:
     except OSError:
         return False
     return "user_notif" in available.split()
+
+
+needs_watching = pytest.mark.skipif(
+    not supported() and "CI" not in os.environ, reason="the kernel does not let us watch calls"
+)
 
 
 if __name__ == "__main__":

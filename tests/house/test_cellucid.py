@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy
 from anndata import AnnData
-from cellucid import prepare
 from scipy import sparse
-from sklearn.datasets import load_digits
 
 from cellgraph_dask import export_connectivities, plan_export, verify_export
 from cellgraph_dask.errors import OutputError
@@ -42,6 +39,8 @@ def cellucid_export(
     matrix, out_dir: Path, compression: int | None, n_cells: int | None = None
 ) -> Path:
     """Let cellucid export a graph as its users do, with everything else it insists on."""
+    from cellucid import prepare
+
     n_cells = n_cells or matrix.shape[0]
     points = np.random.default_rng(0).normal(size=(n_cells, 2)).astype(np.float32)
     prepare(
@@ -75,6 +74,9 @@ def assert_same_bytes(ours: Path, theirs: Path, *, but: tuple[str, ...] = ()) ->
 
 
 def digits_graph() -> AnnData:
+    import scanpy
+    from sklearn.datasets import load_digits
+
     adata = AnnData(load_digits().data.astype(np.float32))
     scanpy.pp.neighbors(adata, n_neighbors=15, use_rep="X", random_state=0)
     return adata
@@ -83,6 +85,8 @@ def digits_graph() -> AnnData:
 @pytest.fixture(scope="module")
 def real_graphs():
     """Return {name: matrix} of graphs made by scanpy."""
+    import scanpy
+
     graphs = {}
     for name, adata in (("pbmc", scanpy.datasets.pbmc68k_reduced()), ("digits", digits_graph())):
         for key in ("connectivities", "distances"):

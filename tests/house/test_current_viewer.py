@@ -15,11 +15,9 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
-import scanpy
 from anndata import AnnData
 from numcodecs import blosc
 from scipy import sparse
-from sklearn.neighbors import kneighbors_graph
 
 from cellgraph_dask import check_connectivities, symmetrize_connectivities
 from cellgraph_dask.stages.rules import RULES
@@ -69,6 +67,9 @@ def with_cellucid(site, script, *arguments) -> str:
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, sparse.csr_matrix]:
     """Return graphs as libraries make them, whose weights are not the same in both directions."""
+    import scanpy
+    from sklearn.neighbors import kneighbors_graph
+
     rng = np.random.default_rng(0)
     points = rng.normal(size=(300, 5)).astype(np.float32)
     adata = AnnData(points)
@@ -128,6 +129,8 @@ def test_all_files_are_as_it_writes_them(tmp_path, site, zarr_format):
 
 
 def test_its_server_opens_the_store(tmp_path, site):
+    from sklearn.neighbors import kneighbors_graph
+
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"a": ["x", "y"] * 30}, index=[f"c{k}" for k in range(60)])
     adata = AnnData(rng.random((60, 4), np.float32), obs=obs)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import differential
+from tests.helpers.effort import part_of
 from tests.helpers.sources import KINDS
 
-N_CASES = 250  # a seed
+N_CASES = max(60, part_of(250))  # a seed
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(part_of(2)))
 def test_any_source(tmp_path, seed):
     done = subprocess.run(
         [sys.executable, "-m", "tests.helpers.differential", "--seed", str(seed), "--cases",

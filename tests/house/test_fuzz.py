@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.effort import part_of
 from tests.helpers.mutants import LAYOUTS
 
-N_MUTANTS = 1000  # a seed
+N_MUTANTS = part_of(1000)  # a seed
 # Where zarr's reading is not believed: a chunk that is gone is not zeros, a chunk of another length
 # is damaged even if its codec copes, and a matrix whose obs cannot be read may be of other cells.
 STRICTER = (
@@ -26,7 +27,7 @@ STRICTER = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(part_of(2)))
 def test_mutants(tmp_path, seed):
     log = tmp_path / "log"
     (tmp_path / "work").mkdir()

@@ -250,9 +250,9 @@ from tests.oracle import assert_exported
 ordinary = []
 of_numba = Loop._ordinary
 Loop._ordinary = lambda loop: ordinary.append(loop) or of_numba(loop)
-signed = directed_graph(200, 6)
+signed = directed_graph(80, 6)
 signed.data = np.random.default_rng(0).choice([-2, -1, 2], signed.nnz)
-for name, graph in [("symmetric", symmetric_graph(200, 6)), ("directed", directed_graph(200, 6)),
+for name, graph in [("symmetric", symmetric_graph(80, 6)), ("directed", directed_graph(80, 6)),
                     ("signed", signed)]:
     folder = Path(sys.argv[1], name)
     folder.mkdir()

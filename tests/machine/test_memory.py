@@ -86,6 +86,7 @@ def test_two_million_cells_in_384_mb(tmp_path, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [("--compression", "6"), ("--threads", "4")])
 def test_gzip_and_more_threads_stay_within_the_limit(tmp_path, options):
     report, run = exported_in(
@@ -121,4 +122,4 @@ def test_a_stage_leaves_its_memory_to_the_next():
     run = run_measured([sys.executable, "-c", STAGE])
     assert run.returncode == 0, run.stderr
     assert run.peak_rss_bytes > 400 * MB
-    assert int(run.stdout) < 20 * MB
+    assert int(run.stdout) < 64 * MB  # the end of a thread's memory, which its next one gets

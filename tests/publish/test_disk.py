@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import stat
-import subprocess
-import sys
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ import pytest
 from cellgraph_dask import verify_export
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from tests.helpers.command import run, run_process
+from tests.helpers.fault_server import FaultServer, Run, needs_watching
 from tests.helpers.outputs import (
     GZIP,
     IDENTITY,
@@ -47,46 +45,22 @@ except CellgraphError:
     sys.exit(9)
 """
 REFUSED = 9
-RENAMES = "?rename,?renameat,?renameat2,?link,?linkat"
-STEPS = f"{RENAMES},?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,fsync,ftruncate,flock"
+RENAMES = ("rename", "renameat", "renameat2", "link", "linkat")
+STEPS = (*RENAMES, "unlink", "unlinkat", "rmdir", "mkdir", "mkdirat", "fsync", "ftruncate")
 needs_strace = pytest.mark.skipif(
     shutil.which("strace") is None and "CI" not in os.environ, reason="strace is not installed"
 )
 
 
-def python(script: str, *arguments: object, before: list[str] | None = None) -> int:
-    """Run a script in a process of its own and return its exit code."""
-    command = [*(before or []), sys.executable, "-B", "-c", script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
-
-
-def strace(call: str, action: str, when: int) -> list[str]:
-    """Return the start of a command whose `when`-th such call meets `action`."""
-    return [
-        "strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none",
-        "-e", f"trace={call}", "-e", f"inject={call}:{action}:when={when}",
-    ]  # fmt: skip
-
-
-def steps(calls: str, made: Path, out_dir: Path) -> list[tuple[str, int]]:
-    """Publish once; return the system calls it made in order, each with its number of that name."""
-    log = out_dir.with_name("calls")
-    start = ["strace", "-f", "-qqq", "-o", str(log), "-e", "signal=none", "-e",
-             f"trace={calls}"]  # fmt: skip
-    assert python(PUBLISH, made, out_dir, before=start) == 0
-    made_before: Counter[str] = Counter()
-    found = []
-    for call in re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE):
-        made_before[call] += 1
-        found.append((call, made_before[call]))
-    return found
-
-
 class Threatened(DiskPlace):
     """A folder to be put back before each attempt, and the files of the export that is to come."""
 
-    def __init__(self, folder: Path, exports: Made, before: int | str | None, after: int | None):
+    def __init__(
+        self, server: FaultServer, folder: Path, exports: Made, before: int | str | None,
+        after: int | None,
+    ):  # fmt: skip
         super().__init__(folder / "out")
+        self.server = server
         self.before = {} if before == "nothing" else dict(exports.files["old", before])
         self.old = "nothing" if before == "nothing" else "old"
         self.before[IDENTITY] = json.dumps(identity_of(self.old)).encode()
@@ -94,15 +68,19 @@ class Threatened(DiskPlace):
         self.made = folder / "made"
         DiskPlace(self.made).restore(exports.files["new", after])
 
-    def publish(self, call: str, action: str, when: int) -> int:
-        """Publish to the folder as it was, a call meeting `action`; return the exit code."""
+    def publish(self, names: Sequence[str], n: int = 0, action: str = "KILL") -> Run:
+        """Publish to the folder as it was, the `n`-th of these system calls meeting `action`."""
         self.restore(self.before)
-        return python(PUBLISH, self.made, self.out_dir, before=strace(call, action, when))
+        return self.server.run(
+            self.made, self.out_dir, script=PUBLISH, root=self.made.parent, names=names, n=n,
+            action=action,
+        )  # fmt: skip
 
-    def steps(self, calls: str) -> list[tuple[str, int]]:
-        """Return the system calls of publishing, each with its number of that name."""
-        self.restore(self.before)
-        return steps(calls, self.made, self.out_dir)
+    def steps(self, names: Sequence[str]) -> list[str]:
+        """Return the system calls of publishing that have one of these names."""
+        run = self.publish(names)
+        assert run.exit_code == 0, run.stderr
+        return [call.name for call in run.calls if call.name in names]
 
     def state(self) -> str:
         """Return which graph is shown; fail if the identity tells of another one."""
@@ -113,16 +91,16 @@ class Threatened(DiskPlace):
 
 
 @pytest.mark.slow
-@needs_strace
+@needs_watching
 @pytest.mark.parametrize(
     ("before", "after"),
     [(PLAIN, PLAIN), (PLAIN, GZIP), (GZIP, GZIP), ("nothing", PLAIN)],
 )
-def test_killed_at_every_step(exports, tmp_path, before, after):
-    place = Threatened(tmp_path, exports, before, after)
+def test_killed_at_every_step(server, exports, tmp_path, before, after):
+    place = Threatened(server, tmp_path, exports, before, after)
     found = []
-    for call, when in place.steps(STEPS):
-        assert place.publish(call, "signal=KILL", when) == -9
+    for n, _ in enumerate(place.steps(STEPS), 1):
+        assert place.publish(STEPS, n).exit_code == -9
         assert (place.out_dir / MANIFEST).exists() or before == "nothing"
         found.append(place.state())
 
@@ -140,13 +118,14 @@ def test_killed_at_every_step(exports, tmp_path, before, after):
 
 
 @pytest.mark.slow
-@needs_strace
+@needs_watching
 @pytest.mark.parametrize(("before", "after"), [(PLAIN, PLAIN), (GZIP, PLAIN)])
-def test_a_disk_that_fails_at_any_step(exports, tmp_path, before, after):
-    place = Threatened(tmp_path, exports, before, after)
+def test_a_disk_that_fails_at_any_step(server, exports, tmp_path, before, after):
+    place = Threatened(server, tmp_path, exports, before, after)
+    names = (*RENAMES, "fsync", "ftruncate")
     found, shown = [], []
-    for call, when in place.steps(f"{RENAMES},fsync,ftruncate"):
-        exit_code = place.publish(call, "error=EIO", when)
+    for n, call in enumerate(place.steps(names), 1):
+        exit_code = place.publish(names, n, "EIO").exit_code
         found.append(place.state())
         if not call.startswith("link"):
             # Once it is shown, and that is durable, all else is tidying up.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -16,6 +18,7 @@ from cellgraph_dask.errors import OutputError
 from cellgraph_dask.publish.consolidated import consolidate, is_consolidated
 from cellgraph_dask.publish.element import ElementOutput
 from cellgraph_dask.publish.whole import work_beside
+from tests.helpers.fault_server import FaultServer, Run, needs_watching
 from tests.helpers.stores import (
     chunk_file,
     directed_graph,
@@ -24,7 +27,7 @@ from tests.helpers.stores import (
     write_anndata,
     write_store,
 )
-from tests.publish.test_disk import RENAMES, needs_strace, python
+from tests.publish.test_disk import RENAMES
 
 OLD, NEW = symmetric_graph(20, 3), symmetric_graph(20, 3, seed=1)
 WANTED = NEW.multiply(2).tocsr()  # the sum of both directions
@@ -43,21 +46,16 @@ except CellgraphError:
     sys.exit(9)
 """
 REFUSED = 9
-STEPS = f"{RENAMES},?unlink,?unlinkat,?mkdir,?mkdirat,fsync"
-
-
-def strace(call: str, action: str, when: int) -> list[str]:
-    """Return the start of a command whose `when`-th such call meets `action`."""
-    return [
-        "strace", "-f", "-qqq", "-o", "/dev/null", "-e", "signal=none", "-e", f"trace={call}",
-        "-e", f"inject={call}:{action}:when={when}",
-    ]  # fmt: skip
+STEPS = (*RENAMES, "unlink", "unlinkat", "mkdir", "mkdirat", "fsync")
 
 
 class Store:
     """A store to be put back before each attempt, and the element that is to come."""
 
-    def __init__(self, folder: Path, zarr_format: int, before: str) -> None:
+    def __init__(
+        self, folder: Path, zarr_format: int, before: str, server: FaultServer | None = None
+    ) -> None:
+        self.server: Any = server
         self.store, self.kept, self.made = (folder / n for n in ("s.zarr", "kept", "made"))
         source = write_store(folder / "n.zarr", NEW, zarr_format=zarr_format)
         symmetrize_connectivities(source, folder / "d.zarr", rule="sum")
@@ -79,27 +77,19 @@ class Store:
         shutil.rmtree(self.made, ignore_errors=True)
         shutil.copytree(self.made.with_name("new"), self.made)
 
-    def place(self, *, call: str = "", action: str = "", when: int = 0) -> int:
-        """Put the element into the store as it was, a call meeting `action`."""
+    def place(self, names: Sequence[str], n: int = 0, action: str = "KILL") -> Run:
+        """Put the element into the store as it was, the `n`-th of these calls meeting `action`."""
         self.restore()
-        before = strace(call, action, when) if call else []
-        return python(PLACE, self.made, self.store, before=before)
+        return self.server.run(
+            self.made, self.store, script=PLACE, root=self.made.parent, names=names, n=n,
+            action=action,
+        )  # fmt: skip
 
-    def steps(self, calls: str) -> list[tuple[str, int]]:
-        """Return the system calls that matter, each with its number of that name."""
-        self.restore()
-        log = self.store.with_name("calls")
-        command = ["strace", "-f", "--seccomp-bpf", "-qqq", "-y", "-o", str(log), "-e",
-                   "signal=none", "-e", f"trace={calls}"]  # fmt: skip
-        assert python(PLACE, self.made, self.store, before=command) == 0
-        seen: dict[str, int] = {}
-        found = []
-        for line in log.read_text().splitlines():
-            call = line.split(None, 1)[1].partition("(")[0]
-            seen[call] = seen.get(call, 0) + 1
-            if str(self.store.parent) in line:
-                found.append((call, seen[call]))
-        return found
+    def steps(self, names: Sequence[str]) -> list[str]:
+        """Return the system calls that have one of these names."""
+        run = self.place(names)
+        assert run.exit_code == 0, run.stderr
+        return [call.name for call in run.calls if call.name in names]
 
     def state(self, *, consolidated: bool | None) -> str:
         """Return which element readers find; fail if it is a mixture of both."""
@@ -115,17 +105,17 @@ class Store:
 
 
 @pytest.mark.slow
-@needs_strace
+@needs_watching
 @pytest.mark.usefixtures("leaves_scratch")
 @pytest.mark.parametrize(("before", "zarr_format"), [("old", 3), ("none", 2)])
-def test_killed_at_every_step(tmp_path, before, zarr_format):
-    place = Store(tmp_path, zarr_format, before)
+def test_killed_at_every_step(server, tmp_path, before, zarr_format):
+    place = Store(tmp_path, zarr_format, before, server)
     old = "old" if before == "old" else "none"
     seen: dict[bool, list[str]] = {True: [], False: []}
     calls = place.steps(STEPS)
     assert len(calls) > 10
-    for call, when in calls:
-        assert place.place(call=call, action="signal=KILL", when=when) == -9
+    for n, _ in enumerate(calls, 1):
+        assert place.place(STEPS, n).exit_code == -9
         for consolidated in (True, False):
             seen[consolidated].append(place.state(consolidated=consolidated))
         # The next one does the rest.
@@ -142,12 +132,13 @@ def test_killed_at_every_step(tmp_path, before, zarr_format):
 
 
 @pytest.mark.slow
-@needs_strace
+@needs_watching
 @pytest.mark.parametrize(("before", "zarr_format"), [("old", 2)])
-def test_a_disk_that_fails_at_any_step(tmp_path, before, zarr_format):
-    place = Store(tmp_path, zarr_format, before)
-    for call, when in place.steps(f"{RENAMES},fsync"):
-        exit_code = place.place(call=call, action="error=EIO", when=when)
+def test_a_disk_that_fails_at_any_step(server, tmp_path, before, zarr_format):
+    place = Store(tmp_path, zarr_format, before, server)
+    names = (*RENAMES, "fsync")
+    for n, _ in enumerate(place.steps(names), 1):
+        exit_code = place.place(names, n, "EIO").exit_code
         found = place.state(consolidated=False)
         assert exit_code == (REFUSED if found == before else 0)
         if exit_code == REFUSED:

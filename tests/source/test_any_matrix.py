@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
+from tests.helpers.effort import part_of
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import put
 
@@ -130,7 +131,7 @@ def exported(out_dir, n):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=part_of(300), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=stores())
 def test_any_matrix(case):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -95,6 +95,7 @@ def test_two_million_cells_in_512_mb(tmp_path, store, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("layout", ["gcxs", "csr"])
 def test_two_million_cells_of_a_dask_array_in_512_mb(tmp_path, store, layout):
     out_dir = tmp_path / "out"
@@ -105,6 +106,7 @@ def test_two_million_cells_of_a_dask_array_in_512_mb(tmp_path, store, layout):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["sharded", "not compressed", "zstd", "small chunks"])
 def test_thirty_million_entries_in_unusual_chunks(tmp_path, store, kind):
     options = {

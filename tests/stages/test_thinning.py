@@ -21,6 +21,7 @@ from cellgraph_dask.errors import SourceError
 from cellgraph_dask.source.opening import open_source
 from cellgraph_dask.stages.job import Tuning
 from cellgraph_dask.stages.wishes import Thinning
+from tests.helpers.effort import part_of
 from tests.helpers.exporting import run_export
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 from tests.helpers.thinning import thinned_edges
@@ -89,7 +90,7 @@ def assert_report(report, matrix, rule, kept):
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=part_of(120), deadline=None, suppress_health_check=list(HealthCheck))
 @given(graph=graphs(), thinning=thinnings.filter(bool), tuning=tunings, output=outputs,
        method=st.sampled_from([None, "general"]),
        settling=st.sampled_from([1, 20, 10**6]))  # fmt: skip

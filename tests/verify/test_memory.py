@@ -23,6 +23,7 @@ PACKAGE = Path(cellgraph_dask.__file__).parent
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_first_verification_keeps_to_its_limit(tmp_path):
     """It compiles its loops first, and what numba takes for that is not there for the rest."""
     package = tmp_path / "site"

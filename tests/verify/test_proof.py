@@ -26,6 +26,7 @@ from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.difference import EdgeCheck
 from cellgraph_dask.verify.proof import ProofPlan, plan_proof, proof_bytes
 from tests.helpers.command import run, run_process
+from tests.helpers.effort import PART, part_of
 from tests.helpers.planting import edges_of, plant
 from tests.helpers.stores import (
     Stored,
@@ -131,7 +132,7 @@ def test_any_missing_edge_is_named(cases, tmp_path, name):
     edges = right_edges(name)
     n_cells = MATRICES[name][0].shape[0]
     step = 1 if len(edges) < 30 else 5
-    for k in range(0, len(edges), step):
+    for k in range(0, len(edges), step * PART):
         left = edges[:k] + edges[k + 1 :]
         out_dir = plant(tmp_path / "out", left, n_cells)
         report = check(out_dir, cases[name], list(SIZES.values())[k % 3])
@@ -148,7 +149,7 @@ def test_any_edge_too_many_is_named(cases, tmp_path, name):
     edges = right_edges(name)
     n_cells = MATRICES[name][0].shape[0]
     absent = sorted(set(combinations(range(n_cells), 2)) - set(edges))
-    for n, pair in enumerate(absent[:: max(1, len(absent) // 25)]):
+    for n, pair in enumerate(absent[:: max(1, len(absent) // part_of(25))]):
         planted = sorted([*edges, pair])
         out_dir = plant(tmp_path / "out", planted, n_cells, 6 if n % 5 == 0 else None)
         report = check(out_dir, cases[name], list(SIZES.values())[n % 3])
@@ -164,7 +165,7 @@ def test_a_moved_edge_is_found(cases, tmp_path, name):
     n_cells = MATRICES[name][0].shape[0]
     absent = sorted(set(combinations(range(n_cells), 2)) - set(edges))
     rng = np.random.default_rng(0)
-    for n in range(20):
+    for n in range(part_of(20)):
         lost, gained = edges[rng.integers(len(edges))], absent[rng.integers(len(absent))]
         planted = sorted((set(edges) - {lost}) | {gained})
         out_dir = plant(tmp_path / "out", planted, n_cells)
@@ -211,7 +212,7 @@ def test_sums_that_would_overflow(tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=part_of(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=stores(), change=st.sampled_from(["none", "lose", "gain", "move"]), data=st.data())
 def test_any_matrix_and_any_change(case, change, data):
     edges, _ = oracle(case["n"], case["entries"])

@@ -24,7 +24,8 @@ from tests.helpers.planting import plant
 
 def random_edges(n_cells, n_edges, seed=0):
     pairs = np.sort(np.random.default_rng(seed).integers(0, n_cells, (n_edges, 2)), axis=1)
-    return sorted({(int(a), int(b)) for a, b in pairs if a != b})
+    src, dst = divmod(np.unique(pairs[:, 0] * n_cells + pairs[:, 1]), n_cells)
+    return list(zip(src[src < dst].tolist(), dst[src < dst].tolist(), strict=True))
 
 
 def hub_edges():

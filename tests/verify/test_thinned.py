@@ -26,6 +26,7 @@ from cellgraph_dask.verify.checks import verify
 from cellgraph_dask.verify.element import verify_element
 from cellgraph_dask.verify.proof import ProofPlan
 from tests.helpers.command import run
+from tests.helpers.effort import part_of
 from tests.helpers.stores import directed_graph, snapshot, symmetric_graph, write_store
 from tests.helpers.thinning import combined, plant_weighted, strong_edges
 
@@ -128,7 +129,7 @@ def altered(random, edges, matrix, rule):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=part_of(150), suppress_health_check=[HealthCheck.too_slow])
 @given(cases(), st.booleans(), st.integers(0, 2**32))
 def test_right_edges_are_proved_and_wrong_ones_found(case, is_tiny, seed):
     matrix, rule, thinning = case
