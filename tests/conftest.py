@@ -79,8 +79,9 @@ def _is_slow(item: pytest.Item) -> bool:
 
 
 def _left_to_ci(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return what only CI tries of a whole suite; of files that are named, all is tried."""
-    if THOROUGH or config.args_source is pytest.Config.ArgsSource.ARGS:
+    """Return what only CI tries of a whole suite; of tests that are named, all is tried."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS or config.getoption("keyword")
+    if THOROUGH or named:
         return set()
     left = {item for item in items if item.get_closest_marker("thorough")}
     slow = set(filter(_is_slow, items))
