@@ -58,8 +58,9 @@ LONGEST = (
 )
 
 
-MOST_CASES = 3  # of one test, in the quick part and in a run of the whole suite,
-MOST_SLOW_CASES = 2  # … and of a slow one
+MOST_CASES = 3  # of one test, in a run of the whole suite,
+MOST_SLOW_CASES = 2  # … of a slow one,
+MOST_QUICK_CASES = 2  # … and in the quick part
 
 
 def _more_cases(items: list[pytest.Item], most: int) -> list[pytest.Item]:
@@ -96,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left = _left_to_ci(config, items)
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=list(left))
-    for item in _more_cases(items, MOST_CASES):
+    for item in _more_cases(items, MOST_QUICK_CASES):
         item.add_marker(pytest.mark.slow)
 
     def rank(item: pytest.Item) -> int:

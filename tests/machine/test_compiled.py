@@ -113,6 +113,7 @@ def edit(package: Path, old: str, new: str) -> None:
     path.write_text(source.replace(old, new, 1))
 
 
+@pytest.mark.slow
 def test_only_a_change_of_the_loop_makes_a_new_cache_entry(warm, tmp_path):
     edit(warm, "import numpy", "# lines move\n\nimport numpy")
     moved = warm.rename(tmp_path / "moved")
@@ -121,6 +122,7 @@ def test_only_a_change_of_the_loop_makes_a_new_cache_entry(warm, tmp_path):
     assert call(moved, tmp_path) == {"decrease": 6, "numba": True}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["variable", "file"])
 def test_other_settings_of_numba_make_a_new_cache_entry(warm, tmp_path, setting):
     if setting == "variable":
@@ -224,6 +226,7 @@ assert checks.first_decrease(np.array([0, 3, 2, 5])) == 1
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leaves_scratch")
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 @pytest.mark.parametrize("home", [[], ["/root"], ["/nowhere"]])
@@ -297,6 +300,7 @@ def run_without(script: str, missing: str, package: Path, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["loader", "option"])
 def test_without_a_private_name_of_numba_a_loop_is_an_ordinary_function(package, tmp_path, missing):
     script = "import sys\n{without}\n" + CALL
