@@ -22,7 +22,7 @@ from .memory import format_bytes, machine_memory
 _MOST_AT_ONCE = 2**30  # Linux moves at most 2 GiB - 4 KiB in one call
 _PAST_CACHE_BYTES = 1 << 21  # written at once past the cache, in
 _BLOCK = 1 << 12  # … blocks, which disks take whole
-_MOST_CACHED = 64  # as many such files fill the memory
+MANY = 32  # files that are written, if nobody knows how many
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _SYNC_FILE_RANGE_WRITE = 2
@@ -73,14 +73,15 @@ def write_at(fd: int, data: Array | bytes | memoryview, offset: int) -> int:
     return offset
 
 
-def write_new(fd: int, parts: Sequence[Array]) -> tuple[int, int]:
+def write_new(fd: int, parts: Sequence[Array], n_files: int = MANY) -> tuple[int, int]:
     """Write contiguous arrays to a new file; return its size and the CRC-32 of its bytes.
 
-    What takes a good part of the memory that this process may use goes past the system's cache: it
-    would not stay there, but drive out what is read ahead. That takes a buffer, `NEW_FILE_BYTES`.
+    If `n_files` such files take half of the memory that this process may use, it goes past the
+    system's cache: they would not stay there, but drive out what is read ahead. That takes a
+    buffer, `NEW_FILE_BYTES`.
     """
     n_bytes = sum(part.nbytes for part in parts)
-    if n_bytes >= _PAST_CACHE_BYTES and n_bytes > machine_memory() // _MOST_CACHED:
+    if n_bytes >= _PAST_CACHE_BYTES and n_bytes * n_files > machine_memory() // 2:
         return _write_past_cache(fd, parts)
     offset = crc = 0
     for part in parts:

@@ -22,7 +22,7 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 from ..machine.buffers import Array
-from ..machine.files import begin_reading, opened, read_at, write_new
+from ..machine.files import MANY, begin_reading, opened, read_at, write_new
 
 Columns = Mapping[str, Array]
 
@@ -48,8 +48,8 @@ class Written(NamedTuple):
     crc: int
 
 
-def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
-    """Write a run and return its size and checksum.
+def write_run(path: Path, sections: Sequence[tuple[Columns, Array]], n_runs: int = MANY) -> Written:
+    """Write a run, one of so many, and return its size and checksum.
 
     A section is some columns, equally long, and a table of where each partition starts in them
     (int64), the last value being their length.
@@ -61,7 +61,7 @@ def write_run(path: Path, sections: Sequence[tuple[Columns, Array]]) -> Written:
     aside = path.with_name(f"{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     with opened(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600) as fd:
         try:
-            written = Written(*write_new(fd, in_file_order))
+            written = Written(*write_new(fd, in_file_order, n_runs))
             aside.rename(path)
         except BaseException:
             aside.unlink(missing_ok=True)

@@ -85,7 +85,7 @@ class SplitRuns:
         borders = np.arange(self.job.n_partitions + 1) << self.job.shift
         rows = np.clip(borders - block.first_row, 0, block.last_row - block.first_row)
         path = self.job.scratch.run("split", block.number)
-        return write_run(path, list(zip(sections, (upper, lower, rows), strict=True)))
+        return write_run(path, list(zip(sections, (upper, lower, rows), strict=True)), len(self))
 
     def holds(self, block: int, written: Written) -> bool:
         """Whether the run of a block is there as it was written."""

@@ -141,6 +141,19 @@ def test_a_disk_in_memory(tmp_path):
             write(disk / "g", parts_of([16 * 2**20]))
 
 
+@pytest.mark.parametrize(("n_files", "past"), [(1, False), (4, False), (5, True)])
+def test_many_files_go_past_the_cache_and_few_stay(tmp_path, monkeypatch, n_files, past):
+    monkeypatch.setattr(files, "machine_memory", lambda: 8 * ROOM)
+    went = []
+    write = files._write_past_cache
+    monkeypatch.setattr(
+        files, "_write_past_cache", lambda fd, parts: went.append(fd) or write(fd, parts)
+    )
+    with opened(tmp_path / "f", NEW) as fd:
+        assert write_new(fd, parts_of([ROOM]), n_files)[0] == ROOM
+    assert bool(went) == past
+
+
 @pytest.mark.parametrize("more", [{}, {"rule": "max", "top_k": 3}])
 def test_an_export_whose_runs_go_past_the_cache(tmp_path, monkeypatch, more):
     store = write_store(tmp_path / "s.zarr", directed_graph(3000, 7), chunk=1000)
