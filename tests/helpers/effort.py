@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 
 THOROUGH = "CI" in os.environ
-PART = 1 if THOROUGH else 8  # one of so many points, bits, or drawn examples is tried
+# One of so many points, bits, or drawn examples is tried: a number that shares no factor with the
+# bits of a byte, or it would always be the same one.
+PART = 1 if THOROUGH else 7
 
 
 def part_of(n: int) -> int:

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -244,17 +244,22 @@ def _child(script: str, argv: list[str], channel: socket.socket, outputs: list[i
         sys.argv = ["-c" if script else "cellgraph-dask", *argv]
         _install(channel)
         if script:
-            exec(script, {"__name__": "__main__"})
-            status = 0
+            status = _exit_code(script)
         else:
             commands.main()
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _exit_code(script: str) -> int:
+    try:
+        exec(script, {"__name__": "__main__"})
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
@@ -402,6 +407,32 @@ class FaultServer:
         for name in ("calls", "hit"):
             answer[name] = [Call(*call[:-1], bytes.fromhex(call[-1])) for call in answer[name]]
         return Run(**answer)
+
+
+class Attempts(NamedTuple):
+    """A script that is run again and again, its system calls on paths below `root` meeting faults.
+
+    `restore` puts everything back as it was, before each run.
+    """
+
+    server: FaultServer
+    script: str
+    argv: tuple[object, ...]
+    root: Path
+    restore: Callable[[], None]
+
+    def run(self, names: Sequence[str], n: int = 0, action: str = "KILL") -> Run:
+        """Run it, its `n`-th call of these names meeting `action`; see `FaultServer.run`."""
+        self.restore()
+        return self.server.run(
+            *self.argv, root=self.root, script=self.script, names=names, n=n, action=action
+        )
+
+    def steps(self, names: Sequence[str]) -> list[str]:
+        """Return the names of these calls, in order, if nothing happens to them."""
+        run = self.run(names)
+        assert run.exit_code == 0, run.stderr
+        return [call.name for call in run.calls if call.name in names]
 
 
 def supported() -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from cellgraph_dask import verify_export
 from cellgraph_dask.publish.work_folder import WORK_FOLDER
 from tests.helpers.command import run, run_process
-from tests.helpers.fault_server import FaultServer, Run, needs_watching
+from tests.helpers.fault_server import Attempts, FaultServer, needs_watching
 from tests.helpers.outputs import (
     GZIP,
     IDENTITY,
@@ -60,27 +60,15 @@ class Threatened(DiskPlace):
         after: int | None,
     ):  # fmt: skip
         super().__init__(folder / "out")
-        self.server = server
         self.before = {} if before == "nothing" else dict(exports.files["old", before])
         self.old = "nothing" if before == "nothing" else "old"
         self.before[IDENTITY] = json.dumps(identity_of(self.old)).encode()
         self.after = {*exports.files["new", after], IDENTITY}
         self.made = folder / "made"
         DiskPlace(self.made).restore(exports.files["new", after])
-
-    def publish(self, names: Sequence[str], n: int = 0, action: str = "KILL") -> Run:
-        """Publish to the folder as it was, the `n`-th of these system calls meeting `action`."""
-        self.restore(self.before)
-        return self.server.run(
-            self.made, self.out_dir, script=PUBLISH, root=self.made.parent, names=names, n=n,
-            action=action,
-        )  # fmt: skip
-
-    def steps(self, names: Sequence[str]) -> list[str]:
-        """Return the system calls of publishing that have one of these names."""
-        run = self.publish(names)
-        assert run.exit_code == 0, run.stderr
-        return [call.name for call in run.calls if call.name in names]
+        self.publishing = Attempts(
+            server, PUBLISH, (self.made, self.out_dir), folder, partial(self.restore, self.before)
+        )
 
     def state(self) -> str:
         """Return which graph is shown; fail if the identity tells of another one."""
@@ -99,8 +87,8 @@ class Threatened(DiskPlace):
 def test_killed_at_every_step(server, exports, tmp_path, before, after):
     place = Threatened(server, tmp_path, exports, before, after)
     found = []
-    for n, _ in enumerate(place.steps(STEPS), 1):
-        assert place.publish(STEPS, n).exit_code == -9
+    for n, _ in enumerate(place.publishing.steps(STEPS), 1):
+        assert place.publishing.run(STEPS, n).exit_code == -9
         assert (place.out_dir / MANIFEST).exists() or before == "nothing"
         found.append(place.state())
 
@@ -124,8 +112,8 @@ def test_a_disk_that_fails_at_any_step(server, exports, tmp_path, before, after)
     place = Threatened(server, tmp_path, exports, before, after)
     names = (*RENAMES, "fsync", "ftruncate")
     found, shown = [], []
-    for n, call in enumerate(place.steps(names), 1):
-        exit_code = place.publish(names, n, "EIO").exit_code
+    for n, call in enumerate(place.publishing.steps(names), 1):
+        exit_code = place.publishing.run(names, n, "EIO").exit_code
         found.append(place.state())
         if not call.startswith("link"):
             # Once it is shown, and that is durable, all else is tidying up.

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
@@ -18,7 +16,7 @@ from cellgraph_dask.errors import OutputError
 from cellgraph_dask.publish.consolidated import consolidate, is_consolidated
 from cellgraph_dask.publish.element import ElementOutput
 from cellgraph_dask.publish.whole import work_beside
-from tests.helpers.fault_server import FaultServer, Run, needs_watching
+from tests.helpers.fault_server import Attempts, FaultServer, needs_watching
 from tests.helpers.stores import (
     chunk_file,
     directed_graph,
@@ -52,10 +50,7 @@ STEPS = (*RENAMES, "unlink", "unlinkat", "mkdir", "mkdirat", "fsync")
 class Store:
     """A store to be put back before each attempt, and the element that is to come."""
 
-    def __init__(
-        self, folder: Path, zarr_format: int, before: str, server: FaultServer | None = None
-    ) -> None:
-        self.server: Any = server
+    def __init__(self, folder: Path, zarr_format: int, before: str) -> None:
         self.store, self.kept, self.made = (folder / n for n in ("s.zarr", "kept", "made"))
         source = write_store(folder / "n.zarr", NEW, zarr_format=zarr_format)
         symmetrize_connectivities(source, folder / "d.zarr", rule="sum")
@@ -77,19 +72,10 @@ class Store:
         shutil.rmtree(self.made, ignore_errors=True)
         shutil.copytree(self.made.with_name("new"), self.made)
 
-    def place(self, names: Sequence[str], n: int = 0, action: str = "KILL") -> Run:
-        """Put the element into the store as it was, the `n`-th of these calls meeting `action`."""
-        self.restore()
-        return self.server.run(
-            self.made, self.store, script=PLACE, root=self.made.parent, names=names, n=n,
-            action=action,
-        )  # fmt: skip
-
-    def steps(self, names: Sequence[str]) -> list[str]:
-        """Return the system calls that have one of these names."""
-        run = self.place(names)
-        assert run.exit_code == 0, run.stderr
-        return [call.name for call in run.calls if call.name in names]
+    def placing(self, server: FaultServer) -> Attempts:
+        """Return attempts to put the element into the store as it was."""
+        root = self.made.parent
+        return Attempts(server, PLACE, (self.made, self.store), root, self.restore)
 
     def state(self, *, consolidated: bool | None) -> str:
         """Return which element readers find; fail if it is a mixture of both."""
@@ -109,13 +95,14 @@ class Store:
 @pytest.mark.usefixtures("leaves_scratch")
 @pytest.mark.parametrize(("before", "zarr_format"), [("old", 3), ("none", 2)])
 def test_killed_at_every_step(server, tmp_path, before, zarr_format):
-    place = Store(tmp_path, zarr_format, before, server)
+    place = Store(tmp_path, zarr_format, before)
+    placing = place.placing(server)
     old = "old" if before == "old" else "none"
     seen: dict[bool, list[str]] = {True: [], False: []}
-    calls = place.steps(STEPS)
+    calls = placing.steps(STEPS)
     assert len(calls) > 10
     for n, _ in enumerate(calls, 1):
-        assert place.place(STEPS, n).exit_code == -9
+        assert placing.run(STEPS, n).exit_code == -9
         for consolidated in (True, False):
             seen[consolidated].append(place.state(consolidated=consolidated))
         # The next one does the rest.
@@ -135,10 +122,11 @@ def test_killed_at_every_step(server, tmp_path, before, zarr_format):
 @needs_watching
 @pytest.mark.parametrize(("before", "zarr_format"), [("old", 2)])
 def test_a_disk_that_fails_at_any_step(server, tmp_path, before, zarr_format):
-    place = Store(tmp_path, zarr_format, before, server)
+    place = Store(tmp_path, zarr_format, before)
+    placing = place.placing(server)
     names = (*RENAMES, "fsync")
-    for n, _ in enumerate(place.steps(names), 1):
-        exit_code = place.place(names, n, "EIO").exit_code
+    for n, _ in enumerate(placing.steps(names), 1):
+        exit_code = placing.run(names, n, "EIO").exit_code
         found = place.state(consolidated=False)
         assert exit_code == (REFUSED if found == before else 0)
         if exit_code == REFUSED:
