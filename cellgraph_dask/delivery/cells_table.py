@@ -31,7 +31,7 @@ _LINE_BYTES = 100  # of a name that is written, before and after it is encoded
 _MOST_CHUNK_BYTES = 1 << 24  # of an embedding, that are read at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CellsTable:
     """What the table of cells is made from: the store of a matrix, and where in it that is.
 

@@ -53,7 +53,7 @@ class FileSummary(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
     """What a task must know to write a file."""
 

@@ -69,7 +69,7 @@ class _Group:
         self.filled = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _File:
     """A file of which rows have come."""
 

@@ -37,7 +37,7 @@ from .parquet_files import ParquetFiles, files_bytes, files_scratch
 from .parts import pieces_bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ParquetFolder:
     """A folder of Parquet files, with `weights` or without, in one direction or in `both`.
 

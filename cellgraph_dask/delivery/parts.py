@@ -34,7 +34,7 @@ COLUMNS = (*SIDES, WEIGHTS)  # of a piece; the last one only where edges have we
 _STRETCH_PARTS = 4  # deflate parts (so 2²⁰ edges each) that one task writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PieceSink:
     """Takes the edges of pieces from tasks anywhere into files of the scratch folder; picklable."""
 

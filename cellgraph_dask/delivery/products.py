@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -35,9 +35,11 @@ from ..stages.job import Job
 from ..stages.pipeline import Delivery, Outcome
 from ..stages.rules import Rule
 from ..stages.wishes import ALL, Thinning
-from .cells_table import CellsTable
 from .edge_files import EdgeFiles, writer_bytes
 from .parts import PieceDelivery, pieces_bytes
+
+if TYPE_CHECKING:
+    from .cells_table import CellsTable
 
 
 class Closable(Delivery, Protocol):
@@ -143,7 +145,7 @@ class Product(Protocol):
         """Show the files in the folder `made` to readers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgePairs:
     """The edge files of cellucid 0.0.9, or with `weights` those of 0.9.1 to 0.9.4."""
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..delivery.cells_table import CellsTable, table_of_cells
 from ..machine.files import absolute
 from ..machine.remote import default_options
 from ..plan.options import Directions, Format, Options
@@ -25,6 +24,8 @@ from .run import ExportReport, computing, output_of, refuse_inside, run_export
 
 if TYPE_CHECKING:
     from distributed import Client
+
+    from ..delivery.cells_table import CellsTable
 
 
 def plan_export(
@@ -178,6 +179,8 @@ def _chosen(
         opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)
     elif not cells_table:
         return opened, None
+    from ..delivery.cells_table import table_of_cells  # with what the extra `parquet` takes
+
     table = table_of_cells(source, n_cells, storage_options, key, selection)
     if selection is not None and format != "parquet":
         table.check_names()

@@ -186,7 +186,7 @@ class _Result(NamedTuple):
     peak: int  # most resident bytes of a worker; 0 if there are none, or they cannot tell
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Export:
     """An export of a source: how it is planned and run, until a method suits the matrix."""
 

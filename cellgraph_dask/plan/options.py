@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..delivery.cells_table import CellsTable
-from ..delivery.parquet_product import ParquetFolder
 from ..delivery.products import EdgePairs, Product
 from ..machine.files import absolute
 from ..machine.memory import limit_bytes
@@ -20,13 +18,15 @@ from ..stages.wishes import ALL, Thinning
 if TYPE_CHECKING:
     from distributed import Client
 
+    from ..delivery.cells_table import CellsTable
+
 
 Format = Literal["cellucid", "parquet"]
 Directions = Literal["one", "both"]
 FORMATS, DIRECTIONS = get_args(Format), get_args(Directions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Options:
     """The options of an export; `export.api.export_connectivities` explains them.
 
@@ -85,6 +85,8 @@ class Options:
         if self.made is not None:
             return self.made
         if self.format == "parquet":
+            from ..delivery.parquet_product import ParquetFolder  # of the extra `parquet`
+
             both = self.directions == "both"
             return ParquetFolder(self.weights, self.rule, both, self.cells_table, self.thinning)
         return EdgePairs(

@@ -7,9 +7,9 @@ its share a thread gets the largest block it can split and the largest piece it 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from ..delivery.products import Product
 from ..errors import MemoryLimitError
@@ -35,8 +35,7 @@ _COUNTERS_SHARE = 1 / 8  # of the limit, for counting the degrees of all cells i
 _COMPONENTS_SHARE = 1 / 3  # … or for finding connected components
 
 
-@dataclass(frozen=True)
-class Budget:
+class Budget(NamedTuple):
     """What an export may take, in one process.
 
     Fewer threads may work where the limit does not feed them all; but those of a cluster's workers

@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from zlib_ng import zlib_ng
@@ -39,8 +39,7 @@ def do_nothing(*_: object) -> None:
     """Do nothing; the default of what an executor calls."""
 
 
-@dataclass(frozen=True)
-class Stage(Generic[Key, Summary]):
+class Stage(NamedTuple, Generic[Key, Summary]):
     """One step of the work: a function over keys, whatever runs it.
 
     The function writes to disk, returns a small summary, and can be repeated. For a stage that can
@@ -102,7 +101,7 @@ class ResumableExecutor:
         keys, sizes = [stage.keys[k] for k in todo], [stage.sizes[k] for k in todo]
         began = time.perf_counter()
         new = self.executor.run(
-            replace(stage, keys=keys, sizes=sizes),
+            stage._replace(keys=keys, sizes=sizes),
             stop=stop,
             done=lambda key, value: self.journal.add(label, _number(key), value),
         )

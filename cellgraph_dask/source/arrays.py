@@ -24,7 +24,8 @@ from ..machine.files import begin_reading, opened, read_at
 
 Span = tuple[int, int]
 
-STEP = 1 << 16  # values read at once where chunks are smaller, or where there are none
+STEP = 1 << 16  # values in a chunk where there are none
+_SPAN = 1 << 18  # values read at once where chunks are smaller
 
 # What codecs, HDF5 and files raise on damaged bytes.
 DECODE_ERRORS: tuple[type[BaseException], ...] = (
@@ -70,7 +71,7 @@ class StoredArray(ABC):
     @property
     def step(self) -> int:
         """Most values in a span: a chunk, or several small ones."""
-        return self.chunk_size * max(1, STEP // self.chunk_size)
+        return self.chunk_size * max(1, _SPAN // self.chunk_size)
 
     def spans(self, start: int, stop: int) -> Iterator[Span]:
         """Cut ``[start, stop)`` at chunk borders."""
@@ -161,7 +162,7 @@ def read_file(path: str | Path, out: Array, offset: int) -> None:
 class RawArray(StoredArray):
     """An array in files as it is in memory, in pieces; a subclass says where each piece is."""
 
-    work_bytes = 8 * STEP  # values of another dtype, until they are converted
+    work_bytes = 8 * _SPAN  # values of another dtype, until they are converted
     where: str | Path  # the file or folder, as errors name it,
     advice: str  # and what the user should do if it cannot be read
 

@@ -174,7 +174,9 @@ def cut_blocks(source: Source, block_entries: int, block_rows: int) -> list[Bloc
     return blocks
 
 
-_N_PROBES = 10
+_N_PLACES = 3  # where entries are looked at,
+_N_PROBES = 3  # … so many of them
+_PLACE_ENTRIES = 256  # … among so many, which are of several rows
 _MOST_PROBE_BYTES = 240 * 2**20  # what the smallest limit leaves: nothing is planned yet
 
 
@@ -185,9 +187,10 @@ def looks_symmetric(source: Source) -> bool:
     """
     if source.n_cells > 2**32 or source.n_entries == 0 or source.probe_bytes > _MOST_PROBE_BYTES:
         return False
-    for k in range(_N_PROBES):
-        entry = (2 * k + 1) * source.n_entries // (2 * _N_PROBES)
-        row, column = source.entry(entry)
-        if not source.has_entry(column, row):
-            return False
+    for k in range(_N_PLACES):
+        start = (2 * k + 1) * source.n_entries // (2 * _N_PLACES)
+        rows, columns = source.entries(start, start + _PLACE_ENTRIES)
+        for i in range(0, rows.size, -(-rows.size // _N_PROBES) or 1):
+            if not source.has_entry(int(columns[i]), int(rows[i])):
+                return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def count_cells(root: Node, path: str, full_key: str) -> tuple[int | None, tuple
         begin = f"{level}/" if level else ""
         obs = _peek(root, f"{begin}obs")
         has_obs |= obs is not None
-        for length in (*_lengths(obs), *_lengths_beside(root, begin)):
+        for length in chain(_lengths(obs), _lengths_beside(root, begin)):
             return length, ()
         if obs is not None:
             break

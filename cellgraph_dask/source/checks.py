@@ -27,9 +27,13 @@ def first_invalid_index(indices: Array, n_cells: int) -> int:
 @compiled(int)
 def first_decrease(indptr: Array) -> int:
     """Return the first ``r`` with ``indptr[r + 1] < indptr[r]``, or -1."""
-    for r in range(indptr.size - 1):
-        if indptr[r + 1] < indptr[r]:
-            return r
+    decreases: Any = False
+    for r in range(indptr.size - 1):  # no way out of the loop, so that it becomes vector code
+        decreases |= indptr[r + 1] < indptr[r]
+    if decreases:
+        for r in range(indptr.size - 1):
+            if indptr[r + 1] < indptr[r]:
+                return r
     return -1
 
 

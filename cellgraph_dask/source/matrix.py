@@ -18,7 +18,7 @@ from ..errors import DamagedGraphError
 from ..machine import buffers
 from ..machine.buffers import Array
 from . import checks, stamps
-from .arrays import Span, StoredArray
+from .arrays import Span, StoredArray, cut_spans
 from .in_memory import index_dtype
 
 _INDPTR_SLICE = 1 << 20  # values of indptr that are looked at in one go: 8 MB
@@ -51,8 +51,7 @@ class BlockEntries(NamedTuple):
     weights: Array | None  # float64, or int64 for integer weights, if they were asked for
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a matrix comes from."""
 
     path: str  # what the user called it: a path, a URL, or what it is in memory; for messages
@@ -128,7 +127,7 @@ class Source:
 
     @property
     def probe_bytes(self) -> int:
-        """Upper bound on the working memory of `entry` and `has_entry`."""
+        """Upper bound on the working memory of `entries`, of few, and `has_entry`."""
         work = max(array.work_bytes for array in self._arrays)
         rows = min(self.indptr.chunk_size, self.n_cells) + 1
         return int(work + 16 * rows + 8 * _INDPTR_SLICE)
@@ -155,18 +154,23 @@ class Source:
         number of entries, or lacks a chunk that was not all zeros.
         """
         indptr = self.indptr
-        absent_until = 0
-        for first in range(0, max(self.n_cells, 1), _INDPTR_SLICE):
-            values, absent = self._read_indptr(first, min(first + _INDPTR_SLICE, self.n_cells))
-            if first == 0 and values[0] != 0:
+        absent_until = last = 0
+        # Slices end where chunks do, so that each is decoded once.
+        for a, b in cut_spans(0, self.n_cells + 1, min(indptr.step, _INDPTR_SLICE)):
+            first = max(a - 1, 0)  # its value is that which the slice before has ended with
+            values = buffers.take("indptr", b - first, np.int64)
+            values[0] = last
+            absent = self._read_as_int64(a, b, values[a - first :])
+            last = values[-1]
+            if a == 0 and values[0] != 0:
                 raise DamagedGraphError(
                     f"{indptr.name} starts at {values[0]}, not at 0. The matrix is damaged; "
                     "write it again."
                 )
-            for a, b in absent:
-                if a > absent_until:
-                    raise DamagedGraphError(self._missing(indptr, a, "rows would lose entries"))
-                absent_until = b
+            for c, d in absent:
+                if c > absent_until:
+                    raise DamagedGraphError(self._missing(indptr, c, "rows would lose entries"))
+                absent_until = d
             if absent_until > _MOST_ABSENT_ROWS:
                 raise DamagedGraphError(self._missing(indptr, 0, "entries lose their rows"))
             if absent_until and absent_until - first < values.size:
@@ -199,29 +203,42 @@ class Source:
 
     def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
         """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
-        indptr = self.indptr
-        stored = buffers.take("stored indptr", last - first + 1, indptr.dtype)
-        absent = indptr.read(first, last + 1, stored)
-        if indptr.dtype == np.int64:
-            return stored, absent
         values = buffers.take("indptr", last - first + 1, np.int64)
-        values[:] = stored
-        return values, absent
+        return values, self._read_as_int64(first, last + 1, values)
 
-    def entry(self, at: int) -> tuple[int, int]:
-        """Return row and column of the stored entry number `at`, unchecked."""
+    def _read_as_int64(self, start: int, stop: int, out: Array) -> list[Span]:
+        """Read ``indptr[start : stop]`` into `out`; see `StoredArray.read`."""
+        indptr = self.indptr
+        if indptr.dtype == np.int64:
+            return indptr.read(start, stop, out)
+        stored = buffers.take("stored indptr", stop - start, indptr.dtype)
+        absent = indptr.read(start, stop, stored)
+        out[:] = stored
+        return absent
+
+    def entries(self, start: int, stop: int) -> tuple[Array, Array]:
+        """Return rows and columns of the stored entries ``[start, stop)``, unchecked.
+
+        They are fewer where the matrix ends, or a chunk of `indptr`.
+        """
         chunk = self.indptr.chunk_size
         # Rows are often of about the same length, which tells the chunk; if not, it is halved down.
-        low = at * self.n_cells // self.n_entries // chunk * chunk
+        low = start * self.n_cells // self.n_entries // chunk * chunk
         high = min(low + chunk, self.n_cells) - 1
         values, _ = self._read_indptr(low, max(high, low))
-        if not values[0] <= at < values[-1]:
+        if not values[0] <= start < values[-1]:
             low, high = 0, self.n_cells
             while high - low > chunk:
                 middle = (low + high) // 2
-                low, high = (middle, high) if self.indptr.value_at(middle) <= at else (low, middle)
+                low, high = (
+                    (middle, high) if self.indptr.value_at(middle) <= start else (low, middle)
+                )
             values, _ = self._read_indptr(low, high)
-        return low + int(np.searchsorted(values, at, side="right")) - 1, self.indices.value_at(at)
+        stop = max(start, min(stop, int(values[-1]), self.n_entries))
+        rows = low + np.searchsorted(values, np.arange(start, stop), side="right") - 1
+        columns = np.empty(stop - start, self.indices.dtype)
+        self.indices.read(start, stop, columns)
+        return rows, columns
 
     def has_entry(self, row: int, column: int) -> bool:
         """Whether an entry is stored at a row and column, among the first 2²⁰ of the row."""

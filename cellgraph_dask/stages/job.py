@@ -20,7 +20,7 @@ from .wishes import ALL, Thinning
 Method = Literal["symmetric", "general", "summed", "signed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One export, as its tasks see it.
 

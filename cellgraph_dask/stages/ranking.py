@@ -126,7 +126,7 @@ def rank_bytes(job: Job, n_entries: int, n_rows: int) -> int:
     return n_entries * (key + 1) + n_rows * row + table + top
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RankRuns:
     """Ranks the rows of pieces that are merged; a `DegreeSink`, picklable without a sample."""
 

@@ -29,7 +29,7 @@ from .runs import RunReader, Scratch, write_run
 _SLICE = 1 << 20  # row pointers written at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowSink:
     """Takes the rows of pieces into files of the scratch folder; an `EdgeSink`, picklable."""
 

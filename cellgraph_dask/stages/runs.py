@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,8 +28,7 @@ Columns = Mapping[str, Array]
 _CHECKED_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class Scratch:
+class Scratch(NamedTuple):
     """The folder of an export's temporary files; it is private to the user and to one export."""
 
     folder: str

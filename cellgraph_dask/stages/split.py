@@ -44,7 +44,7 @@ def count_bands(n_rows: int) -> int:
     return max(1, -(-n_rows >> BAND_BITS))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitRuns:
     """All runs of the split; small enough to go with every task."""
 

@@ -383,7 +383,7 @@ class _Tally:
         return self._counted
 
 
-@dataclass
+@dataclass(eq=False)
 class _Passes:
     """The passes over all rows."""
 

@@ -118,16 +118,16 @@ def test_the_limit_that_a_refusal_names_is_accepted(
     )
     budget = Budget(limit * MB, 200 * MB, threads, fewer, EdgePairs(compression))
     with pytest.raises(MemoryLimitError, match=r"smallest limit that will do is (\d+)MB") as caught:
-        tune(job, replace(budget, limit=1))
+        tune(job, budget._replace(limit=1))
     least = int(str(caught.value).rsplit("is ", 1)[1].split("MB")[0])
     assert caught.value.needed_bytes == least * MB
     assert pickle.loads(pickle.dumps(caught.value)).needed_bytes == least * MB
-    accepted = replace(budget, limit=least * MB)
+    accepted = budget._replace(limit=least * MB)
     tuning = tune(job, accepted)
     job = replace(job, shift=tuning.shift)
     assert projected_bytes(job, tuning, accepted) <= least * MB
     with pytest.raises(MemoryLimitError):
-        tune(whole, replace(budget, limit=smallest_limit(whole, budget) - 1))
+        tune(whole, budget._replace(limit=smallest_limit(whole, budget) - 1))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -85,5 +84,5 @@ def test_what_comes_next_is_told_before_it_starts(threads):
         with lock:
             told.append(key)
 
-    Threads(threads, Progress()).run(replace(stage(function), ahead=ahead))
+    Threads(threads, Progress()).run(stage(function)._replace(ahead=ahead))
     assert sorted(told) == list(range(threads, TASKS))

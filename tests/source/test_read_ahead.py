@@ -54,7 +54,7 @@ def test_of_a_large_block_the_rest_comes_while_it_is_read(tmp_path, asked, monke
     store = write_store(tmp_path / "s.zarr", GRAPH, chunk=64)
     source = open_source(store)
     monkeypatch.setattr(matrix, "_MOST_AHEAD", 100)
-    monkeypatch.setattr(arrays, "STEP", 64)
+    monkeypatch.setattr(arrays, "_SPAN", 64)
     block = cut_blocks(source, 2000, 200)[0]
     assert block.stop > 640
     source.begin_reading(block)
