@@ -258,30 +258,11 @@ def thin(
     passes = _Passes(of_product, blocks, seeds, executor, whole, proved=rows is not job)
     before, after = (_Tally(n_cells, executor, count_components) for _ in range(2))
     if job.thinning.top_k is not None:
-        if ranked is None:
-            ranked = Ranked(before.sampling(), [_rows_of(block) for block in blocks])
-            passes.run(
-                "rank", partial(_rank, passes.rows(keep), ranked.sample), partial(_rank_holds, keep)
-            )
-        else:
-            before.begin_with(ranked.sample)
-        complete_ranks(keep, ranked.ranges)
-        keep = keep._replace(ranked=True)
+        keep = _with_ranks(keep, passes, before, ranked)
     if not whole:
         before.settle()
     if job.thinning.max_edges is not None:
-        keys: Keys
-        if pieces is None or passes.rows(keep).chooses:
-            weigh = partial(_weigh, passes.rows(keep, before.taking()))
-            summaries = passes.run("weigh", weigh, partial(_weigh_holds, keep))
-            before.count()
-            sizes: Sequence[int] = [summary.n for summary in summaries]
-            keys = _WeighedKeys(passes.rows(keep), blocks, sizes)
-        else:
-            sizes = pieces.sizes
-            keys = PieceKeys(keep, *pieces)
-        cut = last_of_strongest(keep, keys, sizes, executor.executor)
-        keep = keep._replace(cut=cut)
+        keep = _with_cut(keep, passes, before, pieces)
     else:
         after.begin_like(before)
     ends = None if whole else EndCounters(n_cells)
@@ -303,13 +284,44 @@ def thin(
     _check_left(job, thinned)
     n_before = sum(summary.n_before for summary in thinned) // (1 + whole)
     n_edges = sum(summary.n_edges for summary in thinned) // job.n_directions
-    had = ((s.ends, s.n_rows_before, s.first_before, s.last_before) for s in thinned)
-    have = ((s.ends, s.n_rows, s.ends.first, s.ends.last) for s in thinned)
-    isolated = _rows_with_entries(had) - _rows_with_entries(have)
-    if ends is not None:
-        largest, isolated = ends.summarize()
+    largest, isolated = (largest, _n_isolated(thinned)) if ends is None else ends.summarize()
     told = Thinned(n_before - n_edges, isolated, before.count(), after.count())
     return Result([summary.n_edges for summary in thinned], largest, told)
+
+
+def _with_ranks(keep: Keep, passes: _Passes, before: _Tally, ranked: Ranked | None) -> Keep:
+    """Have the K-th strongest edge of each row found, if merging has not."""
+    if ranked is None:
+        ranked = Ranked(before.sampling(), [_rows_of(block) for block in passes.blocks])
+        passes.run(
+            "rank", partial(_rank, passes.rows(keep), ranked.sample), partial(_rank_holds, keep)
+        )
+    else:
+        before.begin_with(ranked.sample)
+    complete_ranks(keep, ranked.ranges)
+    return keep._replace(ranked=True)
+
+
+def _with_cut(keep: Keep, passes: _Passes, before: _Tally, pieces: Pieces | None) -> Keep:
+    """Find the last of the strongest edges of all that the ranks would keep."""
+    keys: Keys
+    if pieces is None or passes.rows(keep).chooses:
+        weigh = partial(_weigh, passes.rows(keep, before.taking()))
+        summaries = passes.run("weigh", weigh, partial(_weigh_holds, keep))
+        before.count()
+        sizes: Sequence[int] = [summary.n for summary in summaries]
+        keys = _WeighedKeys(passes.rows(keep), passes.blocks, sizes)
+    else:
+        sizes = pieces.sizes
+        keys = PieceKeys(keep, *pieces)
+    return keep._replace(cut=last_of_strongest(keep, keys, sizes, passes.executor.executor))
+
+
+def _n_isolated(thinned: Sequence[ThinSummary]) -> int:
+    """Return the rows that had entries before, and have none any more."""
+    had = ((s.ends, s.n_rows_before, s.first_before, s.last_before) for s in thinned)
+    have = ((s.ends, s.n_rows, s.ends.first, s.ends.last) for s in thinned)
+    return _rows_with_entries(had) - _rows_with_entries(have)
 
 
 def _check_left(job: Job, thinned: Sequence[ThinSummary]) -> None:

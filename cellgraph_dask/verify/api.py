@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..edge_pairs.parquet import is_parquet
 from ..edge_pairs.reader import downloaded
@@ -96,34 +97,10 @@ def observe_export(
     """Do what `verify_export` does, and tell an observer what comes to be seen."""
     limit, n_threads = allowed(memory_limit, threads)
     path = find_path(out_dir, output_storage_options)
-    opened: Source | None = None
-    watch: Watch | None = None
-    if source is not None:
-        found = open_source(
-            source, key, neighbors_key=neighbors_key, storage_options=storage_options
-        )
-        if not isinstance(found, Source):
-            raise SourceError(
-                f"{found.key} is a dense matrix or a Dask array; an export is compared with "
-                "sparse matrices in stores or in memory."
-            )
-        opened, watch = found, Watch(found)
-        key = found.key if is_container(source) else ""
-    selection: Selection | None = None
-
-    def stored(n_cells: int, most_bytes: int) -> Stored:
-        if selection is None:
-            return stored_embeddings(
-                source, n_cells, storage_options, key=key, most_bytes=most_bytes
-            )
-        embeddings, why = stored_embeddings(
-            source, selection.n_cells, storage_options, key=key, most_bytes=most_bytes
-        )
-        return [restrict(embedding, selection) for embedding in embeddings], why
-
+    given = _open_given(source, key, neighbors_key, storage_options)
+    scratch = local_path(scratch_dir) if scratch_dir is not None else None
     with ExitStack() as stack:
-        if watch is not None:
-            stack.enter_context(watch)
+        watch = stack.enter_context(Watch(given.matrix)) if given is not None else None
         if isinstance(path, Path):
             folder = path
         else:
@@ -131,41 +108,97 @@ def observe_export(
                 folder = stack.enter_context(downloaded(path, scratch_dir))
             except InvalidExportError as error:
                 return VerifyReport(False, (str(error),))
-        others: list[str] = []
-        matrix: Source | None = opened
-        chosen = chosen_cells(folder)
-        if chosen is not None:
-            others = check_names(chosen, folder)
-            if opened is not None and not others:
-                temporary = local_path(scratch_dir) if scratch_dir is not None else folder
-                try:
-                    selection = find_again(chosen, opened, source, key, storage_options, limit)
-                    clear_dead(temporary)
-                    private = temporary_folder(temporary, hidden=scratch_dir is None)
-                    place = stack.enter_context(private)
-                    matrix = restricted(opened, selection, place, limit, n_threads, progress)
-                except InvalidExportError as error:
-                    others.append(str(error))
-            matrix = None if others else matrix
+        compared = _compared(folder, given, scratch, limit, n_threads, progress, stack)
+        stored = None
+        if given is not None and compared.matrix is not None:
+            stored = partial(_stored, given, compared.selection)
         check = verify_table if is_parquet(folder) else verify
         report = check(
             folder,
             progress,
-            source=matrix,
+            source=compared.matrix,
             limit=limit,
             threads=n_threads,
-            scratch_dir=local_path(scratch_dir) if scratch_dir is not None else None,
+            scratch_dir=scratch,
             components=components,
-            stored=stored if source is not None and matrix is not None else None,
+            stored=stored,
             observer=observer,
         )
         if watch is not None:
             watch.check()
-    problems = tuple(text.replace(str(folder), str(path)) for text in (*report.problems, *others))
+    found = (*report.problems, *compared.problems)
+    problems = tuple(text.replace(str(folder), str(path)) for text in found)
     if report.n_cells is None and not is_export(path):
         raise InvalidExportError(problems[0])
-    ok = report.ok and not others
+    ok = report.ok and not compared.problems
     return replace(report, ok=ok, problems=problems, warnings=tuple(map(redact, report.warnings)))
+
+
+class _Given(NamedTuple):
+    """The source that the user gave, open."""
+
+    source: Any
+    storage_options: Mapping[str, Any] | None
+    key: str  # of the matrix, if it was found in something
+    matrix: Source
+
+
+class _Compared(NamedTuple):
+    """What an export is compared with: the graph of the cells that it is of."""
+
+    matrix: Source | None  # None if there is none to compare with
+    selection: Selection | None = None  # None for all cells
+    problems: tuple[str, ...] = ()  # of the names of selected cells
+
+
+def _open_given(
+    source: Any, key: str, neighbors_key: str | None, storage_options: Mapping[str, Any] | None
+) -> _Given | None:
+    if source is None:
+        return None
+    matrix = open_source(source, key, neighbors_key=neighbors_key, storage_options=storage_options)
+    if not isinstance(matrix, Source):
+        raise SourceError(
+            f"{matrix.key} is a dense matrix or a Dask array; an export is compared with "
+            "sparse matrices in stores or in memory."
+        )
+    return _Given(source, storage_options, matrix.key if is_container(source) else "", matrix)
+
+
+def _compared(
+    folder: Path, given: _Given | None, scratch: Path | None, limit: int, threads: int,
+    progress: Progress, stack: ExitStack,
+) -> _Compared:  # fmt: skip
+    """Return what an export is compared with; its temporary files go when the stack does."""
+    matrix = given.matrix if given is not None else None
+    chosen = chosen_cells(folder)
+    if chosen is None:
+        return _Compared(matrix)
+    problems = tuple(check_names(chosen, folder))
+    if given is None or problems:
+        return _Compared(None, None, problems)
+    temporary = scratch or folder
+    try:
+        selection = find_again(
+            chosen, given.matrix, given.source, given.key, given.storage_options, limit
+        )
+        clear_dead(temporary)
+        place = stack.enter_context(temporary_folder(temporary, hidden=scratch is None))
+        matrix = restricted(given.matrix, selection, place, limit, threads, progress)
+    except InvalidExportError as error:
+        return _Compared(None, None, (str(error),))
+    return _Compared(matrix, selection)
+
+
+def _stored(given: _Given, selection: Selection | None, n_cells: int, most_bytes: int) -> Stored:
+    """Return the embeddings of the cells that an export is of."""
+    in_store = n_cells if selection is None else selection.n_cells
+    embeddings, why = stored_embeddings(
+        given.source, in_store, given.storage_options, key=given.key, most_bytes=most_bytes
+    )
+    if selection is not None:
+        embeddings = [restrict(embedding, selection) for embedding in embeddings]
+    return embeddings, why
 
 
 def allowed(memory_limit: int | str | None, threads: int | None) -> tuple[int, int]:
