@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,21 @@ def test_help_names_every_option():
                "--keep-scratch", "--force", "--resume", "--json", "--progress")  # fmt: skip
     assert all(option in text for option in options)
     assert "512MB" in text
+
+
+def test_a_command_seldom_looks_for_garbage(source):
+    script = (
+        "import gc, os, sys\n"
+        "found, leave = [], os._exit\n"
+        "gc.callbacks.append(lambda phase, _: found.append(phase))\n"
+        "os._exit = lambda code: (print(found.count('start'), file=sys.stderr), leave(code))\n"
+        "from cellgraph_dask.__main__ import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", script, "plan", str(source), "--json"]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(outcome.stdout)["n_cells"] == GRAPH.shape[0]
+    assert int(outcome.stderr.split()[-1]) < 20  # 80 while zarr is imported, by default
 
 
 def test_version():

@@ -17,6 +17,8 @@ from scipy import sparse
 
 from cellgraph_dask import export_connectivities, plan_export, verify_export
 from cellgraph_dask.errors import SourceError
+from cellgraph_dask.source import cells
+from cellgraph_dask.source.layout import get
 from cellgraph_dask.source.opening import open_source
 from tests.helpers.command import run
 from tests.helpers.stores import symmetric_graph, write_store
@@ -46,6 +48,18 @@ def write(path: Path, kind: str, n_cells: int, dtype: str, *, at: str = "", **mo
 def close(root) -> None:
     if isinstance(root, h5py.File):
         root.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_tells_first_is_enough(tmp_path, kind, monkeypatch):
+    """What is opened takes requests where a store is remote, and obs may have many columns."""
+    root = write(tmp_path / "s", kind, 40, "string", obsm={"X_pca": np.zeros((40, 2))})
+    opened = []
+    monkeypatch.setattr(cells, "get", lambda node, path: opened.append(path) or get(node, path))
+    assert cells.count_cells(root, "s", "obsp/connectivities") == (40, ())
+    assert opened[:2] == ["obs", "_index"]
+    assert set(opened[2:]) <= {"codes", "values", "mask"}  # which the index may be made of
+    close(root)
 
 
 @pytest.mark.parametrize("dtype", INDEXES)

@@ -116,3 +116,22 @@ def test_a_system_that_does_not_take_the_advice(tmp_path, monkeypatch):
     block = blocks_of(source)[0]
     source.begin_reading(block)
     assert np.array_equal(source.read_block(block).indices, GRAPH.indices[: block.stop])
+
+
+@pytest.mark.parametrize("chunk", [64, 67, 201, 300])
+@pytest.mark.parametrize("span", [1, 130, 2**18])
+def test_row_pointers_are_scanned_with_each_chunk_decoded_once(tmp_path, monkeypatch, chunk, span):
+    source = open_source(write_store(tmp_path / "s.zarr", GRAPH, chunk=chunk))
+    monkeypatch.setattr(arrays, "_SPAN", span)
+    find, found = type(source.indptr).find, []
+    monkeypatch.setattr(
+        type(source.indptr), "find", lambda self, k: found.append((self.name, k)) or find(self, k)
+    )
+    rows = 0
+    for first, values in source.scan_indptr():
+        assert first == rows
+        assert np.array_equal(values, GRAPH.indptr[first : first + values.size])
+        rows = first + values.size - 1
+    assert rows == 200
+    n_chunks = -(-201 // source.indptr.chunk_size)
+    assert found == [(source.indptr.name, k) for k in range(n_chunks)]
