@@ -51,8 +51,9 @@ def compare(source: str, other: Path, options: argparse.Namespace) -> dict[str, 
     out_dirs = {name: options.workdir.absolute() / f"out-{name}" for name in checkouts}
     level = [] if options.compression is None else ["--compression", str(options.compression)]
     runs: dict[tuple[str, str], list[Run]] = {}
-    for _ in range(options.repeat + 1):  # the first one warms up
-        for name, checkout in checkouts.items():
+    for k in range(options.repeat + 1):  # the first one warms up
+        turn = list(checkouts.items())
+        for name, checkout in turn if k % 2 else reversed(turn):  # neither always comes first
             shutil.rmtree(out_dirs[name], ignore_errors=True)
             jobs = {"export": ["export", source, str(out_dirs[name]), *level]}
             if options.verify:
