@@ -125,6 +125,7 @@ def test_bad_arguments_leave_nothing(tmp_path, change, named):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["symmetric", "directed"])
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_scipy_and_floor(tmp_path, kind, zarr_format):

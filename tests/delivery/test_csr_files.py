@@ -61,6 +61,7 @@ def pieces_of_rows(draw):
     return lengths, [0, *cuts, n], done
 
 
+@pytest.mark.slow
 @given(
     rows=pieces_of_rows(),
     zarr_format=st.sampled_from([2, 3]),

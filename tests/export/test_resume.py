@@ -355,6 +355,7 @@ def test_runs_of_thinned_graphs_that_do_not_hold_are_made_again(tmp_path, kind, 
         assert contents(out_dir) == expected, k
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("then", [True, False])
 @pytest.mark.parametrize("kind", ["from one end", "ranked, from one end"])
 def test_edges_from_one_end_are_not_mixed_with_those_from_both(

@@ -115,6 +115,7 @@ def members(path: Path) -> int:
     return n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [1, 6, 9])
 def test_every_edge_of_small_parts(tmp_path, monkeypatch, level):
     monkeypatch.setattr(edge_files, "PART_EDGES", 100)

@@ -291,6 +291,7 @@ def test_old_layouts_are_found_and_said(tmp_path, name, caplog):
     assert "Did you mean 'uns/neighbors/connectivities'?" in str(told.value)
 
 
+@pytest.mark.slow
 def test_the_h5ad_that_scanpy_brings_along(tmp_path):
     import scanpy
 

@@ -81,6 +81,7 @@ def cases(draw):
     return matrix, rule, tuning, draw(st.sampled_from([None, 6]))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(case=cases(), method=st.sampled_from([None, "general"]), seed=st.integers(0, 99))
 def test_any_matrix(case, method, seed):

@@ -237,6 +237,7 @@ def test_any_matrix_and_any_change(case, change, data):
         assert not list(Path(folder).glob("out/.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [22, 23, 31, 32, 40, 46])
 @pytest.mark.parametrize("name", ["directed", "hub", "signed floats", "signed integers"])
 def test_keys_of_any_width(cases, tmp_path, monkeypatch, name, bits):
@@ -413,6 +414,7 @@ def test_plans_keep_to_their_memory(tmp_path, kind):
     assert plan_proof(source, 10**5, 4, kind) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["symmetric", "directed"])
 def test_peak_memory_stays_below_the_limit(tmp_path, kind):
     """Of 150,000 cells, in a process of its own."""
