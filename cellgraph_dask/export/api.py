@@ -13,7 +13,7 @@ from ..plan.plan import ExportPlan, prepare
 from ..plan.thinning import thinning_of
 from ..runtime.cluster import client_for
 from ..source.matrix import Source
-from ..source.opening import is_container, open_source
+from ..source.opening import key_in, open_source
 from ..source.selection import Cells
 from ..source.spool import LazyMatrix, estimate, sketch
 from ..stages.job import Method
@@ -173,7 +173,7 @@ def _chosen(
     format: Format,
 ) -> tuple[Source | LazyMatrix, CellsTable | None]:  # fmt: skip
     """Return the graph of the cells that are to be exported, and what their table is made from."""
-    key, n_cells = opened.key if is_container(source) else "", opened.n_cells
+    key, n_cells = key_in(source, opened), opened.n_cells
     selection = None
     if cells is not None:
         opened, selection = choose(opened, source, storage_options, cells, memory_limit, client)

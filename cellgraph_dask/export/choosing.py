@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..machine.memory import limit_bytes
 from ..runtime.cluster import client_for
 from ..source.matrix import Source
-from ..source.opening import is_container
+from ..source.opening import key_in
 from ..source.selected import selected
 from ..source.selection import Cells, Selection, select_cells
 from ..source.spool import LazyMatrix
@@ -26,7 +26,7 @@ def choose(
     is_here = client_for(client) is None  # else the limit is that of workers
     with Watch(opened) as watch:
         selection = select_cells(
-            source, opened.key if is_container(source) else "", opened.n_cells, cells,
+            source, key_in(source, opened), opened.n_cells, cells,
             storage_options=storage_options, limit=limit_bytes(memory_limit if is_here else None),
         )  # fmt: skip
         part = selected(opened, selection)

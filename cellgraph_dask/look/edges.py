@@ -24,7 +24,7 @@ from ..machine.buffers import Array
 from ..machine.remote import AnyPath, find_path, is_url, plain_name
 from ..source.blocks import cut_blocks
 from ..source.matrix import Block, Source
-from ..source.opening import is_container, open_source
+from ..source.opening import key_in, open_source
 from ..source.stamps import Watch
 
 STRETCH_EDGES = 1 << 20  # of plain files, in a part
@@ -233,6 +233,6 @@ def _of_source(
             matrix.path, False, matrix.n_cells, matrix.n_entries,
             lambda: [partial(part, block) for block in blocks], matrix.row_dtype,
             part_bytes=matrix.block_bytes(n, n_rows, signed=True) + 32 * n + 16 * n_rows,
-            source=source, key=matrix.key if is_container(source) else "",
+            source=source, key=key_in(source, matrix),
         )  # fmt: skip
         watch.check()

@@ -88,18 +88,20 @@ class StoredArray(ABC):
     def begin_reading(self, start: int, stop: int) -> None:  # noqa: B027 (some cannot)
         """Have the system read what these values are in, without waiting; errors come later."""
 
+    def values(self, start: int, stop: int) -> Array:
+        """Return the values ``[start, stop)``, unchecked, in new memory; see `read` for errors."""
+        values = np.empty(stop - start, self.dtype)
+        self.read(start, stop, values)
+        return values
+
     def chunk_at(self, at: int) -> Array:
         """Return the values of the chunk that holds value `at`."""
         first = at // self.chunk_size * self.chunk_size
-        values = np.empty(min(self.chunk_size, self.size - first), self.dtype)
-        self.read(first, first + values.size, values)
-        return values
+        return self.values(first, min(first + self.chunk_size, self.size))
 
     def value_at(self, at: int) -> int:
         """Return an integer, unchecked."""
-        value = np.empty(1, self.dtype)
-        self.read(at, at + 1, value)
-        return int(value[0])
+        return int(self.values(at, at + 1)[0])
 
     def key_of(self, at: int) -> str:
         """Return what the store calls the chunk (or shard) that holds value `at`."""

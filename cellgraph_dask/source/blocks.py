@@ -190,7 +190,8 @@ def looks_symmetric(source: Source) -> bool:
     for k in range(_N_PLACES):
         start = (2 * k + 1) * source.n_entries // (2 * _N_PLACES)
         rows, columns = source.entries(start, start + _PLACE_ENTRIES)
-        for i in range(0, rows.size, -(-rows.size // _N_PROBES) or 1):
-            if not source.has_entry(int(columns[i]), int(rows[i])):
-                return False
+        step = max(1, -(-rows.size // _N_PROBES))
+        probes = zip(rows[::step].tolist(), columns[::step].tolist(), strict=True)
+        if not all(source.has_entry(column, row) for row, column in probes):
+            return False
     return True

@@ -35,7 +35,8 @@ def count_cells(root: Node, path: str, full_key: str) -> tuple[int | None, tuple
         begin = f"{level}/" if level else ""
         obs = _peek(root, f"{begin}obs")
         has_obs |= obs is not None
-        for length in chain(_lengths(obs), _lengths_beside(root, begin)):
+        length = next(chain(_lengths(obs), _lengths_beside(root, begin)), None)
+        if length is not None:
             return length, ()
         if obs is not None:
             break

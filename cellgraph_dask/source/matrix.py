@@ -201,10 +201,11 @@ class Source:
             loss = f"{values[at]} entries lose their rows"
             raise DamagedGraphError(self._missing(self.indptr, 0, loss))
 
-    def _read_indptr(self, first: int, last: int) -> tuple[Array, list[tuple[int, int]]]:
-        """Return ``indptr[first : last + 1]`` as int64, and the absent spans in it."""
+    def _read_indptr(self, first: int, last: int) -> Array:
+        """Return ``indptr[first : last + 1]`` as int64; this thread's, until it reads more."""
         values = buffers.take("indptr", last - first + 1, np.int64)
-        return values, self._read_as_int64(first, last + 1, values)
+        self._read_as_int64(first, last + 1, values)
+        return values
 
     def _read_as_int64(self, start: int, stop: int, out: Array) -> list[Span]:
         """Read ``indptr[start : stop]`` into `out`; see `StoredArray.read`."""
@@ -225,20 +226,19 @@ class Source:
         # Rows are often of about the same length, which tells the chunk; if not, it is halved down.
         low = start * self.n_cells // self.n_entries // chunk * chunk
         high = min(low + chunk, self.n_cells) - 1
-        values, _ = self._read_indptr(low, max(high, low))
+        values = self._read_indptr(low, max(high, low))
         if not values[0] <= start < values[-1]:
             low, high = 0, self.n_cells
             while high - low > chunk:
                 middle = (low + high) // 2
-                low, high = (
-                    (middle, high) if self.indptr.value_at(middle) <= start else (low, middle)
-                )
-            values, _ = self._read_indptr(low, high)
+                if self.indptr.value_at(middle) <= start:
+                    low = middle
+                else:
+                    high = middle
+            values = self._read_indptr(low, high)
         stop = max(start, min(stop, int(values[-1]), self.n_entries))
         rows = low + np.searchsorted(values, np.arange(start, stop), side="right") - 1
-        columns = np.empty(stop - start, self.indices.dtype)
-        self.indices.read(start, stop, columns)
-        return rows, columns
+        return rows, self.indices.values(start, stop)
 
     def has_entry(self, row: int, column: int) -> bool:
         """Whether an entry is stored at a row and column, among the first 2²⁰ of the row."""
@@ -247,26 +247,20 @@ class Source:
     def weights_at(self, row: int, column: int) -> list[Any]:
         """Return the weights stored at a row and column, as `has_entry` looks for them."""
         start, found = self._entries_at(row, column)
-        weight = np.empty(1, self.data.dtype)
-        weights = []
-        for at in found.tolist():
-            self.data.read(start + at, start + at + 1, weight)
-            weights.append(weight[0].item())
-        return weights
+        places = [start + at for at in found.tolist()]
+        return [self.data.values(at, at + 1)[0].item() for at in places]
 
     def _entries_at(self, row: int, column: int) -> tuple[int, Array]:
         """Return where a row starts, and where in it entries are of a column; unchecked."""
         none = 0, np.empty(0, np.int64)
         if not 0 <= row < self.n_cells:
             return none
-        values, _ = self._read_indptr(row, row + 1)
+        values = self._read_indptr(row, row + 1)
         start, stop = int(values[0]), int(values[1])
         if not 0 <= start <= stop <= self.n_entries:
             return none
         stop = min(stop, start + _INDPTR_SLICE)
-        columns = np.empty(stop - start, self.indices.dtype)
-        self.indices.read(start, stop, columns)
-        return start, np.flatnonzero(columns == column)
+        return start, np.flatnonzero(self.indices.values(start, stop) == column)
 
     def read_block(
         self, block: Block, *, weights: bool = False, narrow: bool = False
@@ -314,7 +308,7 @@ class Source:
 
     def _indptr_of(self, block: Block) -> Array:
         """Return where each row of a block starts in it; this thread's."""
-        indptr, _ = self._read_indptr(block.first_row, block.last_row)
+        indptr = self._read_indptr(block.first_row, block.last_row)
         if checks.first_decrease(indptr) >= 0 or indptr[0] > block.start or indptr[-1] < block.stop:
             raise DamagedGraphError(
                 f"{self.indptr.name} changed while it was being read; export again when "

@@ -97,6 +97,11 @@ def is_container(source: Any) -> bool:
     )
 
 
+def key_in(source: Any, matrix: Source | LazyMatrix) -> str:
+    """Return the key of an open matrix in its source; "" if the source is the matrix itself."""
+    return matrix.key if is_container(source) else ""
+
+
 def _is(source: object, module: str, name: str) -> bool:
     """Whether an object is of a class; its library is not imported for that."""
     kind = getattr(sys.modules.get(module), name, None)

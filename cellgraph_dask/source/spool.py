@@ -186,8 +186,7 @@ def _values_of_part(source: Source) -> Iterator[Array]:
     """Yield what a part of the whole matrix holds, piece by piece."""
     for array in (source.indices, source.data):
         for a, b in array.spans(0, source.n_entries):
-            values = np.empty(b - a, array.dtype)
-            array.read(a, b, values)
+            values = array.values(a, b)
             is_index = array is source.indices
             yield _as_index(values, index_dtype(source.n_cells)) if is_index else values
     for _, indptr in source.scan_indptr():

@@ -19,7 +19,7 @@ from ..runtime.progress import Progress, progress_bars
 from ..runtime.threads import check_threads, default_threads
 from ..source.embeddings import restrict, stored_embeddings
 from ..source.matrix import Source
-from ..source.opening import is_container, open_source
+from ..source.opening import key_in, open_source
 from ..source.selection import Selection
 from ..source.stamps import Watch
 from .alignment import Stored
@@ -162,7 +162,7 @@ def _open_given(
             f"{matrix.key} is a dense matrix or a Dask array; an export is compared with "
             "sparse matrices in stores or in memory."
         )
-    return _Given(source, storage_options, matrix.key if is_container(source) else "", matrix)
+    return _Given(source, storage_options, key_in(source, matrix), matrix)
 
 
 def _compared(
@@ -170,10 +170,9 @@ def _compared(
     progress: Progress, stack: ExitStack,
 ) -> _Compared:  # fmt: skip
     """Return what an export is compared with; its temporary files go when the stack does."""
-    matrix = given.matrix if given is not None else None
     chosen = chosen_cells(folder)
     if chosen is None:
-        return _Compared(matrix)
+        return _Compared(given.matrix if given is not None else None)
     problems = tuple(check_names(chosen, folder))
     if given is None or problems:
         return _Compared(None, None, problems)

@@ -38,7 +38,7 @@ from ..source.blocks import cut_blocks
 from ..source.embeddings import stored_embeddings
 from ..source.matrix import Block, Source
 from ..source.names import open_names
-from ..source.opening import is_container, open_source
+from ..source.opening import key_in, open_source
 from ..source.selection import Selection, select_cells
 from ..source.stamps import Watch
 from . import loops
@@ -184,7 +184,7 @@ def _chosen(
     """Return which cells of the source a store has, by their names."""
     with open_names(store, element.n_cells, key=element.key) as names:
         told = (name or "" for _, some in names.steps() for name in some)
-        key = matrix.key if is_container(source) else ""
+        key = key_in(source, matrix)
         return select_cells(source, key, matrix.n_cells, told, storage_options=options, limit=limit)
 
 
